@@ -1,0 +1,2 @@
+//! kinglet-autograd
+#![forbid(unsafe_code)]

@@ -1,0 +1,3 @@
+//! The kinglet command line.
+#![forbid(unsafe_code)]
+fn main() {}

@@ -1,0 +1,2 @@
+//! kinglet-data
+#![forbid(unsafe_code)]

@@ -1,0 +1,2 @@
+//! kinglet-optim
+#![forbid(unsafe_code)]

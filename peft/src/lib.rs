@@ -1,0 +1,2 @@
+//! kinglet-peft
+#![forbid(unsafe_code)]

@@ -1,0 +1,2 @@
+//! kinglet-quant
+#![forbid(unsafe_code)]

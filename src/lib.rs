@@ -1,0 +1,2 @@
+//! kinglet
+#![forbid(unsafe_code)]

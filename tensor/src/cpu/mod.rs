@@ -1,0 +1,80 @@
+//! CPU kernels as functions over slices: they know nothing of tensors, tapes or models.
+//!
+//! Every kernel takes a [`Cpu`]: which SIMD level to use and which threads to run on. Work is cut by
+//! shape only, never by the number of threads, so results do not depend on it.
+
+pub mod math;
+mod simd;
+
+pub use simd::{Level, Simd};
+
+use std::sync::Arc;
+
+/// Where and how CPU kernels run: a SIMD level and a thread pool. Cheap to clone.
+#[derive(Clone)]
+pub struct Cpu {
+    simd: Simd,
+    threads: usize,
+    /// `None` runs everything on the calling thread.
+    pool: Option<Arc<rayon::ThreadPool>>,
+}
+
+impl Cpu {
+    /// Kernels on the calling thread alone.
+    #[must_use]
+    pub fn single(simd: Simd) -> Self {
+        Cpu { simd, threads: 1, pool: None }
+    }
+
+    /// Kernels on `pool`. The pool is never rayon's global one unless the caller passes that.
+    #[must_use]
+    pub fn on_pool(simd: Simd, pool: Arc<rayon::ThreadPool>) -> Self {
+        Cpu { simd, threads: pool.current_num_threads(), pool: Some(pool) }
+    }
+
+    /// The SIMD level of every kernel.
+    #[must_use]
+    pub fn simd(&self) -> Simd {
+        self.simd
+    }
+
+    /// How many threads run tasks. For scratch sizes only: how work is cut must not depend on it.
+    #[must_use]
+    pub fn threads(&self) -> usize {
+        self.threads
+    }
+
+    /// Runs `f` inside the pool, so that the parallel loops in it need no hand-off from outside.
+    pub fn enter<R: Send>(&self, f: impl FnOnce() -> R + Send) -> R {
+        match &self.pool {
+            Some(pool) if pool.current_thread_index().is_none() => pool.install(f),
+            _ => f(),
+        }
+    }
+
+    /// Calls `f(i)` once for every `i < tasks`, on any thread, in any order.
+    pub fn run(&self, tasks: usize, f: impl Fn(usize) + Sync + Send) {
+        use rayon::prelude::*;
+        if tasks <= 1 || self.pool.is_none() {
+            return (0..tasks).for_each(f);
+        }
+        self.enter(|| (0..tasks).into_par_iter().with_max_len(1).for_each(f));
+    }
+
+    /// Cuts `out` into pieces of `len` elements (the last may be shorter) and calls `f(i, piece)` on
+    /// each. `len` must come from the shape, not from the number of threads.
+    pub fn chunks<T: Send>(&self, out: &mut [T], len: usize, f: impl Fn(usize, &mut [T]) + Sync + Send) {
+        use rayon::prelude::*;
+        let len = len.max(1);
+        if out.len() <= len || self.pool.is_none() {
+            return out.chunks_mut(len).enumerate().for_each(|(i, c)| f(i, c));
+        }
+        self.enter(|| out.par_chunks_mut(len).enumerate().with_max_len(1).for_each(|(i, c)| f(i, c)));
+    }
+}
+
+impl std::fmt::Debug for Cpu {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Cpu({:?}, {} threads)", self.simd.level(), self.threads)
+    }
+}

@@ -1,0 +1,6 @@
+//! Strided tensors and the kernels on them.
+
+pub mod cpu;
+mod error;
+
+pub use error::{Error, Result};

@@ -1,0 +1,2 @@
+//! The oracle.
+#![forbid(unsafe_code)]

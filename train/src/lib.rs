@@ -1,0 +1,2 @@
+//! kinglet-train
+#![forbid(unsafe_code)]
