@@ -1,0 +1,78 @@
+//! Activation checkpointing: keep a block's inputs, run it again in the backward pass.
+
+use crate::params::Grads;
+use crate::record::{self, Saved};
+use crate::tape::{Node, Options, Tape, Var, Work};
+use crate::walk::Walk;
+use kinglet_tensor::{Error, Result, Tensor};
+
+/// A block that can run on any tape.
+pub(crate) type Forward = dyn for<'a> Fn(&'a Tape, &[Var<'a>]) -> Result<Vec<Var<'a>>>;
+
+impl Tape {
+    /// Runs `forward` on `inputs` and keeps only the inputs: the block runs again in the backward pass. The closure
+    /// owns what it needs (an `Arc` of the block, a context) and can capture no variable. Values, gradients and their
+    /// order of summation equal those of a plain run bit for bit.
+    ///
+    /// # Errors
+    /// Those of `forward`.
+    pub fn checkpoint<'t>(
+        &'t self,
+        inputs: &[&Var<'t>],
+        forward: impl for<'a> Fn(&'a Tape, &[Var<'a>]) -> Result<Vec<Var<'a>>> + 'static,
+    ) -> Result<Vec<Var<'t>>> {
+        if !self.options().record {
+            return forward(self, &inputs.iter().map(|&v| v.clone()).collect::<Vec<_>>());
+        }
+        let trial = Tape::with(Options { record: false, ..self.options() });
+        let constants: Vec<_> = inputs.iter().map(|v| trial.constant(v.value.clone())).collect();
+        let outputs = forward(&trial, &constants)?.into_iter().map(|v| v.value).collect();
+        drop(constants);
+        let params = trial.graph.into_inner().params;
+        let tracked = !params.is_empty() || inputs.iter().any(|v| v.is_tracked());
+        let saved = if tracked { record::checkpoint_items(self, inputs) } else { Vec::new() };
+        let work = Work::Checkpoint { forward: Box::new(forward), params };
+        record::finish(self, "checkpoint", inputs, outputs, saved, work, tracked)
+    }
+}
+
+/// Runs a block again and back. Its walk starts from the running gradients of its inputs, so that sums are formed in
+/// the order of a plain run.
+pub(crate) fn replay(
+    forward: &Forward,
+    node: &Node,
+    saved: &Saved,
+    dys: Vec<Option<Tensor>>,
+    running: &mut [Option<Tensor>],
+    grads: &mut Grads,
+    options: Options,
+) -> Result<()> {
+    let tape = Tape::with(options);
+    let inputs = (0..node.inputs.len()).map(|i| {
+        let value = saved.tensor(i)?.clone();
+        Ok(if node.inputs[i].is_some() { tape.leaf(value) } else { tape.constant(value) })
+    });
+    let inputs: Vec<Var<'_>> = inputs.collect::<Result<_>>()?;
+    let outputs = forward(&tape, &inputs)?;
+    if outputs.len() != dys.len() {
+        return Err(Error::invalid("checkpoint: the block gave another number of outputs when run again"));
+    }
+    let mut walk = Walk::new(tape.spend()?, options);
+    for (leaf, outer) in inputs.iter().zip(&node.inputs) {
+        if let (Some(leaf), Some(outer)) = (leaf.id, outer) {
+            walk.running[leaf] = running[*outer].take();
+        }
+    }
+    for (output, dy) in outputs.iter().zip(dys) {
+        if let (Some(id), Some(dy)) = (output.id, dy) {
+            crate::sink::accumulate(&mut walk.running[id], dy)?;
+        }
+    }
+    walk.run(grads, false)?;
+    for (leaf, outer) in inputs.iter().zip(&node.inputs) {
+        if let (Some(leaf), Some(outer)) = (leaf.id, outer) {
+            running[*outer] = walk.running[leaf].take();
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,3 @@
+//! Differentiable operations: each pairs a forward function of `kinglet_tensor::ops` with its gradient rule.
+
+mod binary;

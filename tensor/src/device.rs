@@ -1,0 +1,180 @@
+//! Devices: handles to contexts that their owners make. No global device, no global pool.
+
+use crate::cpu::{Cpu, Simd};
+use crate::kernel::{Args, Hooks, Kernel};
+use crate::storage::{Heap, MemoryUse, Storage};
+use crate::tensor::Output;
+use crate::{DType, Error, Result, layout};
+use std::sync::Arc;
+
+/// Where tensors live and kernels run. A cheap handle; two handles are equal when they are the same context.
+#[derive(Clone)]
+pub struct Device(Arc<Context>);
+
+struct Context {
+    kind: Kind,
+    heap: Heap,
+    hooks: Hooks,
+}
+
+enum Kind {
+    Cpu(Cpu),
+    Meta,
+    #[expect(dead_code, reason = "no variant exists until a driver feature is on")]
+    Cuda(kinglet_cuda::Device),
+}
+
+/// How to make a CPU device. `CpuOptions::default()` takes every core and the best SIMD level.
+#[derive(Clone, Default)]
+pub struct CpuOptions {
+    /// Threads of the device's own pool; `None` is one a core. Ignored when `pool` is given.
+    pub threads: Option<usize>,
+    /// The caller's pool, to share threads with the rest of a program.
+    pub pool: Option<Arc<rayon::ThreadPool>>,
+    /// The SIMD level; `None` is the best of this machine.
+    pub simd: Option<Simd>,
+    /// For tests: new memory is filled with NaN and the bytes around every block are checked.
+    pub guard: bool,
+}
+
+impl Device {
+    /// A CPU device with its own memory cache and, unless the caller brings one, its own threads.
+    ///
+    /// # Errors
+    /// When threads cannot be started, or `threads` is zero.
+    pub fn cpu(options: CpuOptions) -> Result<Self> {
+        let simd = options.simd.unwrap_or_else(Simd::detect);
+        let threads = options.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
+        let cpu = match options.pool {
+            Some(pool) => Cpu::on_pool(simd, pool),
+            None if threads == 0 => return Err(Error::invalid("a device needs at least one thread")),
+            None if threads == 1 => Cpu::single(simd),
+            None => {
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+                Cpu::on_pool(
+                    simd,
+                    Arc::new(pool.map_err(|e| Error::device("cpu", format!("cannot start threads: {e}")))?),
+                )
+            }
+        };
+        Ok(Self::new(Kind::Cpu(cpu), options.guard))
+    }
+
+    /// A device that runs nothing and counts bytes: the memory planner.
+    #[must_use]
+    pub fn meta() -> Self {
+        Self::new(Kind::Meta, false)
+    }
+
+    fn new(kind: Kind, guard: bool) -> Self {
+        Device(Arc::new(Context { kind, heap: Heap::new(guard), hooks: Hooks::default() }))
+    }
+
+    /// Whether this is a device of [`Device::meta`].
+    #[must_use]
+    pub fn is_meta(&self) -> bool {
+        matches!(self.0.kind, Kind::Meta)
+    }
+
+    /// The CPU context, or an error on another device.
+    ///
+    /// # Errors
+    /// When this is not a CPU device.
+    pub fn as_cpu(&self) -> Result<&Cpu> {
+        match &self.0.kind {
+            Kind::Cpu(cpu) => Ok(cpu),
+            _ => Err(Error::device("cpu", format!("{self:?} is not a CPU"))),
+        }
+    }
+
+    /// Runs `f` inside the device's threads: a whole step or token enters them once.
+    pub fn enter<R: Send>(&self, f: impl FnOnce() -> R + Send) -> R {
+        match &self.0.kind {
+            Kind::Cpu(cpu) => cpu.enter(f),
+            _ => f(),
+        }
+    }
+
+    /// A new tensor to be written by a kernel; its contents are arbitrary. Every output of every op comes from here.
+    ///
+    /// # Errors
+    /// When memory runs out or the shape is too large.
+    pub fn alloc(&self, shape: &[usize], dtype: DType) -> Result<Output> {
+        let bytes = layout::checked_len(shape)?
+            .checked_mul(dtype.size())
+            .ok_or_else(|| Error::shape("alloc", format!("{shape:?} of {dtype} has too many bytes")))?;
+        let storage = match &self.0.kind {
+            Kind::Cpu(_) => Storage::owned(self.clone(), self.0.heap.alloc(bytes)?),
+            Kind::Meta => Storage::meta(self.clone(), self.0.heap.count_meta(bytes)?),
+            Kind::Cuda(device) => match *device {},
+        };
+        Output::new(storage, layout::Shape::new(shape)?, dtype)
+    }
+
+    /// The one door for kernels: picks the implementation for this device and runs it on `args`.
+    ///
+    /// # Errors
+    /// Whatever the kernel reports; on the meta device nothing runs.
+    pub fn run<A: Args>(&self, kernel: &Kernel<A>, args: A::In<'_>) -> Result<()> {
+        match &self.0.kind {
+            Kind::Cpu(cpu) => self.0.hooks.run(kernel, cpu, args),
+            Kind::Meta => Ok(()),
+            Kind::Cuda(device) => match *device {},
+        }
+    }
+
+    /// Which kernels were replaced, and who listens to launches.
+    #[must_use]
+    pub fn hooks(&self) -> &Hooks {
+        &self.0.hooks
+    }
+
+    /// Bytes in use on this device, and the most that ever were.
+    #[must_use]
+    pub fn memory(&self) -> MemoryUse {
+        self.0.heap.memory()
+    }
+
+    /// Starts a new count of the peak from what is live now.
+    pub fn reset_peak(&self) {
+        self.0.heap.reset_peak();
+    }
+
+    /// Gives cached memory back to the system.
+    pub fn release_cache(&self) {
+        self.0.heap.release_cache();
+    }
+
+    /// Checks that no kernel wrote outside of its outputs, among those already freed. Needs `CpuOptions::guard`.
+    ///
+    /// # Errors
+    /// When some did.
+    pub fn check_guards(&self) -> Result<()> {
+        match self.0.heap.overruns() {
+            0 => Ok(()),
+            n => Err(Error::invalid(format!("{n} blocks had bytes written outside of them"))),
+        }
+    }
+
+    pub(crate) fn heap(&self) -> &Heap {
+        &self.0.heap
+    }
+}
+
+impl PartialEq for Device {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Eq for Device {}
+
+impl std::fmt::Debug for Device {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.0.kind {
+            Kind::Cpu(cpu) => cpu.fmt(f),
+            Kind::Meta => f.write_str("Meta"),
+            Kind::Cuda(device) => match *device {},
+        }
+    }
+}

@@ -1,0 +1,159 @@
+//! Element types.
+
+use crate::{Error, Result};
+use half::{bf16, f16};
+
+/// The type of a tensor's elements.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum DType {
+    /// IEEE binary32: the type of parameters, gradients, moments and every accumulation.
+    F32,
+    /// The upper half of an f32.
+    BF16,
+    /// IEEE binary16.
+    F16,
+    /// Indices and token ids.
+    I32,
+    /// Quantised values.
+    I8,
+    /// Bytes, packed codes and masks (0 is false).
+    U8,
+}
+
+impl DType {
+    /// Bytes of one element.
+    #[must_use]
+    pub fn size(self) -> usize {
+        match self {
+            DType::F32 | DType::I32 => 4,
+            DType::BF16 | DType::F16 => 2,
+            DType::I8 | DType::U8 => 1,
+        }
+    }
+
+    /// Whether gradients can flow through values of this type.
+    #[must_use]
+    pub fn is_float(self) -> bool {
+        matches!(self, DType::F32 | DType::BF16 | DType::F16)
+    }
+
+    /// The unit roundoff of a float type: the largest relative error of rounding to it.
+    ///
+    /// # Errors
+    /// On an integer type, which has none.
+    pub fn epsilon(self) -> Result<f64> {
+        match self {
+            DType::F32 => Ok(2f64.powi(-24)),
+            DType::BF16 => Ok(2f64.powi(-8)),
+            DType::F16 => Ok(2f64.powi(-11)),
+            other => Err(Error::dtype("epsilon", format!("{other} is not a float type"))),
+        }
+    }
+}
+
+impl std::fmt::Display for DType {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            DType::F32 => "f32",
+            DType::BF16 => "bf16",
+            DType::F16 => "f16",
+            DType::I32 => "i32",
+            DType::I8 => "i8",
+            DType::U8 => "u8",
+        })
+    }
+}
+
+mod sealed {
+    pub trait Sealed {}
+}
+
+/// A Rust type that can be the element of a tensor.
+pub trait Element: bytemuck::Pod + PartialEq + Send + Sync + std::fmt::Debug + sealed::Sealed + 'static {
+    /// The tensor's name for this type.
+    const DTYPE: DType;
+    /// The value as f32, rounded to nearest even where it does not fit.
+    fn to_f32(self) -> f32;
+    /// The nearest value (ties to even) of this type; integers saturate and drop the fraction.
+    fn from_f32(x: f32) -> Self;
+}
+
+/// An [`Element`] that gradients can flow through.
+pub trait Float: Element {}
+
+macro_rules! element {
+    ($($t:ty, $dtype:ident, $x:ident => $to:expr, $from:expr;)*) => {$(
+        impl sealed::Sealed for $t {}
+        impl Element for $t {
+            const DTYPE: DType = DType::$dtype;
+            #[inline(always)]
+            fn to_f32(self) -> f32 { let $x = self; $to }
+            #[inline(always)]
+            fn from_f32($x: f32) -> Self { $from }
+        }
+    )*};
+}
+element! {
+    f32, F32, x => x, x;
+    bf16, BF16, x => x.to_f32(), bf16::from_f32(x);
+    f16, F16, x => x.to_f32(), f16::from_f32(x);
+    i32, I32, x => x as f32, x as i32;
+    i8, I8, x => f32::from(x), x as i8;
+    u8, U8, x => f32::from(x), x as u8;
+}
+impl Float for f32 {}
+impl Float for bf16 {}
+impl Float for f16 {}
+
+/// Enters generic kernel code: `dispatch!(dtype, "op", T => expression using T)`.
+///
+/// The `float` form takes the three float types and gives an error for the others; the `any` form
+/// takes all.
+#[macro_export]
+macro_rules! dispatch {
+    (float $dtype:expr, $op:expr, $T:ident => $body:expr) => {
+        match $dtype {
+            $crate::DType::F32 => {
+                type $T = f32;
+                $body
+            }
+            $crate::DType::BF16 => {
+                type $T = ::half::bf16;
+                $body
+            }
+            $crate::DType::F16 => {
+                type $T = ::half::f16;
+                $body
+            }
+            other => Err($crate::Error::dtype($op, format!("takes f32, bf16 or f16, not {other}"))),
+        }
+    };
+    (any $dtype:expr, $T:ident => $body:expr) => {
+        match $dtype {
+            $crate::DType::F32 => {
+                type $T = f32;
+                $body
+            }
+            $crate::DType::BF16 => {
+                type $T = ::half::bf16;
+                $body
+            }
+            $crate::DType::F16 => {
+                type $T = ::half::f16;
+                $body
+            }
+            $crate::DType::I32 => {
+                type $T = i32;
+                $body
+            }
+            $crate::DType::I8 => {
+                type $T = i8;
+                $body
+            }
+            $crate::DType::U8 => {
+                type $T = u8;
+                $body
+            }
+        }
+    };
+}

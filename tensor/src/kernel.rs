@@ -1,0 +1,142 @@
+//! The door that every kernel goes through: a name, typed arguments, one implementation a device kind.
+//!
+//! An op file declares its kernels and their argument structs:
+//!
+//! ```
+//! use kinglet_tensor::{CpuOptions, DType, Device, Result, Tensor, TensorMut, cpu::Cpu, kernel};
+//!
+//! struct Double<'a> { x: &'a Tensor, out: TensorMut<'a> }
+//! kernel!(DOUBLE = "double", Double, double_cpu);
+//!
+//! fn double_cpu(_: &Cpu, mut args: Double<'_>) -> Result<()> {
+//!     for (out, x) in args.out.as_mut_slice::<f32>()?.iter_mut().zip(args.x.as_slice::<f32>()?) {
+//!         *out = 2.0 * x;
+//!     }
+//!     Ok(())
+//! }
+//!
+//! let device = Device::cpu(CpuOptions::default())?;
+//! let x = Tensor::from_vec(vec![1f32, 2.0], &[2], &device)?;
+//! let mut out = device.alloc(x.shape(), DType::F32)?;
+//! device.run(&DOUBLE, Double { x: &x, out: out.view() })?;
+//! assert_eq!(out.finish().to_vec::<f32>()?, [2.0, 4.0]);
+//! # Ok::<(), kinglet_tensor::Error>(())
+//! ```
+
+use crate::cpu::Cpu;
+use crate::{Error, Result};
+use std::any::Any;
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+/// The argument struct of a kernel, at any lifetime of what it borrows. Implemented by `kernel!`.
+pub trait Args: 'static {
+    /// The struct itself, borrowing for `'a`.
+    type In<'a>;
+}
+
+/// Declares a kernel: `kernel!(STATIC = "name", ArgumentStruct, cpu_function);`, where `ArgumentStruct` has one lifetime.
+#[macro_export]
+macro_rules! kernel {
+    ($vis:vis $kernel:ident = $name:literal, $args:ident, $cpu:expr) => {
+        impl $crate::kernel::Args for $args<'static> {
+            type In<'a> = $args<'a>;
+        }
+        #[doc = concat!("The kernel `", $name, "`.")]
+        $vis static $kernel: $crate::kernel::Kernel<$args<'static>> =
+            $crate::kernel::Kernel::<$args<'static>>::new($name, $cpu);
+    };
+}
+
+/// The CPU implementation of a kernel.
+pub type CpuFn<A> = for<'a> fn(&Cpu, <A as Args>::In<'a>) -> Result<()>;
+
+/// A kernel: its name and its implementations.
+pub struct Kernel<A: Args> {
+    name: &'static str,
+    cpu: CpuFn<A>,
+}
+
+impl<A: Args> Kernel<A> {
+    /// A kernel called `name`.
+    pub const fn new(name: &'static str, cpu: CpuFn<A>) -> Self {
+        Kernel { name, cpu }
+    }
+
+    /// The name, by which it is traced and replaced.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// The built-in CPU implementation, which a replacement may call.
+    #[must_use]
+    pub fn cpu(&self) -> CpuFn<A> {
+        self.cpu
+    }
+}
+
+/// One launch, as a listener sees it.
+#[derive(Clone, Debug)]
+pub struct Launch {
+    /// The kernel's name.
+    pub kernel: &'static str,
+    /// Wall time of the call.
+    pub time: Duration,
+}
+
+type Listener = Arc<dyn Fn(&Launch) + Send + Sync>;
+
+/// What the owner of a device hung on its door: replaced kernels and a listener.
+#[derive(Default)]
+pub struct Hooks {
+    /// Set once there is anything to look up, so that a plain launch takes no lock.
+    used: AtomicBool,
+    replaced: RwLock<HashMap<&'static str, Box<dyn Any + Send + Sync>>>,
+    listener: RwLock<Option<Listener>>,
+}
+
+impl Hooks {
+    /// Runs `with` instead of the built-in implementation of `kernel`, on this device only.
+    pub fn replace<A: Args>(&self, kernel: &Kernel<A>, with: CpuFn<A>) {
+        let mut replaced = self.replaced.write().unwrap_or_else(PoisonError::into_inner);
+        replaced.insert(kernel.name, Box::new(with));
+        self.used.store(true, Ordering::Release);
+    }
+
+    /// Goes back to the built-in implementation of `kernel`.
+    pub fn restore<A: Args>(&self, kernel: &Kernel<A>) {
+        self.replaced.write().unwrap_or_else(PoisonError::into_inner).remove(kernel.name);
+    }
+
+    /// Calls `listener` after every launch on this device, with its time.
+    pub fn listen(&self, listener: impl Fn(&Launch) + Send + Sync + 'static) {
+        *self.listener.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(listener));
+        self.used.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn run<A: Args>(&self, kernel: &Kernel<A>, cpu: &Cpu, args: A::In<'_>) -> Result<()> {
+        if !self.used.load(Ordering::Acquire) {
+            return (kernel.cpu)(cpu, args);
+        }
+        let run = self.implementation(kernel)?;
+        let listener = self.listener.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let start = Instant::now();
+        let result = run(cpu, args);
+        if let Some(listener) = listener {
+            listener(&Launch { kernel: kernel.name, time: start.elapsed() });
+        }
+        result
+    }
+
+    fn implementation<A: Args>(&self, kernel: &Kernel<A>) -> Result<CpuFn<A>> {
+        match self.replaced.read().unwrap_or_else(PoisonError::into_inner).get(kernel.name) {
+            None => Ok(kernel.cpu),
+            Some(with) => with.downcast_ref::<CpuFn<A>>().copied().ok_or_else(|| {
+                Error::unsupported(format!("kernel {}: replaced by one with other arguments", kernel.name))
+            }),
+        }
+    }
+}

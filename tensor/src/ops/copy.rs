@@ -1,0 +1,91 @@
+//! Copies: any layout to row-major, with a change of dtype (rounding to nearest even); and fill.
+
+use crate::cpu::Cpu;
+use crate::layout::Run;
+use crate::{DType, Element, Error, Result, Tensor, TensorMut, dispatch, kernel};
+
+struct Copy<'a> {
+    x: &'a Tensor,
+    out: TensorMut<'a>,
+}
+kernel!(COPY = "copy", Copy, copy_cpu);
+
+struct Fill<'a> {
+    value: f32,
+    out: TensorMut<'a>,
+}
+kernel!(FILL = "fill", Fill, fill_cpu);
+
+/// A contiguous copy of `x` as `dtype`.
+///
+/// # Errors
+/// When memory runs out.
+pub fn copy(x: &Tensor, dtype: DType) -> Result<Tensor> {
+    let mut out = x.device().alloc(x.shape(), dtype)?;
+    x.device().run(&COPY, Copy { x, out: out.view() })?;
+    Ok(out.finish())
+}
+
+/// Writes the elements of `x` over `out`, which has the same shape; dtypes may differ.
+///
+/// # Errors
+/// When shapes or devices differ.
+pub fn copy_into(x: &Tensor, out: TensorMut<'_>) -> Result<()> {
+    if x.shape() != out.shape() {
+        return Err(Error::shape("copy_into", format!("{:?} into {:?}", x.shape(), out.shape())));
+    }
+    if x.device() != out.device() {
+        return Err(Error::device("copy_into", "tensors on two devices"));
+    }
+    x.device().run(&COPY, Copy { x, out })
+}
+
+/// Sets every element of `out` to `value`.
+///
+/// # Errors
+/// When the device refuses the launch.
+pub fn fill(out: &mut TensorMut<'_>, value: f32) -> Result<()> {
+    let device = out.device().clone();
+    device.run(&FILL, Fill { value, out: out.reborrow() })
+}
+
+fn copy_cpu(_: &Cpu, mut args: Copy<'_>) -> Result<()> {
+    dispatch!(any args.x.dtype(), X => dispatch!(any args.out.dtype(), Y => {
+        copy_elements::<X, Y>(args.x, args.out.as_mut_slice()?)
+    }))
+}
+
+fn copy_elements<X: Element, Y: Element>(x: &Tensor, out: &mut [Y]) -> Result<()> {
+    let source = x.span::<X>()?;
+    let mut done = 0;
+    x.layout().for_each_run(|run| {
+        let out = &mut out[done..done + run.len];
+        done += run.len;
+        copy_run(source, run, out);
+    });
+    Ok(())
+}
+
+fn copy_run<X: Element, Y: Element>(source: &[X], run: Run, out: &mut [Y]) {
+    if run.stride == 1 {
+        let source = &source[run.start..run.start + run.len];
+        match bytemuck::try_cast_slice_mut::<Y, X>(out) {
+            Ok(out) if X::DTYPE == Y::DTYPE => out.copy_from_slice(source),
+            _ => out.iter_mut().zip(source).for_each(|(y, x)| *y = convert(*x)),
+        }
+    } else {
+        out.iter_mut().enumerate().for_each(|(i, y)| *y = convert(source[run.at(i)]));
+    }
+}
+
+/// Integers wider than f32's 24 bits keep their value from one integer type to the same type only;
+/// every other pair goes through f32.
+#[inline(always)]
+fn convert<X: Element, Y: Element>(x: X) -> Y {
+    if X::DTYPE == Y::DTYPE { bytemuck::cast(x) } else { Y::from_f32(x.to_f32()) }
+}
+
+fn fill_cpu(_: &Cpu, mut args: Fill<'_>) -> Result<()> {
+    dispatch!(any args.out.dtype(), T => { args.out.as_mut_slice::<T>()?.fill(T::from_f32(args.value)); });
+    Ok(())
+}
