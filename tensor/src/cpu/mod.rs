@@ -4,8 +4,10 @@
 //! shape only, never by the number of threads, so results do not depend on it.
 
 pub mod math;
+pub mod reduce;
 mod simd;
 
+pub(crate) use simd::simd;
 pub use simd::{Level, Simd};
 
 use std::sync::Arc;
