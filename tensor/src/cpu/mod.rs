@@ -4,6 +4,8 @@
 //! shape only, never by the number of threads, so results do not depend on it.
 
 pub mod math;
+pub mod math;
+pub mod nf4;
 pub mod reduce;
 mod simd;
 
