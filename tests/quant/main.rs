@@ -1,4 +1,5 @@
 //! Quantised weights against bitsandbytes and gguf: fixtures by scripts/make-quant-fixtures.
+#![allow(clippy::unwrap_used)]
 
 mod fixture;
 mod nf4;

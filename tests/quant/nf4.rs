@@ -106,7 +106,7 @@ fn any_range_decodes_to_the_same_bits_at_every_level() {
     for (format, blocksize) in [(Format::Nf4, 64), (Format::Fp4, 32), (Format::Nf4, 128)] {
         with_blocks(format, blocksize, |blocks| {
             let element = |i: usize| {
-                let code = blocks.codes[i / 2] >> (if i % 2 == 0 { 4 } else { 0 }) & 15;
+                let code = blocks.codes[i / 2] >> (if i.is_multiple_of(2) { 4 } else { 0 }) & 15;
                 format.levels()[code as usize] * blocks.absmax.get(i / blocksize)
             };
             for simd in levels() {
