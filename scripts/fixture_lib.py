@@ -72,3 +72,53 @@ def save_tensors(path: Path, tensors: dict[str, np.ndarray | torch.Tensor]) -> N
         return tensor.to(torch.int32).contiguous() if tensor.dtype == torch.int64 else tensor.contiguous().clone()
 
     save_file({name: plain(value) for name, value in tensors.items()}, path, metadata={"format": "pt"})
+
+
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+
+
+def tiny_tokenizer(vocab_size: int, texts: list[str]):
+    """A byte-level BPE with SmolLM's pre-tokenizer (digits one by one), ChatML's special tokens and template."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<|im_end|>", bos_token="<|im_start|>", unk_token="<|endoftext|>",
+        pad_token="<|im_end|>", chat_template=CHATML, clean_up_tokenization_spaces=False, model_max_length=512,
+    )
+
+
+def render(tokenizer, messages: list[dict], end: str) -> tuple[np.ndarray, np.ndarray]:
+    """Ids of a single-turn conversation up to and with the turn's end, and its targets.
+
+    Targets are the assistant's text and `end`, each at the position before it; what the template puts after is cut off.
+    """
+    prompt = tokenizer.apply_chat_template(messages[:-1], tokenize=False, add_generation_prompt=True)
+    text = prompt + messages[-1]["content"] + end
+    assert tokenizer.apply_chat_template(messages, tokenize=False).startswith(text), "the template rewrites the answer"
+    ids = np.array(tokenizer(text, add_special_tokens=False)["input_ids"], dtype=np.int64)
+    start = len(tokenizer(prompt, add_special_tokens=False)["input_ids"])
+    targets = np.append(ids[1:], IGNORE)
+    targets[: start - 1] = IGNORE
+    return ids, targets
+
+
+def alpaca_messages(row: dict) -> list[dict]:
+    """An Alpaca row as one user turn (instruction, newline, input) and one assistant turn."""
+    user = row["instruction"] + ("\n" + row["input"] if row.get("input") else "")
+    return [{"role": "user", "content": user}, {"role": "assistant", "content": row["output"]}]
