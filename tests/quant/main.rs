@@ -2,4 +2,5 @@
 #![allow(clippy::unwrap_used)]
 
 mod fixture;
+mod ggml;
 mod nf4;

@@ -10,8 +10,7 @@ mod decode;
 
 pub use absmax::{ABSMAX_BLOCK, Absmax, DYNAMIC_MAP, mean, quantize_absmax};
 
-use super::simd::simd;
-use super::{Cpu, Simd};
+use super::{Cpu, Simd, simd};
 
 /// The block sizes that bitsandbytes writes: powers of two from 32 to 4096. The usual one is 64.
 pub const BLOCK_SIZES: std::ops::RangeInclusive<usize> = 32..=4096;
