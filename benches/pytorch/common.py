@@ -35,7 +35,7 @@ def hugging_face_folder(model: Path) -> Path:
 
 
 def convert(model: Path, folder: Path) -> None:
-    from gguf_tokenizer import read_tokenizer
+    from gguf_lib import read_tokenizer
 
     decoded = AutoModelForCausalLM.from_pretrained(model.parent, gguf_file=model.name, dtype=torch.float32)
     # It is plain f32 now, though transformers still holds it for a GGUF and would not write it.

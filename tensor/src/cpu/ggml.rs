@@ -85,6 +85,18 @@ impl std::fmt::Display for Format {
 /// Elements in the longest block.
 pub const MAX_BLOCK: usize = 256;
 
+/// Calls `$decode` on each block. A macro, for a function passed as a value is not inlined into the body of a
+/// SIMD level, and so not compiled for it.
+macro_rules! each {
+    ($blocks:ident, $out:ident, $decode:ident) => {{
+        let ((blocks, bytes_rest), (out, out_rest)) = ($blocks.as_chunks(), $out.as_chunks_mut());
+        assert!(bytes_rest.is_empty() && out_rest.is_empty() && blocks.len() == out.len(), "whole blocks");
+        for (block, out) in blocks.iter().zip(out) {
+            $decode(block, out);
+        }
+    }};
+}
+
 simd! {
     /// Decodes whole blocks: `out` takes `block_len` elements for every `block_bytes` bytes.
     ///
@@ -92,30 +104,17 @@ simd! {
     /// When `blocks` or `out` is not a whole number of blocks, or one has more of them than the other.
     pub fn decode(format: Format, blocks: &[u8], out: &mut [f32]) {
         match format {
-            Format::Q4_0 => each(blocks, out, q4_0),
-            Format::Q4_1 => each(blocks, out, q4_1),
-            Format::Q5_0 => each(blocks, out, q5_0),
-            Format::Q5_1 => each(blocks, out, q5_1),
-            Format::Q8_0 => each(blocks, out, q8_0),
-            Format::Q2_K => each(blocks, out, q2_k),
-            Format::Q3_K => each(blocks, out, q3_k),
-            Format::Q4_K => each(blocks, out, q4_k),
-            Format::Q5_K => each(blocks, out, q5_k),
-            Format::Q6_K => each(blocks, out, q6_k),
+            Format::Q4_0 => each!(blocks, out, q4_0),
+            Format::Q4_1 => each!(blocks, out, q4_1),
+            Format::Q5_0 => each!(blocks, out, q5_0),
+            Format::Q5_1 => each!(blocks, out, q5_1),
+            Format::Q8_0 => each!(blocks, out, q8_0),
+            Format::Q2_K => each!(blocks, out, q2_k),
+            Format::Q3_K => each!(blocks, out, q3_k),
+            Format::Q4_K => each!(blocks, out, q4_k),
+            Format::Q5_K => each!(blocks, out, q5_k),
+            Format::Q6_K => each!(blocks, out, q6_k),
         }
-    }
-}
-
-#[inline(always)]
-fn each<const BYTES: usize, const LEN: usize>(
-    blocks: &[u8],
-    out: &mut [f32],
-    decode: impl Fn(&[u8; BYTES], &mut [f32; LEN]),
-) {
-    let ((blocks, bytes_rest), (out, out_rest)) = (blocks.as_chunks(), out.as_chunks_mut());
-    assert!(bytes_rest.is_empty() && out_rest.is_empty() && blocks.len() == out.len(), "whole blocks");
-    for (block, out) in blocks.iter().zip(out) {
-        decode(block, out);
     }
 }
 
@@ -125,49 +124,48 @@ fn scale(block: &[u8], at: usize) -> f32 {
     f16::from_le_bytes([block[at], block[at + 1]]).to_f32()
 }
 
-/// Element `i` of a 32-block of nibbles: first all low nibbles, then all high ones.
+/// The codes of a 32-block of nibbles: first all low ones, then all high ones. `fifth_bits` are those of
+/// all elements, zero where there are none.
 #[inline(always)]
-fn nibble(codes: &[u8], i: usize) -> u8 {
-    codes[i % 16] >> (i / 16 * 4) & 15
+fn codes_32(nibbles: &[u8], fifth_bits: u32) -> [u8; 32] {
+    let mut codes = [0; 32];
+    for (half, codes) in codes.as_chunks_mut::<16>().0.iter_mut().enumerate() {
+        for (i, code) in codes.iter_mut().enumerate() {
+            let fifth = fifth_bits >> (half * 16 + i) & 1;
+            *code = nibbles[i] >> (half * 4) & 15 | (fifth << 4) as u8;
+        }
+    }
+    codes
 }
 
-/// Bit `i` of the four bytes at `at`, as the fifth bit of an element.
+/// The four bytes at `at`.
 #[inline(always)]
-fn fifth_bit(block: &[u8], at: usize, i: usize) -> u8 {
-    let bits = u32::from_le_bytes([block[at], block[at + 1], block[at + 2], block[at + 3]]);
-    ((bits >> i & 1) << 4) as u8
+fn bits_32(block: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes([block[at], block[at + 1], block[at + 2], block[at + 3]])
 }
 
 #[inline(always)]
 fn q4_0(block: &[u8; 18], out: &mut [f32; 32]) {
     let d = scale(block, 0);
-    for (i, v) in out.iter_mut().enumerate() {
-        *v = d * (f32::from(nibble(&block[2..], i)) - 8.0);
-    }
+    *out = codes_32(&block[2..18], 0).map(|code| d * (f32::from(code) - 8.0));
 }
 
 #[inline(always)]
 fn q4_1(block: &[u8; 20], out: &mut [f32; 32]) {
     let (d, min) = (scale(block, 0), scale(block, 2));
-    for (i, v) in out.iter_mut().enumerate() {
-        *v = d * f32::from(nibble(&block[4..], i)) + min;
-    }
+    *out = codes_32(&block[4..20], 0).map(|code| d * f32::from(code) + min);
 }
 
 #[inline(always)]
 fn q5_0(block: &[u8; 22], out: &mut [f32; 32]) {
     let d = scale(block, 0);
-    for (i, v) in out.iter_mut().enumerate() {
-        *v = d * (f32::from(nibble(&block[6..], i) | fifth_bit(block, 2, i)) - 16.0);
-    }
+    *out = codes_32(&block[6..22], bits_32(block, 2)).map(|code| d * (f32::from(code) - 16.0));
 }
 
 #[inline(always)]
 fn q5_1(block: &[u8; 24], out: &mut [f32; 32]) {
     let (d, min) = (scale(block, 0), scale(block, 2));
-    for (i, v) in out.iter_mut().enumerate() {
-        *v = d * f32::from(nibble(&block[8..], i) | fifth_bit(block, 4, i)) + min;
-    }
+    *out = codes_32(&block[8..24], bits_32(block, 4)).map(|code| d * f32::from(code) + min);
 }
 
 #[inline(always)]
