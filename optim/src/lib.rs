@@ -12,10 +12,11 @@
 //! let mut grads = Grads::new(&set)?;
 //! let mut adamw = AdamW::new(&set, AdamWOptions::default())?;
 //! for _ in 0..200 {
-//!     let tape = Tape::new();
-//!     let x = tape.param(&set, 0)?;
-//!     tape.backward(&x.mul(&x)?, &mut grads)?; // x² is least at 0
-//!     drop((x, tape));
+//!     {
+//!         let tape = Tape::new();
+//!         let x = tape.param(&set, 0)?;
+//!         tape.backward(&x.mul(&x)?, &mut grads)?; // x² is least at 0
+//!     }
 //!     adamw.step(&mut set, &grads, 0.1)?;
 //!     grads.zero()?;
 //! }
