@@ -7,14 +7,21 @@
 #![deny(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod config;
 pub mod fs;
 pub mod gguf;
 mod json;
 #[allow(unsafe_code)]
 pub mod mmap;
+pub mod names;
+pub mod rope;
 pub mod safetensors;
+mod source;
 mod stored;
 mod weights;
 
+pub use config::{Architecture, Config, LayerConfig};
+pub use rope::{Rope, RopeKind};
+pub use source::{ModelFiles, Source, SourceTensor};
 pub use stored::StoredType;
 pub use weights::{Bytes, Entry, WeightFiles};
