@@ -20,6 +20,7 @@ mod error;
 pub mod kernel;
 mod layout;
 pub mod ops;
+pub mod philox;
 mod storage;
 mod tensor;
 

@@ -3,6 +3,7 @@
 //! Every kernel takes a [`Cpu`]: which SIMD level to use and which threads to run on. Work is cut by
 //! shape only, never by the number of threads, so results do not depend on it.
 
+mod convert;
 pub mod math;
 pub mod reduce;
 mod simd;
@@ -72,6 +73,24 @@ impl Cpu {
             return out.chunks_mut(len).enumerate().for_each(|(i, c)| f(i, c));
         }
         self.enter(|| out.par_chunks_mut(len).enumerate().with_max_len(1).for_each(|(i, c)| f(i, c)));
+    }
+
+    /// As [`Cpu::chunks`], over two outputs of one length cut side by side.
+    pub fn chunks2<A: Send, B: Send>(
+        &self,
+        a: &mut [A],
+        b: &mut [B],
+        len: usize,
+        f: impl Fn(usize, &mut [A], &mut [B]) + Sync + Send,
+    ) {
+        use rayon::prelude::*;
+        assert_eq!(a.len(), b.len(), "chunks2");
+        let len = len.max(1);
+        if a.len() <= len || self.pool.is_none() {
+            return a.chunks_mut(len).zip(b.chunks_mut(len)).enumerate().for_each(|(i, (a, b))| f(i, a, b));
+        }
+        let pieces = a.par_chunks_mut(len).zip(b.par_chunks_mut(len)).enumerate().with_max_len(1);
+        self.enter(|| pieces.for_each(|(i, (a, b))| f(i, a, b)));
     }
 }
 
