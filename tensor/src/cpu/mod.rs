@@ -3,6 +3,7 @@
 //! Every kernel takes a [`Cpu`]: which SIMD level to use and which threads to run on. Work is cut by
 //! shape only, never by the number of threads, so results do not depend on it.
 
+pub mod attention;
 mod convert;
 pub mod math;
 pub mod reduce;
@@ -12,6 +13,12 @@ pub(crate) use simd::simd;
 pub use simd::{Level, Simd};
 
 use std::sync::Arc;
+
+/// How many rows of `width` elements to hand to one task: enough to be worth it, a number that depends on the shape
+/// alone.
+pub(crate) fn rows_per_task(width: usize) -> usize {
+    (1usize << 14).div_ceil(width.max(1)).max(4)
+}
 
 /// Where and how CPU kernels run: a SIMD level and a thread pool. Cheap to clone.
 #[derive(Clone)]
