@@ -5,8 +5,10 @@
 
 pub mod attention;
 mod convert;
+pub mod gemm;
 pub mod math;
 pub mod reduce;
+mod scratch;
 mod simd;
 
 pub(crate) use simd::simd;
@@ -27,19 +29,25 @@ pub struct Cpu {
     threads: usize,
     /// `None` runs everything on the calling thread.
     pool: Option<Arc<rayon::ThreadPool>>,
+    scratch: Arc<scratch::Pool>,
 }
 
 impl Cpu {
     /// Kernels on the calling thread alone.
     #[must_use]
     pub fn single(simd: Simd) -> Self {
-        Cpu { simd, threads: 1, pool: None }
+        Cpu { simd, threads: 1, pool: None, scratch: Arc::default() }
     }
 
     /// Kernels on `pool`. The pool is never rayon's global one unless the caller passes that.
     #[must_use]
     pub fn on_pool(simd: Simd, pool: Arc<rayon::ThreadPool>) -> Self {
-        Cpu { simd, threads: pool.current_num_threads(), pool: Some(pool) }
+        Cpu { simd, threads: pool.current_num_threads(), pool: Some(pool), scratch: Arc::default() }
+    }
+
+    /// The same level and memory on the calling thread alone: for work too small to hand out.
+    pub(crate) fn on_caller(&self) -> Self {
+        Cpu { simd: self.simd, threads: 1, pool: None, scratch: self.scratch.clone() }
     }
 
     /// The SIMD level of every kernel.
@@ -52,6 +60,11 @@ impl Cpu {
     #[must_use]
     pub fn threads(&self) -> usize {
         self.threads
+    }
+
+    /// `len` floats of working memory on a cache line, with whatever contents; goes back when dropped.
+    pub(crate) fn scratch(&self, len: usize) -> scratch::Buffer {
+        self.scratch.take(len)
     }
 
     /// Runs `f` inside the pool, so that the parallel loops in it need no hand-off from outside.

@@ -1,0 +1,220 @@
+//! Matrix products: C = alpha A B or C += alpha A B, accumulated in f32.
+//!
+//! Two paths, chosen by shape. Products of many rows are packed and blocked as in GotoBLAS and BLIS
+//! (Goto and van de Geijn, "Anatomy of high-performance matrix multiplication", 2008): B goes through
+//! [`Panels::pack`], so a quantised weight is decoded a tile at a time and never exists widened. Products
+//! of at most [`FEW_ROWS`] rows (decoding a token) take one dot product an element, see [`reduce`].
+//!
+//! Bits: the order in which an output element's products are added depends on k and the path alone, not
+//! on m, n, the element's place, the threads or the SIMD level. Packed: chains of [`KC`] fused steps, added
+//! up block by block. So a row's result is the same in every batch that takes the same path.
+//!
+//! [`reduce`]: crate::cpu::reduce
+
+mod blocked;
+mod kernel;
+#[cfg(target_arch = "x86_64")]
+mod micro_avx2;
+#[cfg(target_arch = "x86_64")]
+mod micro_avx512;
+mod micro_portable;
+mod pack;
+mod rows;
+mod store;
+#[cfg(test)]
+mod tests;
+
+pub(crate) use kernel::Kernel;
+pub use pack::{Dense, interleave};
+pub(crate) use pack::{Lanes, pack_lanes};
+
+use std::ops::Range;
+
+use half::{bf16, f16};
+
+use super::Cpu;
+use crate::{Error, Result};
+
+/// How many steps along k one accumulator takes before it is added to C.
+pub const KC: usize = 256;
+
+/// Up to how many rows of A the dot-product path takes.
+pub const FEW_ROWS: usize = 8;
+
+/// Elements of an operand as they are stored.
+#[derive(Clone, Copy, Debug)]
+pub enum Elems<'a> {
+    /// 32-bit floats.
+    F32(&'a [f32]),
+    /// bfloat16.
+    Bf16(&'a [bf16]),
+    /// IEEE half precision.
+    F16(&'a [f16]),
+}
+
+impl Elems<'_> {
+    fn len(&self) -> usize {
+        match self {
+            Elems::F32(x) => x.len(),
+            Elems::Bf16(x) => x.len(),
+            Elems::F16(x) => x.len(),
+        }
+    }
+}
+
+/// A strided view of a matrix: element (i, j) is `data[i * row_stride + j * col_stride]`.
+#[derive(Clone, Copy, Debug)]
+pub struct Mat<'a> {
+    data: Elems<'a>,
+    rows: usize,
+    cols: usize,
+    row_stride: usize,
+    col_stride: usize,
+}
+
+impl<'a> Mat<'a> {
+    /// A view of `rows` x `cols` elements of `data`.
+    ///
+    /// # Errors
+    /// When the last element lies outside `data`.
+    pub fn new(data: Elems<'a>, rows: usize, cols: usize, row_stride: usize, col_stride: usize) -> Result<Self> {
+        let last = |n: usize, stride: usize| (n - 1).checked_mul(stride);
+        let inside = rows == 0
+            || cols == 0
+            || last(rows, row_stride)
+                .zip(last(cols, col_stride))
+                .and_then(|(r, c)| r.checked_add(c))
+                .is_some_and(|at| at < data.len());
+        if inside {
+            return Ok(Mat { data, rows, cols, row_stride, col_stride });
+        }
+        let strides = format!("[{rows}, {cols}] with strides [{row_stride}, {col_stride}]");
+        Err(Error::shape("gemm", format!("a matrix of {strides} needs more than its {} elements", data.len())))
+    }
+
+    /// A view of a contiguous [rows, cols] matrix.
+    ///
+    /// # Errors
+    /// When `data` is shorter than that.
+    pub fn row_major(data: Elems<'a>, rows: usize, cols: usize) -> Result<Self> {
+        Mat::new(data, rows, cols, cols, 1)
+    }
+
+    /// The same elements as [cols, rows].
+    #[must_use]
+    pub fn transposed(self) -> Self {
+        let Mat { data, rows, cols, row_stride, col_stride } = self;
+        Mat { data, rows: cols, cols: rows, row_stride: col_stride, col_stride: row_stride }
+    }
+
+    /// Number of rows.
+    #[must_use]
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Number of columns.
+    #[must_use]
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+}
+
+/// The right-hand operand B [k, n] of a product, decoded a tile at a time: dense matrices here
+/// ([`Dense`]), quantised weights in the crate that knows their blocks.
+pub trait Panels: Sync {
+    /// Rows of B.
+    fn k(&self) -> usize;
+
+    /// Columns of B.
+    fn n(&self) -> usize;
+
+    /// Writes B[k, n] as f32 in strips of `nr` columns: `out[strip][kk][col]`, with zeros in the columns
+    /// past the end of `n`. `out` has exactly `n.len().div_ceil(nr) * k.len() * nr` elements.
+    fn pack(&self, k: Range<usize>, n: Range<usize>, nr: usize, out: &mut [f32]);
+
+    /// Writes column `n` of B, its rows `k`, as f32: for products of few rows, where packing does not pay.
+    fn column(&self, n: usize, k: Range<usize>, out: &mut [f32]);
+
+    /// Column `n` if it already lies in memory as contiguous f32: no copy.
+    fn contiguous_column(&self, _n: usize) -> Option<&[f32]> {
+        None
+    }
+
+    /// Whether reading single columns is as cheap as packing; if not, products of few rows are packed too.
+    fn columns_are_cheap(&self) -> bool {
+        true
+    }
+}
+
+/// C [m, n], row-major with a leading dimension.
+#[derive(Debug)]
+pub enum Out<'a> {
+    /// 32-bit floats: products are accumulated in place.
+    F32(&'a mut [f32]),
+    /// bfloat16: accumulated in f32 beside it, rounded once to nearest even.
+    Bf16(&'a mut [bf16]),
+    /// Half precision, rounded likewise.
+    F16(&'a mut [f16]),
+}
+
+impl Out<'_> {
+    fn len(&self) -> usize {
+        match self {
+            Out::F32(x) => x.len(),
+            Out::Bf16(x) => x.len(),
+            Out::F16(x) => x.len(),
+        }
+    }
+}
+
+/// What becomes of C's old contents.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Accumulate {
+    /// C = alpha A B; what C held is never read.
+    Store,
+    /// C += alpha A B.
+    Add,
+}
+
+/// How to multiply.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// The factor of the product.
+    pub alpha: f32,
+    /// Overwrite C or add to it.
+    pub accumulate: Accumulate,
+    /// Round both operands to bf16 (nearest even) before multiplying: the bf16 compute mode.
+    pub round_bf16: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options { alpha: 1.0, accumulate: Accumulate::Store, round_bf16: false }
+    }
+}
+
+/// C [m, n] = alpha A [m, k] B [k, n], or C += that. `ldc` is the distance between rows of C.
+///
+/// # Errors
+/// When A's columns are not B's rows, rows of C overlap (`ldc < n`), or C is too short.
+pub fn gemm(cpu: &Cpu, a: &Mat, b: &dyn Panels, mut c: Out, ldc: usize, options: Options) -> Result<()> {
+    let (m, n, k) = (a.rows, b.n(), b.k());
+    if a.cols != k {
+        return Err(Error::shape("gemm", format!("[{m}, {}] times [{k}, {n}]", a.cols)));
+    }
+    if m == 0 || n == 0 {
+        return Ok(());
+    }
+    let needed = (m - 1).checked_mul(ldc).and_then(|at| at.checked_add(n));
+    if ldc < n || needed.is_none_or(|needed| needed > c.len()) {
+        let detail = format!("[{m}, {n}] does not fit into {} elements with rows {ldc} apart", c.len());
+        return Err(Error::shape("gemm", detail));
+    }
+    if m <= FEW_ROWS && b.columns_are_cheap() {
+        rows::gemm(cpu, a, b, &mut c, ldc, options);
+    } else {
+        blocked::gemm(cpu, a, b, &mut c, ldc, options);
+    }
+    Ok(())
+}

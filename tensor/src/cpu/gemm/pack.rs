@@ -1,0 +1,294 @@
+//! Operands as the micro-kernels read them: widened to f32, interleaved in strips.
+
+use std::ops::Range;
+
+use half::{bf16, f16};
+
+use super::{Elems, Mat, Panels};
+use crate::cpu::{Level, Simd, simd};
+
+/// A stored element that widens to f32 exactly, without branches.
+trait Element: Copy {
+    fn widen(self) -> f32;
+}
+
+impl Element for f32 {
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        self
+    }
+}
+
+impl Element for bf16 {
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        f32::from_bits(u32::from(self.to_bits()) << 16)
+    }
+}
+
+impl Element for f16 {
+    /// The exponent is rebased by a product with 2^112, which also normalises denormals.
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        let bits = u32::from(self.to_bits());
+        let y = f32::from_bits((bits & 0x7fff) << 13) * f32::from_bits(239 << 23);
+        let special = if y >= 65_536.0 { 0x7f80_0000 } else { 0 };
+        f32::from_bits(y.to_bits() | special | (bits & 0x8000) << 16)
+    }
+}
+
+#[inline(always)]
+fn widen_slice<T: Element>(x: &[T], out: &mut [f32]) {
+    for (x, y) in x.iter().zip(out) {
+        *y = x.widen();
+    }
+}
+
+/// Rows of `width` neighbours, `stride` apart, into rows of `width` floats, filled up with zeros.
+#[inline(always)]
+fn widen_rows<T: Element>(x: &[T], stride: usize, lanes: usize, width: usize, out: &mut [f32]) {
+    for (kk, row) in out.chunks_exact_mut(width).enumerate() {
+        let (head, tail) = row.split_at_mut(lanes);
+        widen_slice(&x[kk * stride..kk * stride + lanes], head);
+        tail.fill(0.0);
+    }
+}
+
+simd! {
+    fn widen_bf16(x: &[bf16], out: &mut [f32]) { widen_slice(x, out); }
+    fn widen_f16(x: &[f16], out: &mut [f32]) { widen_slice(x, out); }
+    fn widen_rows_f32(x: &[f32], stride: usize, lanes: usize, width: usize, out: &mut [f32]) {
+        widen_rows(x, stride, lanes, width, out);
+    }
+    fn widen_rows_bf16(x: &[bf16], stride: usize, lanes: usize, width: usize, out: &mut [f32]) {
+        widen_rows(x, stride, lanes, width, out);
+    }
+    fn widen_rows_f16(x: &[f16], stride: usize, lanes: usize, width: usize, out: &mut [f32]) {
+        widen_rows(x, stride, lanes, width, out);
+    }
+
+    /// Rounds to the nearest bf16, ties to even, and back; NaN stays NaN.
+    pub(super) fn round_bf16(x: &mut [f32]) {
+        for x in x {
+            let bits = x.to_bits();
+            let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) & 0xffff_0000;
+            *x = if x.is_nan() { *x } else { f32::from_bits(rounded) };
+        }
+    }
+}
+
+impl Elems<'_> {
+    /// Writes elements `at`, `at + stride`, .. as f32.
+    pub(super) fn widen_into(&self, simd: Simd, at: usize, stride: usize, out: &mut [f32]) {
+        match (*self, stride) {
+            (Elems::F32(x), 1) => out.copy_from_slice(&x[at..at + out.len()]),
+            (Elems::Bf16(x), 1) => widen_bf16(simd, &x[at..at + out.len()], out),
+            (Elems::F16(x), 1) => widen_f16(simd, &x[at..at + out.len()], out),
+            _ => out.iter_mut().enumerate().for_each(|(i, y)| *y = self.get(at + i * stride)),
+        }
+    }
+
+    fn get(&self, at: usize) -> f32 {
+        match self {
+            Elems::F32(x) => x[at],
+            Elems::Bf16(x) => x[at].widen(),
+            Elems::F16(x) => x[at].widen(),
+        }
+    }
+
+    fn widen_rows(&self, simd: Simd, at: usize, stride: usize, lanes: usize, width: usize, out: &mut [f32]) {
+        match *self {
+            Elems::F32(x) => widen_rows_f32(simd, &x[at..], stride, lanes, width, out),
+            Elems::Bf16(x) => widen_rows_bf16(simd, &x[at..], stride, lanes, width, out),
+            Elems::F16(x) => widen_rows_f16(simd, &x[at..], stride, lanes, width, out),
+        }
+    }
+}
+
+/// An operand seen from the micro-kernel: lanes are the rows of A or the columns of B, k the common
+/// dimension; element (lane, kk) is `data[lane * lane_stride + kk * k_stride]`.
+#[derive(Clone, Copy)]
+pub(crate) struct Lanes<'a> {
+    pub(crate) data: Elems<'a>,
+    pub(crate) lane_stride: usize,
+    pub(crate) k_stride: usize,
+}
+
+/// Steps along k that are widened at a time before they are interleaved.
+const DEPTH: usize = 64;
+/// The widest strip of any kernel.
+const MAX_WIDTH: usize = 32;
+
+/// Writes `out[strip][kk][lane]` in strips of `width` lanes, with zeros past the last lane.
+pub(crate) fn pack_lanes(simd: Simd, x: Lanes, lanes: Range<usize>, k: Range<usize>, width: usize, out: &mut [f32]) {
+    if k.is_empty() {
+        return;
+    }
+    for (strip, out) in lanes.clone().step_by(width).zip(out.chunks_exact_mut(k.len() * width)) {
+        let here = width.min(lanes.end - strip);
+        let at = strip * x.lane_stride + k.start * x.k_stride;
+        if x.lane_stride == 1 {
+            x.data.widen_rows(simd, at, x.k_stride, here, width, out);
+        } else if let (Elems::F32(data), 1) = (x.data, x.k_stride) {
+            interleave(simd, &data[at..], x.lane_stride, here, width, out);
+        } else {
+            pack_widened(simd, x, at, here, width, out);
+        }
+    }
+}
+
+/// One strip whose lanes must be widened or gathered before they can be interleaved.
+fn pack_widened(simd: Simd, x: Lanes, at: usize, lanes: usize, width: usize, out: &mut [f32]) {
+    let mut rows = [0.0; MAX_WIDTH * DEPTH];
+    for (i, out) in out.chunks_mut(DEPTH * width).enumerate() {
+        let depth = out.len() / width;
+        for (lane, row) in rows.chunks_exact_mut(DEPTH).enumerate().take(lanes) {
+            let at = at + lane * x.lane_stride + i * DEPTH * x.k_stride;
+            x.data.widen_into(simd, at, x.k_stride, &mut row[..depth]);
+        }
+        interleave(simd, &rows, DEPTH, lanes, width, out);
+    }
+}
+
+/// Transposes one strip: `out[kk][lane] = rows[lane * stride + kk]`, with zeros in lanes from `lanes` to
+/// `width`. The depth is `out.len() / width`. A decoder of quantised columns writes them as rows, then
+/// calls this from its [`Panels::pack`].
+///
+/// # Panics
+/// When `rows` is too short, `lanes > width` or `out` is no whole number of steps.
+pub fn interleave(simd: Simd, rows: &[f32], stride: usize, lanes: usize, width: usize, out: &mut [f32]) {
+    let depth = out.len() / width;
+    assert!(lanes <= width && out.len() == depth * width, "interleave: {lanes} lanes of {width}");
+    assert!(lanes == 0 || depth == 0 || (lanes - 1) * stride + depth <= rows.len(), "interleave: rows too short");
+    match simd.level() {
+        // SAFETY: the level proves AVX2; the assertions prove the bounds.
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx2 | Level::Avx512 => unsafe { avx2::interleave(rows, stride, lanes, width, out) },
+        _ => interleave_from(0, rows, stride, lanes, width, out),
+    }
+}
+
+/// [`interleave`] from step `start` on, one element at a time.
+fn interleave_from(start: usize, rows: &[f32], stride: usize, lanes: usize, width: usize, out: &mut [f32]) {
+    for (kk, out) in out.chunks_exact_mut(width).enumerate().skip(start) {
+        for (lane, out) in out.iter_mut().enumerate() {
+            *out = if lane < lanes { rows[lane * stride + kk] } else { 0.0 };
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod avx2 {
+    use std::arch::x86_64::*;
+
+    /// Blocks of 8 lanes and 8 steps, then the rest of the steps.
+    ///
+    /// # Safety
+    /// AVX2, and the bounds that [`super::interleave`] asserts.
+    #[target_feature(enable = "avx2")]
+    pub(super) unsafe fn interleave(rows: &[f32], stride: usize, lanes: usize, width: usize, out: &mut [f32]) {
+        let whole = out.len() / width / 8 * 8;
+        for lane in (0..width).step_by(8) {
+            let mask = _mm256_cmpgt_epi32(
+                _mm256_set1_epi32((width - lane).min(8) as i32),
+                _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7),
+            );
+            for kk in (0..whole).step_by(8) {
+                // SAFETY: a lane below `lanes` has 8 floats from kk on; out holds steps kk .. kk + 8, of which the
+                // mask lets only lanes below `width` be written.
+                unsafe {
+                    let row = |i: usize| (lane + i < lanes).then(|| rows.as_ptr().add((lane + i) * stride + kk));
+                    let steps = transpose(std::array::from_fn(row));
+                    for (i, step) in steps.into_iter().enumerate() {
+                        _mm256_maskstore_ps(out.as_mut_ptr().add((kk + i) * width + lane), mask, step);
+                    }
+                }
+            }
+        }
+        super::interleave_from(whole, rows, stride, lanes, width, out);
+    }
+
+    /// 8 rows of 8 floats (zeros where there is none) into 8 columns. Halves of the rows i and i + 4 are loaded
+    /// into one register, which leaves 16 shuffles.
+    ///
+    /// # Safety
+    /// AVX2; each row is valid for 8 floats.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn transpose(rows: [Option<*const f32>; 8]) -> [__m256; 8] {
+        let zero = _mm_setzero_ps();
+        // SAFETY: each row is valid for 8 floats (the caller's), at is 0 or 4.
+        let quad = |row: Option<*const f32>, at: usize| row.map_or(zero, |p| unsafe { _mm_loadu_ps(p.add(at)) });
+        let mut out = [_mm256_setzero_ps(); 8];
+        for at in [0, 4] {
+            let pair = |i: usize| _mm256_set_m128(quad(rows[i + 4], at), quad(rows[i], at));
+            let (r0, r1, r2, r3) = (pair(0), pair(1), pair(2), pair(3));
+            let (lo01, hi01) = (_mm256_unpacklo_ps(r0, r1), _mm256_unpackhi_ps(r0, r1));
+            let (lo23, hi23) = (_mm256_unpacklo_ps(r2, r3), _mm256_unpackhi_ps(r2, r3));
+            out[at] = _mm256_shuffle_ps::<0b01_00_01_00>(lo01, lo23);
+            out[at + 1] = _mm256_shuffle_ps::<0b11_10_11_10>(lo01, lo23);
+            out[at + 2] = _mm256_shuffle_ps::<0b01_00_01_00>(hi01, hi23);
+            out[at + 3] = _mm256_shuffle_ps::<0b11_10_11_10>(hi01, hi23);
+        }
+        out
+    }
+}
+
+impl<'a> Mat<'a> {
+    /// The matrix as a left-hand operand: lanes are rows.
+    pub(super) fn row_lanes(&self) -> Lanes<'a> {
+        Lanes { data: self.data, lane_stride: self.row_stride, k_stride: self.col_stride }
+    }
+
+    /// Writes row `i` as f32.
+    pub(super) fn row_into(&self, simd: Simd, i: usize, out: &mut [f32]) {
+        self.data.widen_into(simd, i * self.row_stride, self.col_stride, out);
+    }
+}
+
+/// A dense matrix as right-hand operand B [k, n], in any strides: a weight stored [n, k] is
+/// `Dense::new(simd, mat.transposed())`.
+#[derive(Clone, Copy, Debug)]
+pub struct Dense<'a> {
+    mat: Mat<'a>,
+    simd: Simd,
+}
+
+impl<'a> Dense<'a> {
+    /// B = `mat`, packed with the instructions of `simd`.
+    #[must_use]
+    pub fn new(simd: Simd, mat: Mat<'a>) -> Self {
+        Dense { mat, simd }
+    }
+}
+
+impl Panels for Dense<'_> {
+    fn k(&self) -> usize {
+        self.mat.rows
+    }
+
+    fn n(&self) -> usize {
+        self.mat.cols
+    }
+
+    fn pack(&self, k: Range<usize>, n: Range<usize>, nr: usize, out: &mut [f32]) {
+        pack_lanes(self.simd, self.mat.transposed().row_lanes(), n, k, nr, out);
+    }
+
+    fn column(&self, n: usize, k: Range<usize>, out: &mut [f32]) {
+        let Mat { data, row_stride, col_stride, .. } = self.mat;
+        data.widen_into(self.simd, n * col_stride + k.start * row_stride, row_stride, &mut out[..k.len()]);
+    }
+
+    fn contiguous_column(&self, n: usize) -> Option<&[f32]> {
+        let at = n * self.mat.col_stride;
+        match self.mat.data {
+            Elems::F32(x) if self.mat.row_stride == 1 => Some(&x[at..at + self.mat.rows]),
+            _ => None,
+        }
+    }
+
+    fn columns_are_cheap(&self) -> bool {
+        self.mat.row_stride == 1
+    }
+}

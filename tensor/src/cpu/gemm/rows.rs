@@ -1,0 +1,65 @@
+//! Products of few rows: one dot product an element, each column of B decoded once for all rows.
+
+use super::pack::round_bf16;
+use super::{Mat, Options, Out, Panels};
+use crate::cpu::reduce::dot_body;
+use crate::cpu::scratch::Buffer;
+use crate::cpu::{Cpu, simd};
+
+/// Elements of B that one task reads: enough to outweigh the hand-off of a task.
+const TASK: usize = 1 << 16;
+
+simd! {
+    /// The dot product of `column` with each row of length `column.len()`.
+    fn dot_rows(rows: &[f32], column: &[f32], out: &mut [f32]) {
+        for (row, out) in rows.chunks_exact(column.len()).zip(out) {
+            *out = dot_body(row, column);
+        }
+    }
+}
+
+/// C = alpha A B for few rows of A. Sizes are checked by the caller.
+pub(super) fn gemm(cpu: &Cpu, a: &Mat, b: &dyn Panels, c: &mut Out, ldc: usize, options: Options) {
+    let (m, n, k) = (a.rows, b.n(), b.k());
+    let rows = widened_rows(cpu, a, options.round_bf16);
+    // [n, m]: what one task writes lies together.
+    let mut products = cpu.scratch(n * m);
+    let columns = (TASK / k.max(1)).max(1);
+    cpu.chunks(&mut products, columns * m, |task, products| {
+        let mut decoded = cpu.scratch(k);
+        for (i, products) in products.chunks_exact_mut(m).enumerate() {
+            let j = task * columns + i;
+            let column = match b.contiguous_column(j) {
+                Some(column) if !options.round_bf16 => column,
+                _ => {
+                    b.column(j, 0..k, &mut decoded);
+                    if options.round_bf16 {
+                        round_bf16(cpu.simd(), &mut decoded);
+                    }
+                    &decoded
+                }
+            };
+            products.fill(0.0);
+            if k > 0 {
+                dot_rows(cpu.simd(), &rows, column, products);
+            }
+        }
+    });
+    let mut row = cpu.scratch(n);
+    for i in 0..m {
+        row.iter_mut().zip(products.iter().skip(i).step_by(m)).for_each(|(y, x)| *y = *x);
+        c.store(i * ldc, &row, options.alpha, options.accumulate);
+    }
+}
+
+/// A [m, k] as contiguous f32.
+fn widened_rows(cpu: &Cpu, a: &Mat, round: bool) -> Buffer {
+    let mut rows = cpu.scratch(a.rows * a.cols);
+    for (i, row) in rows.chunks_exact_mut(a.cols.max(1)).enumerate() {
+        a.row_into(cpu.simd(), i, row);
+    }
+    if round {
+        round_bf16(cpu.simd(), &mut rows);
+    }
+    rows
+}

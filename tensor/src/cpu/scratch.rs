@@ -1,0 +1,79 @@
+//! Working memory of kernels, kept between calls: a fresh megabyte costs more to fault in and clear
+//! than a small product takes.
+
+use std::ops::{Deref, DerefMut};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// One cache line, so that buffers start on one.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct Line([f32; 16]);
+
+/// The buffers of one [`super::Cpu`] that nobody uses just now.
+#[derive(Default)]
+pub(super) struct Pool(Mutex<Vec<Vec<Line>>>);
+
+impl Pool {
+    /// A buffer of `len` floats: the smallest free one that is large enough, else the largest, grown.
+    /// So there are never more buffers than were in use at once.
+    pub(super) fn take(self: &Arc<Self>, len: usize) -> Buffer {
+        let lines = len.div_ceil(16);
+        let mut free = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let fits = (0..free.len()).filter(|&i| free[i].len() >= lines).min_by_key(|&i| free[i].len());
+        let pick = fits.or_else(|| (0..free.len()).max_by_key(|&i| free[i].len()));
+        let mut memory = pick.map(|i| free.swap_remove(i)).unwrap_or_default();
+        drop(free);
+        if memory.len() < lines {
+            memory = vec![Line([0.0; 16]); lines];
+        }
+        Buffer { memory, len, home: self.clone() }
+    }
+}
+
+/// Floats that start on a cache line and hold whatever the last user left there. Goes back to its pool
+/// when dropped.
+pub(crate) struct Buffer {
+    memory: Vec<Line>,
+    len: usize,
+    home: Arc<Pool>,
+}
+
+impl Deref for Buffer {
+    type Target = [f32];
+    fn deref(&self) -> &[f32] {
+        // SAFETY: `memory` holds at least `len` initialised floats (`take`); `Line` is 16 floats without padding.
+        unsafe { std::slice::from_raw_parts(self.memory.as_ptr().cast(), self.len) }
+    }
+}
+
+impl DerefMut for Buffer {
+    fn deref_mut(&mut self) -> &mut [f32] {
+        // SAFETY: as in `deref`; `self` is borrowed mutably, so the slice is unique.
+        unsafe { std::slice::from_raw_parts_mut(self.memory.as_mut_ptr().cast(), self.len) }
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        let memory = std::mem::take(&mut self.memory);
+        self.home.0.lock().unwrap_or_else(PoisonError::into_inner).push(memory);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buffers_are_aligned_and_used_again() {
+        let pool = Arc::new(Pool::default());
+        let (mut a, b) = (pool.take(1000), pool.take(10));
+        assert!((a.len(), b.len()) == (1000, 10) && a.as_ptr().cast::<Line>().is_aligned());
+        a[999] = 7.0;
+        let at = a.as_ptr();
+        drop((a, b));
+        assert_eq!(pool.take(1000).as_ptr(), at);
+        let (_small, _large) = (pool.take(10), pool.take(2000));
+        assert_eq!(pool.0.lock().expect("not poisoned").len(), 0);
+    }
+}
