@@ -83,8 +83,7 @@ pub(crate) fn forward(
     let attend = |token: usize, head: usize, out: &mut [f32]| {
         let keys = segment_of(segments, token).keys(token, mask);
         let (q, kv_head) = (&q[shape.q(token, head)], head / shape.group());
-        let scores: Vec<f32> =
-            keys.clone().map(|j| scale * reduce::dot(simd, q, &k[shape.kv(j, kv_head)])).collect();
+        let scores: Vec<f32> = keys.clone().map(|j| scale * reduce::dot(simd, q, &k[shape.kv(j, kv_head)])).collect();
         let max = reduce::max(simd, &scores);
         let weights: Vec<f32> = scores.iter().map(|s| math::exp(s - max)).collect();
         let sum = reduce::sum(simd, &weights);
@@ -145,7 +144,7 @@ pub(crate) fn backward(
         }
     };
     let len = shape.kv_heads * shape.width;
-    cpu.chunks2(dk, dv, len, |j, dk, dv| {
+    cpu.chunks2((dk, len), (dv, len), |j, dk, dv| {
         let rows = dk.chunks_exact_mut(shape.width).zip(dv.chunks_exact_mut(shape.width));
         for (kv_head, (dk, dv)) in rows.enumerate() {
             dk.fill(0.0);

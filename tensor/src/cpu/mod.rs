@@ -95,21 +95,20 @@ impl Cpu {
         self.enter(|| out.par_chunks_mut(len).enumerate().with_max_len(1).for_each(|(i, c)| f(i, c)));
     }
 
-    /// As [`Cpu::chunks`], over two outputs of one length cut side by side.
+    /// As [`Cpu::chunks`], over two outputs cut side by side into the same number of pieces.
     pub fn chunks2<A: Send, B: Send>(
         &self,
-        a: &mut [A],
-        b: &mut [B],
-        len: usize,
+        (a, a_len): (&mut [A], usize),
+        (b, b_len): (&mut [B], usize),
         f: impl Fn(usize, &mut [A], &mut [B]) + Sync + Send,
     ) {
         use rayon::prelude::*;
-        assert_eq!(a.len(), b.len(), "chunks2");
-        let len = len.max(1);
-        if a.len() <= len || self.pool.is_none() {
-            return a.chunks_mut(len).zip(b.chunks_mut(len)).enumerate().for_each(|(i, (a, b))| f(i, a, b));
+        let (a_len, b_len) = (a_len.max(1), b_len.max(1));
+        assert_eq!(a.len().div_ceil(a_len), b.len().div_ceil(b_len), "chunks2");
+        if a.len() <= a_len || self.pool.is_none() {
+            return a.chunks_mut(a_len).zip(b.chunks_mut(b_len)).enumerate().for_each(|(i, (a, b))| f(i, a, b));
         }
-        let pieces = a.par_chunks_mut(len).zip(b.par_chunks_mut(len)).enumerate().with_max_len(1);
+        let pieces = a.par_chunks_mut(a_len).zip(b.par_chunks_mut(b_len)).enumerate().with_max_len(1);
         self.enter(|| pieces.for_each(|(i, (a, b))| f(i, a, b)));
     }
 }

@@ -106,13 +106,7 @@ kernel!(BACKWARD = "attention_backward", Backward, backward_cpu);
 ///
 /// # Errors
 /// When shapes, dtypes or devices do not fit each other or the segments.
-pub fn attention(
-    q: &Tensor,
-    kv: KvView<'_>,
-    segments: &Segments,
-    mask: Mask,
-    scale: f32,
-) -> Result<(Tensor, Tensor)> {
+pub fn attention(q: &Tensor, kv: KvView<'_>, segments: &Segments, mask: Mask, scale: f32) -> Result<(Tensor, Tensor)> {
     let device = same_device("attention", &[q, kv.k, kv.v])?;
     check(q, kv, segments, mask)?;
     let (q32, k32, v32) = (wide(q)?, wide(kv.k)?, wide(kv.v)?);

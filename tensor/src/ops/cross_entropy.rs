@@ -2,7 +2,7 @@
 
 use crate::cpu::reduce::{LANES, max_body, sum_body};
 use crate::cpu::{Cpu, math, simd};
-use crate::{DType, Error, Float, Result, Tensor, TensorMut, dispatch, kernel, same_device};
+use crate::{DType, Element, Error, Float, Result, Tensor, TensorMut, dispatch, kernel, same_device};
 
 struct Forward<'a> {
     logits: &'a Tensor,
@@ -61,8 +61,7 @@ pub fn cross_entropy_backward(
     let mut out = device.alloc(logits.shape(), logits.dtype())?;
     let (logits, targets) = (logits.contiguous()?, targets.contiguous()?);
     let (dy, lse) = (dy.to_dtype(DType::F32)?, lse.contiguous()?);
-    let args =
-        Backward { dy: &dy, logits: &logits, targets: &targets, lse: &lse, divisor, out: out.view() };
+    let args = Backward { dy: &dy, logits: &logits, targets: &targets, lse: &lse, divisor, out: out.view() };
     device.run(&BACKWARD, args)?;
     Ok(out.finish())
 }

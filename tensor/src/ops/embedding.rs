@@ -55,7 +55,9 @@ pub fn embedding_backward(dy: &Tensor, ids: &Tensor, out: TensorMut<'_>) -> Resu
 fn check_ids(ids: &Tensor) -> Result<usize> {
     match *ids.shape() {
         [tokens] if ids.dtype() == DType::I32 => Ok(tokens),
-        ref shape => Err(Error::shape("embedding", format!("ids are a vector of i32, not {shape:?} of {}", ids.dtype()))),
+        ref shape => {
+            Err(Error::shape("embedding", format!("ids are a vector of i32, not {shape:?} of {}", ids.dtype())))
+        }
     }
 }
 

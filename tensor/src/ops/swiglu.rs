@@ -87,7 +87,7 @@ fn backward_cpu(cpu: &Cpu, mut args: Backward<'_>) -> Result<()> {
 
 fn backward<T: Float>(cpu: &Cpu, dy: &[T], gate: &[T], up: &[T], d_gate: &mut [T], d_up: &mut [T]) {
     let simd = cpu.simd();
-    cpu.chunks2(d_gate, d_up, CHUNK, |i, d_gate, d_up| {
+    cpu.chunks2((d_gate, CHUNK), (d_up, CHUNK), |i, d_gate, d_up| {
         let (mut dys, mut gs, mut us) = (Vec::new(), Vec::new(), Vec::new());
         let (mut dgs, mut dus) = (Vec::new(), Vec::new());
         let (start, len) = (i * CHUNK, d_up.len());
