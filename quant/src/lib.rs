@@ -1,2 +1,14 @@
-//! kinglet-quant
+//! Weights in the form that they are stored in: dense, 4-bit blocks as bitsandbytes makes them, ggml blocks as
+//! GGUF files hold them. Products with them decode a tile at a time, so no dense copy ever exists.
 #![forbid(unsafe_code)]
+
+pub mod bnb;
+mod four_bit;
+mod gguf;
+mod panels;
+mod weight;
+
+pub use four_bit::{FourBit, Scales};
+pub use gguf::{GgufMatrix, RowOrder};
+pub use kinglet_tensor::cpu::{ggml, nf4};
+pub use weight::{CustomWeight, Direction, Weight};

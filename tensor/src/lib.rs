@@ -19,6 +19,7 @@ mod dtype;
 mod error;
 pub mod kernel;
 mod layout;
+mod mat;
 pub mod ops;
 pub mod philox;
 mod storage;

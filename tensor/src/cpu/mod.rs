@@ -6,7 +6,9 @@
 pub mod attention;
 mod convert;
 pub mod gemm;
+pub mod ggml;
 pub mod math;
+pub mod nf4;
 pub mod reduce;
 mod scratch;
 mod simd;

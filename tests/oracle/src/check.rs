@@ -1,0 +1,291 @@
+//! The driver: from one statement of an op to every test of it.
+
+use crate::array::Array;
+use crate::case::{AnyCase, Case, Input, Kind, boxed};
+use crate::place::{Place, place};
+use crate::scalar::Real;
+use kinglet_autograd::{Grads, Options, Tape, Var};
+use kinglet_tensor::cpu::Simd;
+use kinglet_tensor::{CpuOptions, DType, Device, Element, Error, Result, Tensor, dispatch};
+
+/// How far a kernel may be from `truth` when the data has dtype `dtype`; one formula for every op, from the bounds that
+/// the truth carries. The factor covers second-order terms and another order of the same steps; the last term covers
+/// underflow.
+///
+/// # Errors
+/// When `dtype` is not a float type.
+pub fn tolerance(truth: Real, dtype: DType) -> Result<f64> {
+    const SLACK: f64 = 2.0;
+    let smallest = match dtype {
+        DType::F16 => 2f64.powi(-24),
+        _ => 2f64.powi(-126),
+    };
+    let bound = DType::F32.epsilon()? * truth.rounding + dtype.epsilon()? * (truth.storage + truth.v.abs());
+    Ok(SLACK * (bound + smallest))
+}
+
+/// Checks cases at one SIMD level.
+pub struct Checker {
+    /// Devices of one, two and three threads, all with guard bytes.
+    devices: [Device; 3],
+    meta: Device,
+}
+
+/// What a check found out.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Report {
+    /// How many instances, dtypes and layouts were run.
+    pub runs: usize,
+    /// How many values were compared with the truth.
+    pub values: usize,
+    /// The largest error in units of its tolerance.
+    pub worst: f64,
+}
+
+/// The values of one run, as bits.
+#[derive(PartialEq)]
+struct Bits(Vec<Option<Vec<u32>>>);
+
+/// The output and the gradients of one run.
+struct Outcome {
+    output: Tensor,
+    gradients: Vec<Option<Tensor>>,
+}
+
+/// The inputs of one run.
+struct Feed<'a> {
+    case: &'a dyn AnyCase,
+    inputs: &'a [Input],
+    values: &'a [Array<f64>],
+    dy: &'a Array<f64>,
+    dtype: DType,
+    place: Place,
+}
+
+impl Checker {
+    /// # Errors
+    /// When threads cannot be started.
+    pub fn new(simd: Simd) -> Result<Self> {
+        let device = |threads| {
+            Device::cpu(CpuOptions { threads: Some(threads), simd: Some(simd), guard: true, ..CpuOptions::default() })
+        };
+        Ok(Checker { devices: [device(1)?, device(2)?, device(3)?], meta: Device::meta() })
+    }
+
+    /// The devices that cases run on, to replace kernels there.
+    #[must_use]
+    pub fn devices(&self) -> &[Device] {
+        &self.devices
+    }
+
+    /// Checks all instances of `C`.
+    ///
+    /// # Errors
+    /// The first thing that is not as it should be: op, instance, dtype, layout, index, got, want and tolerance.
+    pub fn check<C: Case>(&self) -> Result<Report> {
+        self.check_all(&boxed::<C>())
+    }
+
+    /// Checks the given instances.
+    ///
+    /// # Errors
+    /// As [`Checker::check`].
+    pub fn check_all(&self, cases: &[Box<dyn AnyCase>]) -> Result<Report> {
+        let mut report = Report::default();
+        for case in cases {
+            for &dtype in case.dtypes() {
+                self.check_dtype(&**case, dtype, &mut report)
+                    .map_err(|e| e.context(format!("{} {dtype}", case.label())))?;
+            }
+        }
+        Ok(report)
+    }
+
+    fn check_dtype(&self, case: &dyn AnyCase, dtype: DType, report: &mut Report) -> Result<()> {
+        let inputs = case.inputs();
+        let drawn: Vec<_> = inputs.iter().enumerate().map(|(i, x)| draw(x, dtype, i as u64)).collect();
+        // Only a broadcast input holds other values.
+        let any = Truth::of(case, &inputs, &drawn, dtype, Place::Contiguous);
+        let broadcast = Truth::of(case, &inputs, &drawn, dtype, Place::Broadcast);
+        for place in Place::ALL {
+            let truth = if place == Place::Broadcast { &broadcast } else { &any };
+            let feed = Feed { case, inputs: &inputs, values: &truth.values, dy: &truth.dy, dtype, place };
+            self.check_feed(&feed, truth, report).map_err(|e| e.context(format!("{place:?}")))?;
+        }
+        Ok(())
+    }
+
+    fn check_feed(&self, feed: &Feed<'_>, truth: &Truth, report: &mut Report) -> Result<()> {
+        let tracked: Vec<bool> = feed.inputs.iter().map(Input::is_differentiable).collect();
+        let first = feed.run(&self.devices[0], &tracked, true)?;
+        compare("output", &first.output, &truth.output, feed.dtype, report)?;
+        for (i, (got, want)) in first.gradients.iter().zip(&truth.gradients).enumerate() {
+            let name = format!("gradient of {}", feed.inputs[i].name);
+            match (got, want) {
+                (Some(got), Some(want)) => compare(&name, got, want, feed.dtype, report)?,
+                (None, Some(want)) if want.data.iter().any(|w| w.v != 0.0) && first.output.dtype().is_float() => {
+                    return Err(Error::invalid(format!("{name} is missing")));
+                }
+                _ => {}
+            }
+        }
+        report.runs += 1;
+        let bits = Bits::of(&first)?;
+        let same = |what: &str, other: Outcome| match Bits::of(&other)? == bits {
+            true => Ok(()),
+            false => Err(Error::invalid(format!("{what} gave other bits"))),
+        };
+        same("a second run", feed.run(&self.devices[0], &tracked, true)?)?;
+        same("two threads", feed.run(&self.devices[1], &tracked, true)?)?;
+        same("three threads", feed.run(&self.devices[2], &tracked, true)?)?;
+        if feed.place == Place::Contiguous {
+            same("keeping what could be recomputed", feed.run(&self.devices[0], &tracked, false)?)?;
+            self.check_subsets(feed, &bits)?;
+            self.check_meta(feed, &first)?;
+        }
+        drop(first);
+        self.devices.iter().try_for_each(Device::check_guards)
+    }
+
+    /// Each input alone tracked has the gradient that it has among all.
+    fn check_subsets(&self, feed: &Feed<'_>, all: &Bits) -> Result<()> {
+        for i in (0..feed.inputs.len()).filter(|&i| feed.inputs[i].is_differentiable()) {
+            let alone: Vec<bool> = (0..feed.inputs.len()).map(|k| k == i).collect();
+            let bits = Bits::of(&feed.run(&self.devices[0], &alone, true)?)?;
+            // The first entry is the output.
+            if (&bits.0[0], &bits.0[i + 1]) != (&all.0[0], &all.0[i + 1]) {
+                let name = feed.inputs[i].name;
+                return Err(Error::invalid(format!("with {name} alone tracked, output or gradient has other bits")));
+            }
+        }
+        Ok(())
+    }
+
+    /// The meta device gives the same shapes and dtypes, and computes nothing.
+    fn check_meta(&self, feed: &Feed<'_>, real: &Outcome) -> Result<()> {
+        let tracked: Vec<bool> = feed.inputs.iter().map(Input::is_differentiable).collect();
+        let meta = feed.run(&self.meta, &tracked, true).map_err(|e| e.context("on the meta device"))?;
+        let describe = |t: &Tensor| (t.shape().to_vec(), t.dtype());
+        let all = |o: &Outcome| -> Vec<_> {
+            o.gradients.iter().map(|g| g.as_ref().map(describe)).chain([Some(describe(&o.output))]).collect()
+        };
+        if all(&meta) != all(real) {
+            return Err(Error::invalid(format!("the meta device gives {:?}, not {:?}", all(&meta), all(real))));
+        }
+        Ok(())
+    }
+}
+
+impl Feed<'_> {
+    /// Forward and backward on a new tape.
+    fn run(&self, device: &Device, tracked: &[bool], recompute: bool) -> Result<Outcome> {
+        let tape = Tape::with(Options { record: true, recompute, check: false });
+        let inputs = self.inputs.iter().zip(self.values).zip(tracked).map(|((input, values), &tracked)| {
+            let value = place(values, input.dtype(self.dtype), self.place, device)?;
+            Ok(if tracked { tape.leaf(value) } else { tape.constant(value) })
+        });
+        let inputs: Vec<Var<'_>> = inputs.collect::<Result<_>>()?;
+        let output = self.case.run(&inputs)?;
+        let mut gradients = vec![None; inputs.len()];
+        if output.is_tracked() {
+            let dy = place(self.dy, output.dtype(), self.place, device)?;
+            let leaves = tape.backward_from(&[(&output, dy)], &mut Grads::none())?;
+            gradients = inputs.iter().map(|x| leaves.get(x).cloned()).collect();
+        }
+        Ok(Outcome { output: output.value().clone(), gradients })
+    }
+}
+
+/// What a run is fed, and the values that it must give.
+struct Truth {
+    values: Vec<Array<f64>>,
+    dy: Array<f64>,
+    output: Array<Real>,
+    gradients: Vec<Option<Array<Real>>>,
+}
+
+impl Truth {
+    fn of(case: &dyn AnyCase, inputs: &[Input], drawn: &[Array<f64>], dtype: DType, place: Place) -> Self {
+        let values: Vec<_> = drawn.iter().map(|x| place.fit(x)).collect();
+        let real = |(input, x): (&Input, &Array<f64>)| match input.kind {
+            Kind::Float { .. } => x.map(Real::input),
+            _ => x.map(|v| Real { v, rounding: 0.0, storage: 0.0 }),
+        };
+        let reals: Vec<_> = inputs.iter().zip(&values).map(real).collect();
+        let output = case.truth(&reals);
+        let range = Kind::Float { range: [-1.0, 1.0], frozen: true, dtype: None };
+        let dy = place.fit(&draw(&Input { name: "dy", shape: output.shape.clone(), kind: range }, dtype, 99));
+        let gradients = case.gradients(&reals, &dy.map(Real::input).data);
+        Truth { values, dy, output, gradients }
+    }
+}
+
+/// Random values of an input, as the dtype holds them. `stream` tells inputs of one instance apart.
+fn draw(input: &Input, data: DType, stream: u64) -> Array<f64> {
+    let mut counter = 0u64;
+    let mut uniform = || {
+        counter += 1;
+        (hash(stream << 40 | counter) >> 11) as f64 * 2f64.powi(-53)
+    };
+    let mut given = 0;
+    Array::from_fn(&input.shape, |_| match &input.kind {
+        Kind::Float { range: [low, high], dtype, .. } => {
+            let v = (low + (high - low) * uniform()) as f32;
+            dispatch!(any dtype.unwrap_or(data), T => f64::from(T::from_f32(v).to_f32()))
+        }
+        Kind::Ids(n) => (uniform() * *n as f64).floor(),
+        Kind::Integers(values) => {
+            given += 1;
+            f64::from(values[given - 1])
+        }
+        Kind::Mask => uniform().round(),
+    })
+}
+
+/// SplitMix64 (Steele, Lea and Flood 2014).
+fn hash(seed: u64) -> u64 {
+    let mut z = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    z ^ (z >> 31)
+}
+
+impl Bits {
+    fn of(outcome: &Outcome) -> Result<Self> {
+        let all = std::iter::once(Some(&outcome.output)).chain(outcome.gradients.iter().map(Option::as_ref));
+        let bits = |t: &Tensor| Ok(read(t)?.iter().map(|v| v.to_bits()).collect());
+        Ok(Bits(all.map(|t| t.map(bits).transpose()).collect::<Result<_>>()?))
+    }
+}
+
+/// The elements of a tensor in order; f32 holds every value of every dtype but large i32.
+fn read(t: &Tensor) -> Result<Vec<f32>> {
+    dispatch!(any t.dtype(), T => Ok(t.to_vec::<T>()?.into_iter().map(|v| v.to_f32()).collect()))
+}
+
+/// Every element within its tolerance; integers equal.
+fn compare(what: &str, got: &Tensor, want: &Array<Real>, dtype: DType, report: &mut Report) -> Result<()> {
+    if *got.shape() != want.shape[..] {
+        return Err(Error::shape(what, format!("has shape {:?}, not {:?}", got.shape(), want.shape)));
+    }
+    for (i, (&g, w)) in read(got)?.iter().zip(&want.data).enumerate() {
+        let allowed = if got.dtype().is_float() { tolerance(*w, dtype)? } else { 0.0 };
+        let error = (f64::from(g) - w.v).abs();
+        if error > allowed || error.is_nan() || !allowed.is_finite() {
+            let index = index_of(i, &want.shape);
+            let v = w.v;
+            return Err(Error::invalid(format!("{what} at {index:?} is {g:e}, not {v:e} (tolerance {allowed:.2e})")));
+        }
+        if allowed > 0.0 {
+            report.worst = report.worst.max(error / allowed);
+        }
+    }
+    report.values += want.data.len();
+    Ok(())
+}
+
+fn index_of(mut at: usize, shape: &[usize]) -> Vec<usize> {
+    let mut index: Vec<usize> = shape.iter().rev().map(|&d| (at % d, at /= d).0).collect();
+    index.reverse();
+    index
+}
