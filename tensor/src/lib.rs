@@ -21,6 +21,7 @@ pub mod kernel;
 mod layout;
 mod mat;
 pub mod ops;
+pub mod philox;
 mod storage;
 mod tensor;
 
