@@ -4,11 +4,10 @@ use crate::cache::KvCache;
 use crate::config::Config;
 use crate::ctx::Ctx;
 use crate::layers::{Block, Linear, Norm};
-use crate::rope::Rope;
 use crate::sequence::{Batch, Sequence};
 use kinglet_autograd::{Tape, Var, ops};
 use kinglet_quant::{Weight, embed, linear_cross_entropy, linear_cross_entropy_trained};
-use kinglet_tensor::{DType, Device, Error, Result, Tensor};
+use kinglet_tensor::{DType, Device, Error, Result, Tensor, ops as tensor_ops};
 use std::sync::Arc;
 
 /// A causal language model. Immutable, shared by `Arc`.
@@ -20,7 +19,6 @@ pub struct Decoder {
     pub(crate) norm: Norm,
     /// The output projection [vocab, hidden]; `None` where it is the embedding.
     pub(crate) head: Option<Linear>,
-    pub(crate) rope: Rope,
     pub(crate) device: Device,
 }
 
@@ -112,7 +110,20 @@ impl Decoder {
     }
 
     fn sequence(&self, batch: &Batch) -> Result<Sequence> {
-        let (cos, sin) = self.rope.table(&batch.positions, &self.device)?;
+        let (rope, d) = (&self.config.rope, self.config.head_dim);
+        let whole = rope.frequencies(d, batch.len());
+        let (cos, sin) = if rope.depends_on_length() {
+            // Each sequence has frequencies of its own, so that none depends on its neighbours in the batch.
+            let tables = batch.segments.list().iter().map(|s| {
+                let positions = &batch.positions[s.q_start..s.q_start + s.q_len];
+                let f = rope.frequencies(d, s.kv_len);
+                tensor_ops::rope_table(positions, &f.inv_freq, f.attention_factor, &self.device)
+            });
+            let (cos, sin): (Vec<_>, Vec<_>) = tables.collect::<Result<Vec<_>>>()?.into_iter().unzip();
+            (tensor_ops::cat(&cos, 0)?, tensor_ops::cat(&sin, 0)?)
+        } else {
+            tensor_ops::rope_table(&batch.positions, &whole.inv_freq, whole.attention_factor, &self.device)?
+        };
         Ok(Sequence { cos, sin, segments: batch.segments.clone() })
     }
 

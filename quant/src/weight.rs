@@ -1,7 +1,8 @@
 //! The weight of a linear layer, dense or quantised, and its products both ways.
 
-use kinglet_tensor::cpu::{Cpu, Simd};
+use crate::{FourBit, GgufMatrix};
 use kinglet_tensor::cpu::gemm::{Accumulate, Dense, Options, Panels, gemm};
+use kinglet_tensor::cpu::{Cpu, Simd};
 use kinglet_tensor::{DType, Device, Error, Result, Tensor, TensorMut, kernel};
 use std::sync::Arc;
 
@@ -10,6 +11,10 @@ use std::sync::Arc;
 pub enum Weight {
     /// f32, bf16 or f16 elements.
     Dense(Tensor),
+    /// NF4 or FP4 blocks.
+    FourBit(Arc<FourBit>),
+    /// ggml blocks, as a GGUF file has them.
+    Gguf(GgufMatrix),
     /// Any other form.
     Custom(Arc<dyn CustomWeight>),
 }
@@ -43,6 +48,8 @@ impl Weight {
     pub fn out_features(&self) -> usize {
         match self {
             Weight::Dense(w) => w.shape()[0],
+            Weight::FourBit(w) => w.shape()[0],
+            Weight::Gguf(w) => w.shape()[0],
             Weight::Custom(w) => w.out_features(),
         }
     }
@@ -52,6 +59,8 @@ impl Weight {
     pub fn in_features(&self) -> usize {
         match self {
             Weight::Dense(w) => w.shape()[1],
+            Weight::FourBit(w) => w.shape()[1],
+            Weight::Gguf(w) => w.shape()[1],
             Weight::Custom(w) => w.in_features(),
         }
     }
@@ -61,6 +70,8 @@ impl Weight {
     pub fn device(&self) -> &Device {
         match self {
             Weight::Dense(w) => w.device(),
+            Weight::FourBit(w) => w.device(),
+            Weight::Gguf(w) => w.device(),
             Weight::Custom(w) => w.device(),
         }
     }
@@ -75,6 +86,8 @@ impl Weight {
                 let w = w.as_mat("linear")?; // [out, in]
                 Box::new(Dense::new(simd, if direction == Direction::Forward { w.transposed() } else { w }))
             }
+            Weight::FourBit(w) => w.panels(simd, direction)?,
+            Weight::Gguf(w) => w.panels(simd, direction)?,
             Weight::Custom(w) => w.panels(simd, direction),
         })
     }
@@ -113,7 +126,10 @@ impl Weight {
         let (rows, columns) = x.dims2("linear")?;
         if columns != from || out.shape() != [rows, to] {
             let w = format!("weight [{}, {}]", self.out_features(), self.in_features());
-            return Err(Error::shape("linear", format!("x {:?}, {w}, {direction:?}, out {:?}", x.shape(), out.shape())));
+            return Err(Error::shape(
+                "linear",
+                format!("x {:?}, {w}, {direction:?}, out {:?}", x.shape(), out.shape()),
+            ));
         }
         if x.device() != self.device() {
             return Err(Error::device("linear", format!("x on {:?}, weight on {:?}", x.device(), self.device())));

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use half::{bf16, f16};
 use kinglet_tensor::cpu::{Cpu, Level, Simd};
+use kinglet_tensor::{CpuOptions, Device, Tensor};
 use safetensors::{Dtype, SafeTensors};
 
 /// One file of `tests/fixtures/quant`.
@@ -50,6 +51,18 @@ impl Array {
         self.bytes.as_chunks().0.iter().map(|&b| bf16::from_le_bytes(b)).collect()
     }
 
+    /// The same elements in a tensor.
+    pub(crate) fn tensor(&self, device: &Device) -> Tensor {
+        match self.dtype {
+            Dtype::U8 => Tensor::from_slice(&self.bytes, &self.shape, device),
+            Dtype::F32 => Tensor::from_slice(&self.f32(), &self.shape, device),
+            Dtype::BF16 => Tensor::from_slice(&self.bf16(), &self.shape, device),
+            Dtype::F16 => Tensor::from_slice(&self.f16(), &self.shape, device),
+            other => panic!("{other:?}"),
+        }
+        .unwrap()
+    }
+
     pub(crate) fn f16(&self) -> Vec<f16> {
         assert_eq!(self.dtype, Dtype::F16);
         self.bytes.as_chunks().0.iter().map(|&b| f16::from_le_bytes(b)).collect()
@@ -67,6 +80,15 @@ pub(crate) fn cpus() -> Vec<Cpu> {
     let pools = [pool(2), pool(3)];
     let on_pools = |simd| pools.clone().map(|pool| Cpu::on_pool(simd, pool));
     levels().into_iter().flat_map(|simd| [Cpu::single(simd)].into_iter().chain(on_pools(simd))).collect()
+}
+
+/// A device for every SIMD level, with one thread and with three.
+pub(crate) fn devices() -> Vec<Device> {
+    let device = |simd, threads| {
+        let options = CpuOptions { threads: Some(threads), simd: Some(simd), guard: true, ..Default::default() };
+        Device::cpu(options).unwrap()
+    };
+    levels().into_iter().flat_map(|simd| [device(simd, 1), device(simd, 3)]).collect()
 }
 
 /// Asserts that two slices are equal bit for bit.
