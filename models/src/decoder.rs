@@ -6,7 +6,7 @@ use crate::ctx::Ctx;
 use crate::layers::{Block, Linear, Norm};
 use crate::sequence::{Batch, Sequence};
 use kinglet_autograd::{Tape, Var, ops};
-use kinglet_quant::{Weight, embed, linear_cross_entropy, linear_cross_entropy_trained};
+use kinglet_quant::{Weight, embed, linear, linear_trained};
 use kinglet_tensor::{DType, Device, Error, Result, Tensor, ops as tensor_ops};
 use std::sync::Arc;
 
@@ -134,8 +134,8 @@ impl Decoder {
     pub fn logits<'t>(&self, hidden: &Var<'t>, ctx: &Ctx) -> Result<Var<'t>> {
         let logits = match (&self.head, ctx.trained(hidden.tape(), EMBEDDING)?) {
             (Some(head), _) => head.forward(hidden, ctx)?,
-            (None, Some(weight)) => kinglet_quant::linear_trained(hidden, &weight, None)?,
-            (None, None) => kinglet_quant::linear(hidden, &self.embedding, None)?,
+            (None, Some(weight)) => linear_trained(hidden, &weight, None)?,
+            (None, None) => linear(hidden, &self.embedding, None)?,
         };
         ops::cast(&logits, DType::F32)
     }
@@ -154,18 +154,32 @@ impl Decoder {
         ctx: &Ctx,
     ) -> Result<Var<'t>> {
         let hidden = self.hidden(tape, batch, None, ctx)?;
-        let Some(head) = &self.head else {
-            return match ctx.trained(tape, EMBEDDING)? {
-                Some(weight) => linear_cross_entropy_trained(&hidden, &weight, targets, divisor),
-                None => linear_cross_entropy(&hidden, &self.embedding, targets, divisor),
-            };
+        Ok(self.losses(&hidden, targets, divisor, ctx)?.0)
+    }
+
+    /// As [`Decoder::loss`], from rows of [`Decoder::hidden`]; and -log p(target) of each row, 0 where there is no
+    /// target.
+    ///
+    /// # Errors
+    /// When shapes do not fit or a target is not in the vocabulary.
+    pub fn losses<'t>(
+        &self,
+        hidden: &Var<'t>,
+        targets: &Tensor,
+        divisor: f32,
+        ctx: &Ctx,
+    ) -> Result<(Var<'t>, Tensor)> {
+        let tape = hidden.tape();
+        let (name, weight) = match &self.head {
+            Some(head) if !ctx.loras(tape, &head.site)?.is_empty() => {
+                return Err(Error::unsupported("an adapter on the output projection (lm_head)"));
+            }
+            Some(head) => (head.weight_name.as_str(), &head.weight),
+            None => (EMBEDDING, &self.embedding),
         };
-        if !ctx.loras(tape, &head.site)?.is_empty() {
-            return ops::cross_entropy(&self.logits(&hidden, ctx)?, targets, divisor);
-        }
-        match ctx.trained(tape, &head.weight_name)? {
-            Some(weight) => linear_cross_entropy_trained(&hidden, &weight, targets, divisor),
-            None => linear_cross_entropy(&hidden, &head.weight, targets, divisor),
+        match ctx.trained(tape, name)? {
+            Some(weight) => ops::linear_cross_entropy(hidden, &weight, targets, divisor),
+            None => ops::linear_cross_entropy_frozen(hidden, &**weight, targets, divisor),
         }
     }
 }

@@ -145,7 +145,7 @@ fn quantize(site: &str, weight: Weight, quant: QuantOptions) -> Result<Weight> {
         Weight::Custom(_) => return Err(Error::unsupported(format!("{site}: cannot quantise a custom weight"))),
     };
     let quantized = FourBit::quantize(&dense, quant.format, BLOCK, quant.double);
-    quantized.map(Weight::FourBit).map_err(|e| e.context(format!("{site}.weight")))
+    quantized.map(|w| Weight::FourBit(Arc::new(w))).map_err(|e| e.context(format!("{site}.weight")))
 }
 
 /// Tensors in files.
@@ -202,7 +202,7 @@ impl Tensors for Files<'_> {
         {
             let what = format!("{:?} where the configuration asks for {shape:?}", weight.shape());
             return if weight.shape() == shape {
-                Ok(Weight::FourBit(weight))
+                Ok(Weight::FourBit(Arc::new(weight)))
             } else {
                 Err(Error::shape(&format!("tensor {name:?}"), what))
             };
