@@ -3,10 +3,12 @@
 //! Every kernel takes a [`Cpu`]: which SIMD level to use and which threads to run on. Work is cut by
 //! shape only, never by the number of threads, so results do not depend on it.
 
+pub mod attention;
 pub mod gemm;
 pub mod math;
 pub mod reduce;
 mod scratch;
+mod shared;
 mod simd;
 
 pub(crate) use simd::simd;
