@@ -1,160 +1,202 @@
-//! Attention forward and backward, one query or key row at a time.
+//! Scaled dot-product attention over segments, tiled, forward and backward, in f32.
+//!
+//! Activations are `[tokens, heads, head_dim]`, never padded: a [`Segment`] pairs a run of queries with the
+//! run of keys they may see, so packed training rows, prefill and decoding with a cache are one operation.
+//! The forward pass keeps a running maximum and sum a row (online softmax: Milakov and Gimelshein 2018; Dao
+//! et al., "FlashAttention", 2022), the backward pass recomputes probabilities from the stored log-sum-exp:
+//! memory grows with the number of tokens, never with its square.
+//!
+//! Bits: keys are taken in tiles of [`KV_TILE`] counted from the segment's first key, so a query's result
+//! depends on its own segment alone and is the same in prefill and with a cache, on any number of threads
+//! and at any SIMD level.
 
-use super::{Cpu, math, reduce};
+mod backward;
+mod forward;
+#[cfg(test)]
+mod tests;
 
-/// Which keys of its segment a query sees. The last query of a segment stands at its last key.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Mask {
-    /// Those up to its own place.
-    Causal,
-    /// All.
-    Full,
-    /// Of those up to its own place the last `n`.
-    Window(usize),
-}
+pub use backward::{Gradients, backward};
+pub use forward::forward;
 
-/// Query rows that see key rows, and nothing else.
+use std::ops::Range;
+
+use crate::{Error, Result};
+
+/// Keys a tile: a whole number of tiles of every micro-kernel, in rows as well as in columns.
+pub const KV_TILE: usize = 96;
+
+/// Rows (queries times heads of a group) that share a packed tile of keys, about.
+const ROWS: usize = 224;
+
+/// Queries `q_start .. q_start + q_len` see keys of `kv_start .. kv_start + kv_len`. The last query stands
+/// at the last key: query i is at position i + kv_len - q_len of the segment's keys.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Segment {
-    /// The first query row.
+    /// First query, a token index of q.
     pub q_start: usize,
-    /// How many query rows.
+    /// Number of queries.
     pub q_len: usize,
-    /// The first key row.
+    /// First key, a token index of k and v.
     pub kv_start: usize,
-    /// How many key rows.
+    /// Number of keys.
     pub kv_len: usize,
 }
 
+/// Which keys of its segment a query at position p sees.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Mask {
+    /// Keys j <= p.
+    Causal,
+    /// All.
+    Full,
+    /// Keys p - n < j <= p: the last n, itself among them (`sliding_window` of transformers).
+    Window(usize),
+}
+
+/// The fixed side of an attention layer.
+#[derive(Clone, Copy, Debug)]
+pub struct Attention {
+    /// Query heads.
+    pub heads: usize,
+    /// Key and value heads; query head h uses head h / (heads / kv_heads).
+    pub kv_heads: usize,
+    /// Elements of one head.
+    pub head_dim: usize,
+    /// Factor of the scores, usually 1 / sqrt(head_dim).
+    pub scale: f32,
+    /// Who sees whom.
+    pub mask: Mask,
+}
+
 impl Segment {
-    /// The key rows that query row `q` of this segment sees.
-    fn keys(&self, q: usize, mask: Mask) -> std::ops::Range<usize> {
-        let place = self.kv_start + self.kv_len - self.q_len.min(self.kv_len) + (q - self.q_start);
+    /// The keys, counted from `kv_start`, that query `i` of the segment sees. Both ends grow with i.
+    fn visible(&self, mask: Mask, i: usize) -> Range<usize> {
+        // One past the query's own position; 0 for queries before the first key.
+        let past = (i + 1 + self.kv_len).saturating_sub(self.q_len);
         match mask {
-            Mask::Full => self.kv_start..self.kv_start + self.kv_len,
-            Mask::Causal => self.kv_start..place + 1,
-            Mask::Window(n) => self.kv_start.max((place + 1).saturating_sub(n))..place + 1,
+            Mask::Full => 0..self.kv_len,
+            Mask::Causal => 0..past,
+            Mask::Window(n) => past.saturating_sub(n)..past,
         }
     }
 }
 
-/// The sizes of q [tokens, heads, width] and of k and v [entries, kv_heads, width].
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Shape {
-    pub(crate) tokens: usize,
-    pub(crate) heads: usize,
-    pub(crate) entries: usize,
-    pub(crate) kv_heads: usize,
-    pub(crate) width: usize,
+/// Queries of one segment that a task works on, with all heads of one key head.
+#[derive(Clone, Copy)]
+struct Block {
+    segment: Segment,
+    kv_head: usize,
+    /// First query of the segment.
+    first: usize,
+    /// Number of queries.
+    len: usize,
 }
 
-impl Shape {
-    fn q(&self, token: usize, head: usize) -> std::ops::Range<usize> {
-        let start = (token * self.heads + head) * self.width;
-        start..start + self.width
-    }
+/// One tile of keys and the rows of a block that see some of it.
+struct Tile {
+    /// Keys, counted from the segment's first.
+    keys: Range<usize>,
+    /// Rows of the block (query-major, then heads of the group).
+    rows: Range<usize>,
+}
 
-    fn kv(&self, entry: usize, head: usize) -> std::ops::Range<usize> {
-        let start = (entry * self.kv_heads + head) * self.width;
-        start..start + self.width
-    }
-
+impl Attention {
     fn group(&self) -> usize {
         self.heads / self.kv_heads
     }
-}
 
-fn segment_of(segments: &[Segment], token: usize) -> &Segment {
-    &segments[segments.partition_point(|s| s.q_start + s.q_len <= token)]
-}
+    /// Queries a block.
+    fn block_len(&self) -> usize {
+        (ROWS / self.group()).max(1)
+    }
 
-#[allow(clippy::too_many_arguments)]
-pub(crate) fn forward(
-    cpu: &Cpu,
-    shape: Shape,
-    segments: &[Segment],
-    mask: Mask,
-    scale: f32,
-    [q, k, v]: [&[f32]; 3],
-    out: &mut [f32],
-    lse: &mut [f32],
-) {
-    let (simd, row) = (cpu.simd(), shape.heads * shape.width);
-    let attend = |token: usize, head: usize, out: &mut [f32]| {
-        let keys = segment_of(segments, token).keys(token, mask);
-        let (q, kv_head) = (&q[shape.q(token, head)], head / shape.group());
-        let scores: Vec<f32> = keys.clone().map(|j| scale * reduce::dot(simd, q, &k[shape.kv(j, kv_head)])).collect();
-        let max = reduce::max(simd, &scores);
-        let weights: Vec<f32> = scores.iter().map(|s| math::exp(s - max)).collect();
-        let sum = reduce::sum(simd, &weights);
-        out.fill(0.0);
-        for (j, weight) in keys.zip(&weights) {
-            reduce::axpy(simd, weight / sum, &v[shape.kv(j, kv_head)], out);
-        }
-        max + math::log(sum)
-    };
-    cpu.chunks(lse, shape.heads, |token, lse| {
-        let mut scratch = vec![0.0; shape.width];
-        for (head, lse) in lse.iter_mut().enumerate() {
-            *lse = attend(token, head, &mut scratch);
-        }
-    });
-    cpu.chunks(out, row, |token, out| {
-        for (head, out) in out.chunks_exact_mut(shape.width).enumerate() {
-            attend(token, head, out);
-        }
-    });
-}
-
-#[allow(clippy::too_many_arguments)]
-pub(crate) fn backward(
-    cpu: &Cpu,
-    shape: Shape,
-    segments: &[Segment],
-    mask: Mask,
-    scale: f32,
-    [q, k, v]: [&[f32]; 3],
-    d_out: &[f32],
-    out: &[f32],
-    lse: &[f32],
-    [dq, dk, dv]: [&mut [f32]; 3],
-) {
-    let simd = cpu.simd();
-    // The probability of key j for a query, and the gradient of its score.
-    let score = |token: usize, head: usize, j: usize| {
-        let (at, kv) = (shape.q(token, head), shape.kv(j, head / shape.group()));
-        let p = math::exp(scale * reduce::dot(simd, &q[at.clone()], &k[kv.clone()]) - lse[token * shape.heads + head]);
-        let delta = reduce::dot(simd, &d_out[at.clone()], &out[at.clone()]);
-        (p, p * (reduce::dot(simd, &d_out[at], &v[kv]) - delta) * scale)
-    };
-    cpu.chunks(dq, shape.heads * shape.width, |token, dq| {
-        for (head, dq) in dq.chunks_exact_mut(shape.width).enumerate() {
-            dq.fill(0.0);
-            for j in segment_of(segments, token).keys(token, mask) {
-                reduce::axpy(simd, score(token, head, j).1, &k[shape.kv(j, head / shape.group())], dq);
+    /// All blocks, those with the most keys first within a segment: the long tasks should not come last.
+    fn blocks(&self, segments: &[Segment], len: impl Fn(&Segment) -> usize) -> Vec<Block> {
+        let mut blocks = Vec::new();
+        for &segment in segments {
+            let step = len(&segment);
+            for first in (0..segment.q_len).step_by(step).rev() {
+                let len = step.min(segment.q_len - first);
+                blocks.extend((0..self.kv_heads).map(|kv_head| Block { segment, kv_head, first, len }));
             }
         }
-    });
-    // Every (query, head) that sees key row j, in order.
-    let seen = |j: usize, kv_head: usize, f: &mut dyn FnMut(usize, usize)| {
-        for s in segments.iter().filter(|s| (s.kv_start..s.kv_start + s.kv_len).contains(&j)) {
-            for token in (s.q_start..s.q_start + s.q_len).filter(|&t| s.keys(t, mask).contains(&j)) {
-                (kv_head * shape.group()..(kv_head + 1) * shape.group()).for_each(|head| f(token, head));
+        blocks
+    }
+
+    /// The tiles of keys that some query of the block sees, in order.
+    fn tiles(&self, block: Block) -> impl Iterator<Item = Tile> {
+        let Block { segment, first, len, .. } = block;
+        let (mask, group) = (self.mask, self.group());
+        let see = move |i: usize| segment.visible(mask, i);
+        let (start, end) = (see(first).start / KV_TILE, see(first + len - 1).end.div_ceil(KV_TILE));
+        (start..end).filter_map(move |tile| {
+            let keys = tile * KV_TILE..segment.kv_len.min((tile + 1) * KV_TILE);
+            let mut queries = first..first + len;
+            let from = queries.find(|&i| see(i).end > keys.start && !see(i).is_empty())?;
+            let to = (from..first + len).rfind(|&i| see(i).start < keys.end && !see(i).is_empty())?;
+            Some(Tile { keys, rows: (from - first) * group..(to + 1 - first) * group })
+        })
+    }
+
+    /// For each row from `rows.start` on, which columns of the tile it sees.
+    fn bounds(&self, block: Block, tile: &Tile, rows: Range<usize>, out: &mut Vec<[u32; 2]>) {
+        out.clear();
+        out.extend(rows.map(|row| {
+            let seen = block.segment.visible(self.mask, block.first + row / self.group());
+            let column = |key: usize| key.clamp(tile.keys.start, tile.keys.end) - tile.keys.start;
+            [column(seen.start) as u32, column(seen.end) as u32]
+        }));
+    }
+
+    /// Offset of a token's first head of the block's group in q, out and their gradients.
+    fn q_at(&self, block: Block, query: usize) -> usize {
+        let token = block.segment.q_start + block.first + query;
+        (token * self.heads + block.kv_head * self.group()) * self.head_dim
+    }
+
+    /// Offset of a key of the block's segment and head in k, v and their gradients.
+    fn kv_at(&self, block: Block, key: usize) -> usize {
+        ((block.segment.kv_start + key) * self.kv_heads + block.kv_head) * self.head_dim
+    }
+
+    /// Distance between keys of one head.
+    fn kv_stride(&self) -> usize {
+        self.kv_heads * self.head_dim
+    }
+
+    /// Copies the block's rows out of `[tokens, heads, head_dim]`: `[query][head of the group][head_dim]`.
+    fn gather(&self, block: Block, x: &[f32], rows: &mut [f32]) {
+        let width = self.group() * self.head_dim;
+        for (i, row) in rows.chunks_exact_mut(width).enumerate().take(block.len) {
+            let at = self.q_at(block, i);
+            row.copy_from_slice(&x[at..at + width]);
+        }
+    }
+
+    /// Checks sizes and segments; returns the tokens of q and of k.
+    fn check(&self, segments: &[Segment], q: usize, k: usize, v: usize) -> Result<(usize, usize)> {
+        let Attention { heads, kv_heads, head_dim, .. } = *self;
+        let fail = |detail: String| Err(Error::shape("attention", detail));
+        if kv_heads == 0 || heads == 0 || head_dim == 0 || !heads.is_multiple_of(kv_heads) {
+            return fail(format!("{heads} heads over {kv_heads} key heads of {head_dim}"));
+        }
+        let (q_width, kv_width) = (heads * head_dim, kv_heads * head_dim);
+        if !q.is_multiple_of(q_width) || !k.is_multiple_of(kv_width) || k != v {
+            return fail(format!("q, k, v of {q}, {k}, {v} elements for rows of {q_width}, {kv_width}"));
+        }
+        let (tq, tkv) = (q / q_width, k / kv_width);
+        let inside = |start: usize, len: usize, tokens: usize| start <= tokens && len <= tokens - start;
+        let mut past = 0;
+        for segment in segments {
+            let Segment { q_start, q_len, kv_start, kv_len } = *segment;
+            if !inside(q_start, q_len, tq) || !inside(kv_start, kv_len, tkv) {
+                return fail(format!("{segment:?} lies outside {tq} queries and {tkv} keys"));
             }
+            if q_start < past {
+                return fail(format!("the queries of {segment:?} overlap or come before the last segment's"));
+            }
+            past = q_start + q_len;
         }
-    };
-    let len = shape.kv_heads * shape.width;
-    cpu.chunks2((dk, len), (dv, len), |j, dk, dv| {
-        let rows = dk.chunks_exact_mut(shape.width).zip(dv.chunks_exact_mut(shape.width));
-        for (kv_head, (dk, dv)) in rows.enumerate() {
-            dk.fill(0.0);
-            dv.fill(0.0);
-            seen(j, kv_head, &mut |token, head| {
-                let (p, ds) = score(token, head, j);
-                reduce::axpy(simd, ds, &q[shape.q(token, head)], dk);
-                reduce::axpy(simd, p, &d_out[shape.q(token, head)], dv);
-            });
-        }
-    });
-    debug_assert_eq!((dk.len(), dq.len()), (shape.entries * len, shape.tokens * shape.heads * shape.width));
+        Ok((tq, tkv))
+    }
 }

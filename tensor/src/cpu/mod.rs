@@ -12,6 +12,7 @@ pub mod math;
 pub mod nf4;
 pub mod reduce;
 mod scratch;
+mod shared;
 mod simd;
 
 pub(crate) use simd::simd;

@@ -2,7 +2,7 @@
 //! decoding and encoders, which differ in their segments and mask only.
 
 use crate::cpu::Cpu;
-use crate::cpu::attention::{self, Mask, Segment, Shape};
+use crate::cpu::attention::{self, Attention, Gradients, Mask, Segment};
 use crate::{DType, Error, Result, Tensor, TensorMut, kernel, same_device};
 use std::sync::Arc;
 
@@ -191,24 +191,21 @@ fn check(q: &Tensor, kv: KvView<'_>, segments: &Segments, mask: Mask) -> Result<
     Ok(())
 }
 
-fn shape(q: &Tensor, kv: KvView<'_>) -> Result<Shape> {
-    let ((tokens, heads, width), (entries, kv_heads, _)) = (q.dims3("attention")?, kv.k.dims3("attention")?);
-    Ok(Shape { tokens, heads, entries, kv_heads, width })
+fn attention_of(q: &Tensor, kv: KvView<'_>, mask: Mask, scale: f32) -> Result<Attention> {
+    let ((_, heads, head_dim), (_, kv_heads, _)) = (q.dims3("attention")?, kv.k.dims3("attention")?);
+    Ok(Attention { heads, kv_heads, head_dim, scale, mask })
 }
 
 fn forward_cpu(cpu: &Cpu, mut args: Forward<'_>) -> Result<()> {
-    let shape = shape(args.q, args.kv)?;
+    let of = attention_of(args.q, args.kv, args.mask, args.scale)?;
     let (q, k, v) = (args.q.as_slice()?, args.kv.k.as_slice()?, args.kv.v.as_slice()?);
-    let (out, lse) = (args.out.as_mut_slice()?, args.lse.as_mut_slice()?);
-    attention::forward(cpu, shape, args.segments, args.mask, args.scale, [q, k, v], out, lse);
-    Ok(())
+    attention::forward(cpu, &of, args.segments, q, k, v, args.out.as_mut_slice()?, args.lse.as_mut_slice()?)
 }
 
 fn backward_cpu(cpu: &Cpu, mut args: Backward<'_>) -> Result<()> {
-    let shape = shape(args.q, args.kv)?;
+    let of = attention_of(args.q, args.kv, args.mask, args.scale)?;
     let (q, k, v) = (args.q.as_slice()?, args.kv.k.as_slice()?, args.kv.v.as_slice()?);
-    let (d_out, out, lse) = (args.d_out.as_slice()?, args.out.as_slice()?, args.lse.as_slice()?);
-    let grads = [args.dq.as_mut_slice()?, args.dk.as_mut_slice()?, args.dv.as_mut_slice()?];
-    attention::backward(cpu, shape, args.segments, args.mask, args.scale, [q, k, v], d_out, out, lse, grads);
-    Ok(())
+    let (out, lse, d_out) = (args.out.as_slice()?, args.lse.as_slice()?, args.d_out.as_slice()?);
+    let (dq, dk, dv) = (args.dq.as_mut_slice()?, args.dk.as_mut_slice()?, args.dv.as_mut_slice()?);
+    attention::backward(cpu, &of, args.segments, q, k, v, out, lse, d_out, Gradients { q: dq, k: dk, v: dv })
 }

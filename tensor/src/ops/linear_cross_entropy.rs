@@ -75,28 +75,17 @@ pub trait Projection: Sync {
     fn to_hidden(&self, simd: Simd) -> Result<Box<dyn Panels + '_>>;
 }
 
-/// A contiguous matrix of a float dtype.
+/// A matrix of a float dtype.
 impl Projection for Tensor {
     fn dims(&self) -> Result<(usize, usize)> {
         self.dims2("output projection")
     }
     fn to_logits(&self, simd: Simd) -> Result<Box<dyn Panels + '_>> {
-        Ok(Box::new(Dense::new(simd, matrix(self)?.transposed())))
+        Ok(Box::new(Dense::new(simd, self.as_mat("output projection")?.transposed())))
     }
     fn to_hidden(&self, simd: Simd) -> Result<Box<dyn Panels + '_>> {
-        Ok(Box::new(Dense::new(simd, matrix(self)?)))
+        Ok(Box::new(Dense::new(simd, self.as_mat("output projection")?)))
     }
-}
-
-fn matrix(weight: &Tensor) -> Result<Mat<'_>> {
-    let (rows, cols) = weight.dims()?;
-    let elems = match weight.dtype() {
-        DType::F32 => Elems::F32(weight.as_slice()?),
-        DType::BF16 => Elems::Bf16(weight.as_slice()?),
-        DType::F16 => Elems::F16(weight.as_slice()?),
-        other => return Err(Error::dtype("output projection", format!("a weight of {other}"))),
-    };
-    Mat::row_major(elems, rows, cols)
 }
 
 /// The sum of -log softmax(`hidden` · `weight`ᵀ)\[target\] over the rows that have a target, over `divisor`; and the
