@@ -67,7 +67,7 @@ pub(crate) fn larger(a: f32, b: f32) -> f32 {
 }
 
 simd! {
-    /// The sum of a[i] b[i], in fused steps.
+    /// The sum of `a[i] b[i]`, in fused steps.
     pub fn dot(a: &[f32], b: &[f32]) -> f32 {
         dot_body(a, b)
     }
@@ -92,12 +92,12 @@ simd! {
         fold(acc, |a, b| a + b)
     }
 
-    /// The sum of x[i]^2.
+    /// The sum of `x[i]^2`.
     pub fn sum_sq(x: &[f32]) -> f32 {
         dot_body(x, x)
     }
 
-    /// The sum of x[i]^2, added up in f64 (where each square is exact).
+    /// The sum of `x[i]^2`, added up in f64 (where each square is exact).
     pub fn sum_sq_f64(x: &[f32]) -> f64 {
         let acc = lanes(x, 0.0, 0.0f64, |acc, x| {
             for i in 0..LANES {
@@ -117,7 +117,7 @@ simd! {
         fold(acc, larger)
     }
 
-    /// y[i] += alpha x[i], in fused steps.
+    /// `y[i] += alpha x[i]`, in fused steps.
     pub fn axpy(alpha: f32, x: &[f32], y: &mut [f32]) {
         for (x, y) in x.iter().zip(y) {
             *y = alpha.mul_add(*x, *y);

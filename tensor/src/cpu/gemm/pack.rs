@@ -5,7 +5,9 @@ use std::ops::Range;
 use half::{bf16, f16};
 
 use super::{Elems, Mat, Panels};
-use crate::cpu::{Level, Simd, simd};
+#[cfg(target_arch = "x86_64")]
+use crate::cpu::Level;
+use crate::cpu::{Simd, simd};
 
 /// A stored element that widens to f32 exactly, without branches.
 trait Element: Copy {
