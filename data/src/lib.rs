@@ -4,6 +4,7 @@
 //! The way of a row: [`Dataset`] reads it, [`Encoder`] renders it through the [`ChatTemplate`],
 //! tokenizes it with the [`Tokenizer`] and marks its targets, [`Batches`] groups it with others.
 #![forbid(unsafe_code)]
+#![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod batch;
 pub mod dataset;

@@ -9,7 +9,7 @@ use std::path::Path;
 
 use kinglet_tensor::{Error, Result};
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::Serde;
+use minijinja::value::{Serde, ValueKind};
 use minijinja::{AutoEscape, Environment, ErrorKind};
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -252,10 +252,22 @@ fn environment() -> Environment<'static> {
     environment.set_fuel(Some(FUEL));
     environment.set_recursion_limit(RECURSION_LIMIT);
     environment.add_filter("tojson", json::tojson);
+    environment.add_test("iterable", is_iterable);
+    environment.add_test("sequence", is_sequence);
     environment.add_function("raise_exception", |message: String| -> Result<String, minijinja::Error> {
         Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
     });
     environment
+}
+
+/// Python can iterate over anything but numbers and None; minijinja also over none.
+fn is_iterable(value: &minijinja::Value) -> bool {
+    !value.is_none() && value.try_iter().is_ok()
+}
+
+/// Python's texts and dicts are sequences too: they have a length and items.
+fn is_sequence(value: &minijinja::Value) -> bool {
+    matches!(value.kind(), ValueKind::Undefined | ValueKind::String | ValueKind::Seq | ValueKind::Map)
 }
 
 /// The (name, source) pairs of a `chat_template` value.
