@@ -14,6 +14,8 @@ use minijinja::{AutoEscape, Environment, ErrorKind};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
+use crate::read::read_at_most;
+
 /// The largest template that is read, in bytes.
 const MAX_TEMPLATE_BYTES: usize = 1 << 20;
 /// The longest text that a template may make, in bytes.
@@ -134,8 +136,9 @@ impl ChatTemplate {
     /// A file that cannot be read or does not parse.
     pub fn from_file(path: &Path, special_tokens: &SpecialTokens) -> Result<Self> {
         let origin = path.display().to_string();
-        let source = std::fs::read_to_string(path).map_err(|e| Error::io(&origin, e))?;
-        Self::new(&source, &origin, special_tokens)
+        let bytes = read_at_most(path, MAX_TEMPLATE_BYTES)?;
+        let source = std::str::from_utf8(&bytes).map_err(|e| Error::invalid(e).context(&origin))?;
+        Self::new(source, &origin, special_tokens)
     }
 
     /// Compiles the value of `chat_template` in `tokenizer_config.json`: a text, or a list of
