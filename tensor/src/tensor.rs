@@ -397,7 +397,7 @@ impl Tensor {
         if !self.is_contiguous() {
             return Err(Error::shape("read", format!("{:?} is not contiguous", self.layout)));
         }
-        let start = self.layout.offset();
+        let start = if self.is_empty() { 0 } else { self.layout.offset() };
         Ok(&self.span::<T>()?[start..start + self.len()])
     }
 

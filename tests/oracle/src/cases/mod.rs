@@ -1,7 +1,17 @@
 //! One file an op: its truth, its shapes, how it runs.
 
+pub mod attention;
 pub mod binary;
 pub mod copy;
+pub mod cross_entropy;
+pub mod dropout;
+pub mod embedding;
+pub mod layer_norm;
+pub mod linear_cross_entropy;
+pub mod rms_norm;
+pub mod rope;
+pub mod scale;
+pub mod swiglu;
 
 use crate::case::{AnyCase, boxed};
 
@@ -10,8 +20,18 @@ use crate::case::{AnyCase, boxed};
 macro_rules! for_each_case {
     ($callback:ident) => {
         $callback! {
+            attention: Attention;
             binary: Binary;
             copy: Copy;
+            cross_entropy: CrossEntropy;
+            dropout: Dropout;
+            embedding: Embedding;
+            layer_norm: LayerNorm;
+            linear_cross_entropy: LinearCrossEntropy, FrozenLinearCrossEntropy, TokenLosses, Logits;
+            rms_norm: RmsNorm;
+            rope: Rope;
+            scale: Scale, AddScaled;
+            swiglu: Swiglu;
         }
     };
 }
