@@ -53,7 +53,9 @@ def padded(rows: list[tuple[torch.Tensor, torch.Tensor]], pad: int) -> dict[str,
 
 @torch.no_grad()
 def exact_match(model, tokenizer, rows: list[dict], max_new_tokens: int) -> tuple[float, list[str]]:
-    model.eval()
+    # Not model.eval(): there is no dropout here, and in eval mode bitsandbytes 0.50 repacks the weights on the CPU for a
+    # bf16 kernel that has no gradient, so that the training after it would be wrong.
+    model.train()
     answers = []
     for row in rows:
         messages = alpaca_messages(row)[:1]

@@ -5,6 +5,9 @@
 //! that ends the turn. A token that lies across the start of an answer holds some of the answer and is
 //! a target.
 
+#[cfg(test)]
+mod tests;
+
 use kinglet_tensor::{Error, Result};
 use serde_json::Value;
 
@@ -292,13 +295,9 @@ impl<'a> Encoder<'a> {
     }
 
     /// The index of the token that ends a turn: a special token right after the turn's text, with
-    /// nothing but white space between; after tool calls, the last special token of the turn.
+    /// nothing but white space between.
     fn end_token(&self, text: &str, tokens: &[Span], turn: Turn) -> Option<usize> {
         let ends = |token: &Span| self.tokenizer.is_special(token.id) || self.tokenizer.eos_ids().contains(&token.id);
-        if let Some(tools_end) = turn.tools_end {
-            let in_turn = |token: &Span| token.start >= turn.start && token.end <= tools_end;
-            return tokens.iter().rposition(|token| in_turn(token) && ends(token));
-        }
         let index = tokens.iter().position(|token| token.start >= turn.text_end && ends(token))?;
         text[turn.text_end..tokens[index].start].trim().is_empty().then_some(index)
     }

@@ -12,6 +12,8 @@ mod formats;
 pub mod packing;
 pub mod philox;
 pub mod template;
+#[cfg(test)]
+mod testing;
 pub mod tokenizer;
 mod turns;
 

@@ -14,10 +14,8 @@ use crate::template::{ChatTemplate, Message, RenderOptions};
 pub(crate) struct Turn {
     /// Where generation of the turn begins.
     pub(crate) start: usize,
-    /// Where the turn's text ends; its end token comes after it.
+    /// Where what the assistant says ends, tool calls included; the turn's end token comes after it.
     pub(crate) text_end: usize,
-    /// For a turn with tool calls: where the turn ends. Its end token is the last one before that.
-    pub(crate) tools_end: Option<usize>,
 }
 
 /// A chat and its template.
@@ -37,22 +35,16 @@ impl<'a> RenderedChat<'a> {
 
     /// The place of assistant message `index`.
     pub(crate) fn turn(&self, index: usize) -> Result<Turn> {
-        let message = &self.messages[index];
-        let (head, text_end) = match message.content() {
-            Some(_) => self.around_text(index)?,
-            None => (None, self.text.len()),
-        };
+        let (head, text_end) = self.around_text(index)?;
         let start = match (index, head) {
             // No template renders an empty chat, so an opening assistant message starts with its text.
             (0, Some(head)) => head,
             _ => self.prompt_end(index)?,
         };
-        let tools_end = message.has_tool_calls().then(|| self.turn_end(index)).transpose()?;
-        let text_end = tools_end.unwrap_or(text_end);
         if start > text_end {
             return Err(self.error(index, "its prompt reaches beyond its text"));
         }
-        Ok(Turn { start, text_end, tools_end })
+        Ok(Turn { start, text_end })
     }
 
     /// The length of the prompt for message `index`, which must be a prefix of the chat.
@@ -65,11 +57,14 @@ impl<'a> RenderedChat<'a> {
     }
 
     /// Where the text of message `index` starts (if what goes before does not depend on the text) and
-    /// ends: everything around a marker in its place.
+    /// ends: everything around a marker in its place. Tool calls are part of what the marker replaces.
     fn around_text(&self, index: usize) -> Result<(Option<usize>, usize)> {
         let marker = unused_marker(&self.text);
         let mut messages = self.messages.to_vec();
-        messages[index] = messages[index].with_content(&marker);
+        messages[index] = match messages[index].has_tool_calls() {
+            true => Message::new(messages[index].role(), &marker),
+            false => messages[index].with_content(&marker),
+        };
         let probe = render(self.template, &messages, self.tools, false)?;
         let mut parts = probe.split(&marker);
         let (Some(head), Some(tail), None) = (parts.next(), parts.next(), parts.next()) else {
@@ -80,13 +75,6 @@ impl<'a> RenderedChat<'a> {
         }
         let head = self.text.starts_with(head).then_some(head.len());
         Ok((head, self.text.len() - tail.len()))
-    }
-
-    /// Where message `index` ends: as far as the chat up to it agrees with the whole chat.
-    fn turn_end(&self, index: usize) -> Result<usize> {
-        let upto = render(self.template, &self.messages[..=index], self.tools, false)?;
-        let common = upto.bytes().zip(self.text.bytes()).take_while(|(a, b)| a == b).count();
-        Ok((0..=common).rev().find(|&end| self.text.is_char_boundary(end)).unwrap_or(0))
     }
 
     fn error(&self, index: usize, why: &str) -> Error {

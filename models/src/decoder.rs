@@ -4,11 +4,10 @@ use crate::cache::KvCache;
 use crate::config::Config;
 use crate::ctx::Ctx;
 use crate::layers::{Block, Linear, Norm};
-use crate::rope::Rope;
 use crate::sequence::{Batch, Sequence};
 use kinglet_autograd::{Tape, Var, ops};
-use kinglet_quant::{Weight, embed, linear_cross_entropy, linear_cross_entropy_trained};
-use kinglet_tensor::{DType, Device, Error, Result, Tensor};
+use kinglet_quant::{Weight, embed, linear, linear_trained};
+use kinglet_tensor::{DType, Device, Error, Result, Tensor, ops as tensor_ops};
 use std::sync::Arc;
 
 /// A causal language model. Immutable, shared by `Arc`.
@@ -20,7 +19,6 @@ pub struct Decoder {
     pub(crate) norm: Norm,
     /// The output projection [vocab, hidden]; `None` where it is the embedding.
     pub(crate) head: Option<Linear>,
-    pub(crate) rope: Rope,
     pub(crate) device: Device,
 }
 
@@ -112,7 +110,20 @@ impl Decoder {
     }
 
     fn sequence(&self, batch: &Batch) -> Result<Sequence> {
-        let (cos, sin) = self.rope.table(&batch.positions, &self.device)?;
+        let (rope, d) = (&self.config.rope, self.config.head_dim);
+        let whole = rope.frequencies(d, batch.len());
+        let (cos, sin) = if rope.depends_on_length() {
+            // Each sequence has frequencies of its own, so that none depends on its neighbours in the batch.
+            let tables = batch.segments.list().iter().map(|s| {
+                let positions = &batch.positions[s.q_start..s.q_start + s.q_len];
+                let f = rope.frequencies(d, s.kv_len);
+                tensor_ops::rope_table(positions, &f.inv_freq, f.attention_factor, &self.device)
+            });
+            let (cos, sin): (Vec<_>, Vec<_>) = tables.collect::<Result<Vec<_>>>()?.into_iter().unzip();
+            (tensor_ops::cat(&cos, 0)?, tensor_ops::cat(&sin, 0)?)
+        } else {
+            tensor_ops::rope_table(&batch.positions, &whole.inv_freq, whole.attention_factor, &self.device)?
+        };
         Ok(Sequence { cos, sin, segments: batch.segments.clone() })
     }
 
@@ -123,8 +134,8 @@ impl Decoder {
     pub fn logits<'t>(&self, hidden: &Var<'t>, ctx: &Ctx) -> Result<Var<'t>> {
         let logits = match (&self.head, ctx.trained(hidden.tape(), EMBEDDING)?) {
             (Some(head), _) => head.forward(hidden, ctx)?,
-            (None, Some(weight)) => kinglet_quant::linear_trained(hidden, &weight, None)?,
-            (None, None) => kinglet_quant::linear(hidden, &self.embedding, None)?,
+            (None, Some(weight)) => linear_trained(hidden, &weight, None)?,
+            (None, None) => linear(hidden, &self.embedding, None)?,
         };
         ops::cast(&logits, DType::F32)
     }
@@ -143,18 +154,32 @@ impl Decoder {
         ctx: &Ctx,
     ) -> Result<Var<'t>> {
         let hidden = self.hidden(tape, batch, None, ctx)?;
-        let Some(head) = &self.head else {
-            return match ctx.trained(tape, EMBEDDING)? {
-                Some(weight) => linear_cross_entropy_trained(&hidden, &weight, targets, divisor),
-                None => linear_cross_entropy(&hidden, &self.embedding, targets, divisor),
-            };
+        Ok(self.losses(&hidden, targets, divisor, ctx)?.0)
+    }
+
+    /// As [`Decoder::loss`], from rows of [`Decoder::hidden`]; and -log p(target) of each row, 0 where there is no
+    /// target.
+    ///
+    /// # Errors
+    /// When shapes do not fit or a target is not in the vocabulary.
+    pub fn losses<'t>(
+        &self,
+        hidden: &Var<'t>,
+        targets: &Tensor,
+        divisor: f32,
+        ctx: &Ctx,
+    ) -> Result<(Var<'t>, Tensor)> {
+        let tape = hidden.tape();
+        let (name, weight) = match &self.head {
+            Some(head) if !ctx.loras(tape, &head.site)?.is_empty() => {
+                return Err(Error::unsupported("an adapter on the output projection (lm_head)"));
+            }
+            Some(head) => (head.weight_name.as_str(), &head.weight),
+            None => (EMBEDDING, &self.embedding),
         };
-        if !ctx.loras(tape, &head.site)?.is_empty() {
-            return ops::cross_entropy(&self.logits(&hidden, ctx)?, targets, divisor);
-        }
-        match ctx.trained(tape, &head.weight_name)? {
-            Some(weight) => linear_cross_entropy_trained(&hidden, &weight, targets, divisor),
-            None => linear_cross_entropy(&hidden, &head.weight, targets, divisor),
+        match ctx.trained(tape, name)? {
+            Some(weight) => ops::linear_cross_entropy(hidden, &weight, targets, divisor),
+            None => ops::linear_cross_entropy_frozen(hidden, &**weight, targets, divisor),
         }
     }
 }

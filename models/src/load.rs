@@ -4,7 +4,7 @@ use crate::config::Config;
 use crate::ctx::Site;
 use crate::decoder::{Decoder, EMBEDDING};
 use crate::layers::{Attention, Block, Linear, Mlp, Norm};
-use crate::{Entry, StoredType, WeightFiles, names};
+use crate::{Entry, Source, SourceTensor, StoredType};
 use kinglet_quant::{FourBit, GgufMatrix, RowOrder, Weight, bnb, ggml, nf4};
 use kinglet_tensor::ops::Mask;
 use kinglet_tensor::philox::Key;
@@ -41,16 +41,15 @@ trait Tensors {
 }
 
 impl Decoder {
-    /// The model of `config` in `files`, whose names are Hugging Face's or, with `gguf`, GGUF's. Weights stay in the
-    /// mapped files; only what is quantised or cannot be used as it lies is copied, tensor by tensor.
+    /// The model of `source`. Weights stay in the mapped files; only what is quantised or cannot be used as it lies is
+    /// copied, tensor by tensor.
     ///
     /// # Errors
     /// When a tensor is missing, has another shape than the configuration asks, or a type that cannot be used; the
     /// error names it.
-    pub fn load(config: Config, files: &WeightFiles, gguf: bool, options: &LoadOptions) -> Result<Self> {
-        let source = Files { files, gguf, config: &config, options };
-        let model = build(&config, &source, options)?;
-        files.check_unchanged()?;
+    pub fn load(source: &Source, options: &LoadOptions) -> Result<Self> {
+        let model = build(&source.config, &Files { source, device: &options.device }, options)?;
+        source.check_unchanged()?;
         Ok(model)
     }
 
@@ -146,26 +145,16 @@ fn quantize(site: &str, weight: Weight, quant: QuantOptions) -> Result<Weight> {
         Weight::Custom(_) => return Err(Error::unsupported(format!("{site}: cannot quantise a custom weight"))),
     };
     let quantized = FourBit::quantize(&dense, quant.format, BLOCK, quant.double);
-    quantized.map(Weight::FourBit).map_err(|e| e.context(format!("{site}.weight")))
+    quantized.map(|w| Weight::FourBit(Arc::new(w))).map_err(|e| e.context(format!("{site}.weight")))
 }
 
 /// Tensors in files.
 struct Files<'a> {
-    files: &'a WeightFiles,
-    gguf: bool,
-    config: &'a Config,
-    options: &'a LoadOptions,
+    source: &'a Source,
+    device: &'a Device,
 }
 
 impl Files<'_> {
-    fn entry(&self, name: &str) -> Result<&Entry> {
-        if !self.gguf {
-            return self.files.get(name);
-        }
-        let stored = names::to_gguf(name).ok_or_else(|| Error::invalid(format!("GGUF has no name for {name}")))?;
-        self.files.get(&stored)
-    }
-
     /// A tensor of plain numbers where it lies.
     fn plain(&self, entry: &Entry) -> Result<Tensor> {
         let dtype = match entry.dtype {
@@ -173,35 +162,19 @@ impl Files<'_> {
             StoredType::BF16 => DType::BF16,
             StoredType::F16 => DType::F16,
             StoredType::U8 => DType::U8,
-            other => {
-                let what = format!("tensor {:?} is {}, which cannot be a weight", entry.name, other.name());
-                return Err(Error::invalid(what));
-            }
+            other => return Err(unusable(entry, format!("is {}, which cannot be a weight", other.name()))),
         };
-        let bytes = self.files.bytes(entry)?;
-        Tensor::from_shared(bytes.owner, bytes.range.start, dtype, &entry.shape, &self.options.device)
+        let bytes = self.source.weights.bytes(entry)?;
+        Tensor::from_shared(bytes.owner, bytes.range.start, dtype, &entry.shape, self.device)
     }
 
-    fn check_shape(entry: &Entry, shape: &[usize]) -> Result<()> {
-        if entry.shape == shape {
-            return Ok(());
+    /// A tensor of plain floats, its rows (or the elements of a bias) in Hugging Face's order.
+    fn floats(&self, tensor: SourceTensor<'_>) -> Result<Tensor> {
+        let t = self.plain(tensor.entry)?;
+        if !t.dtype().is_float() {
+            return Err(unusable(tensor.entry, "is u8 without the companions of a 4-bit weight"));
         }
-        let what = format!("tensor {:?} has shape {:?}, the configuration asks for {shape:?}", entry.name, entry.shape);
-        Err(Error::shape("load", what))
-    }
-
-    /// Where the file has the rows of `name`, see [`RowOrder`].
-    fn order(&self, name: &str) -> RowOrder {
-        if self.gguf && names::interleaved(self.config.architecture, name) {
-            RowOrder::Interleaved { head_dim: self.config.head_dim }
-        } else {
-            RowOrder::Plain
-        }
-    }
-
-    /// Rows (or the elements of a bias) in Hugging Face's order.
-    fn in_order(&self, name: &str, t: Tensor) -> Result<Tensor> {
-        let RowOrder::Interleaved { head_dim } = self.order(name) else { return Ok(t) };
+        let RowOrder::Interleaved { head_dim } = tensor.rows else { return Ok(t) };
         let rows = t.shape()[0];
         let rest: usize = t.shape()[1..].iter().product();
         let pairs = t.reshape(&[rows / head_dim, head_dim / 2, 2, rest])?;
@@ -210,47 +183,39 @@ impl Files<'_> {
 
     /// bitsandbytes' 4-bit blocks, if the file holds them under this name.
     fn four_bit(&self, name: &str) -> Result<Option<FourBit>> {
-        bnb::read(name, |n| self.files.entries.get(n).map(|e| self.plain(e)).transpose())
+        bnb::read(name, |n| self.source.weights.entries.get(n).map(|e| self.plain(e)).transpose())
     }
+}
+
+fn unusable(entry: &Entry, why: impl std::fmt::Display) -> Error {
+    Error::invalid(format!("tensor {:?} {why}", entry.name))
 }
 
 impl Tensors for Files<'_> {
     fn vector(&self, name: &str, len: usize) -> Result<Tensor> {
-        let entry = self.entry(name)?;
-        Self::check_shape(entry, &[len])?;
-        let t = self.plain(entry)?;
-        if !t.dtype().is_float() {
-            return Err(Error::invalid(format!("tensor {:?} is {}, not a float", entry.name, t.dtype())));
-        }
-        self.in_order(name, t)
+        self.floats(self.source.tensor(name, &[len])?)
     }
 
     fn matrix(&self, name: &str, shape: [usize; 2]) -> Result<Weight> {
-        if !self.gguf
+        if self.source.gguf.is_none()
             && let Some(weight) = self.four_bit(name)?
         {
+            let what = format!("{:?} where the configuration asks for {shape:?}", weight.shape());
             return if weight.shape() == shape {
-                Ok(Weight::FourBit(weight))
+                Ok(Weight::FourBit(Arc::new(weight)))
             } else {
-                let what = format!("tensor {name:?} stands for {:?}, the configuration asks for {shape:?}", weight.shape());
-                Err(Error::shape("load", what))
+                Err(Error::shape(&format!("tensor {name:?}"), what))
             };
         }
-        let entry = self.entry(name)?;
-        Self::check_shape(entry, &shape)?;
-        let Some(format) = ggml_format(entry.dtype) else {
-            let t = self.plain(entry)?;
-            if !t.dtype().is_float() {
-                let what = format!("tensor {:?} is {} without the companions of a 4-bit weight", entry.name, t.dtype());
-                return Err(Error::invalid(what));
-            }
-            return self.in_order(name, t).map(Weight::Dense);
+        let tensor = self.source.tensor(name, &shape)?;
+        let Some(format) = ggml_format(tensor.entry.dtype) else {
+            return self.floats(tensor).map(Weight::Dense);
         };
-        let bytes = self.files.bytes(entry)?;
+        let bytes = self.source.bytes(tensor)?;
         let len = bytes.range.len();
-        let blocks = Tensor::from_shared(bytes.owner, bytes.range.start, DType::U8, &[len], &self.options.device)?;
-        let matrix = GgufMatrix::new(format, shape, self.order(name), blocks);
-        matrix.map(Weight::Gguf).map_err(|e| e.context(format!("tensor {:?}", entry.name)))
+        let blocks = Tensor::from_shared(bytes.owner, bytes.range.start, DType::U8, &[len], self.device)?;
+        let matrix = GgufMatrix::new(format, shape, tensor.rows, blocks);
+        matrix.map(Weight::Gguf).map_err(|e| e.context(format!("tensor {:?}", tensor.entry.name)))
     }
 }
 

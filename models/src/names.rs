@@ -1,6 +1,7 @@
 //! The names of tensors: Hugging Face's, which kinglet uses throughout, and GGUF's.
 
 use crate::config::Architecture;
+use kinglet_quant::RowOrder;
 
 /// Parts of a layer: Hugging Face's name, GGUF's name.
 const LAYER_PARTS: [(&str, &str); 11] = [
@@ -55,45 +56,16 @@ fn split_layer(path: &str) -> Option<(usize, &str)> {
     Some((number.parse().ok()?, part))
 }
 
-/// In which order a file holds the rows of a matrix.
+/// In which order a GGUF file holds the rows of the tensor that Hugging Face calls `name`; biases count as rows.
 ///
-/// Rotation turns pairs of elements of a head. Hugging Face pairs `j` with `j + d/2`; Meta's models,
-/// and llama.cpp for the architectures that stem from them, pair `2j` with `2j + 1`. So that the
-/// same rotation comes out, llama.cpp's converter moves the rows of q_proj and k_proj: it views a
-/// head's `d` rows as `[2, d/2]` and transposes that. Row `half * (d/2) + j` of Hugging Face, the
-/// element `j` of that half, is therefore row `2j + half` of the file.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Rows {
-    /// As Hugging Face has them.
-    Same,
-    /// The two halves of each head interleaved.
-    Interleaved {
-        /// Rows a head.
-        head_dim: usize,
-    },
-}
-
-impl Rows {
-    /// The rows of the GGUF tensor that Hugging Face calls `name`: biases count as rows.
-    #[must_use]
-    pub fn in_gguf(architecture: Architecture, head_dim: usize, name: &str) -> Self {
-        let from_meta = matches!(architecture, Architecture::Llama | Architecture::Mistral | Architecture::SmolLm3);
-        let rotated = split_kind(name).is_some_and(|(p, _)| p.ends_with(".q_proj") || p.ends_with(".k_proj"));
-        if from_meta && rotated { Rows::Interleaved { head_dim } } else { Rows::Same }
-    }
-
-    /// Where the file holds the row that Hugging Face counts as `row`.
-    #[must_use]
-    pub fn stored(self, row: usize) -> usize {
-        match self {
-            Rows::Same => row,
-            Rows::Interleaved { head_dim } => {
-                let (head, row) = (row / head_dim, row % head_dim);
-                let (half, j) = (row / (head_dim / 2), row % (head_dim / 2));
-                head * head_dim + 2 * j + half
-            }
-        }
-    }
+/// Rotation turns pairs of elements of a head. Hugging Face pairs `j` with `j + d/2`; Meta's models, and llama.cpp for
+/// the architectures that stem from them, pair `2j` with `2j + 1`. So that the same rotation comes out, llama.cpp's
+/// converter moves the rows of q_proj and k_proj: it views a head's `d` rows as `[2, d/2]` and transposes that.
+#[must_use]
+pub fn row_order(architecture: Architecture, head_dim: usize, name: &str) -> RowOrder {
+    let from_meta = matches!(architecture, Architecture::Llama | Architecture::Mistral | Architecture::SmolLm3);
+    let rotated = split_kind(name).is_some_and(|(p, _)| p.ends_with(".q_proj") || p.ends_with(".k_proj"));
+    if from_meta && rotated { RowOrder::Interleaved { head_dim } } else { RowOrder::Plain }
 }
 
 #[cfg(test)]
@@ -136,20 +108,20 @@ mod tests {
         for (heads, head_dim) in [(1, 2), (3, 8), (9, 64)] {
             let original: Vec<usize> = (0..heads * head_dim).collect();
             let stored = permuted(&original, heads);
-            let rows = Rows::Interleaved { head_dim };
+            let rows = RowOrder::Interleaved { head_dim };
             assert!(original.iter().all(|&row| stored[rows.stored(row)] == row), "{heads} heads of {head_dim}");
         }
-        assert_eq!(Rows::Same.stored(5), 5);
+        assert_eq!(RowOrder::Plain.stored(5), 5);
     }
 
     #[test]
     fn only_q_and_k_of_rotating_families_are_moved() {
-        let rows = |architecture, name| Rows::in_gguf(architecture, 64, name);
+        let rows = |architecture, name| row_order(architecture, 64, name);
         let q = "model.layers.0.self_attn.q_proj.weight";
-        assert_eq!(rows(Architecture::Llama, q), Rows::Interleaved { head_dim: 64 });
-        assert_eq!(rows(Architecture::SmolLm3, "x.k_proj.bias"), Rows::Interleaved { head_dim: 64 });
-        assert_eq!(rows(Architecture::Qwen2, q), Rows::Same);
-        assert_eq!(rows(Architecture::Qwen3, q), Rows::Same);
-        assert_eq!(rows(Architecture::Llama, "model.layers.0.self_attn.v_proj.weight"), Rows::Same);
+        assert_eq!(rows(Architecture::Llama, q), RowOrder::Interleaved { head_dim: 64 });
+        assert_eq!(rows(Architecture::SmolLm3, "x.k_proj.bias"), RowOrder::Interleaved { head_dim: 64 });
+        assert_eq!(rows(Architecture::Qwen2, q), RowOrder::Plain);
+        assert_eq!(rows(Architecture::Qwen3, q), RowOrder::Plain);
+        assert_eq!(rows(Architecture::Llama, "model.layers.0.self_attn.v_proj.weight"), RowOrder::Plain);
     }
 }

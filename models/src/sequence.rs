@@ -33,7 +33,7 @@ impl Batch {
     /// # Errors
     /// When `ids` is empty.
     pub fn next(ids: &[i32], cached: usize, device: &Device) -> Result<Self> {
-        let segments = Segments::cached(ids.len(), cached)?;
+        let segments = Segments::one(ids.len(), cached + ids.len())?;
         let positions = (cached..cached + ids.len()).map(|p| p as i32).collect();
         Ok(Batch { ids: Tensor::from_slice(ids, &[ids.len()], device)?, positions, segments })
     }

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use kinglet_quant::RowOrder;
 use kinglet_tensor::{Error, Result};
 use serde_json::{Map, Value};
 
@@ -11,7 +12,7 @@ use crate::config::Config;
 use crate::gguf::{Gguf, Metadata};
 use crate::json;
 use crate::mmap::Mapped;
-use crate::names::{self, Rows};
+use crate::names;
 use crate::safetensors;
 use crate::weights::{Bytes, Entry, WeightFiles};
 
@@ -61,7 +62,7 @@ pub struct SourceTensor<'a> {
     /// Where and how it is stored.
     pub entry: &'a Entry,
     /// In which order its rows are stored.
-    pub rows: Rows,
+    pub rows: RowOrder,
 }
 
 impl Source {
@@ -119,10 +120,10 @@ impl Source {
     #[must_use]
     pub fn find(&self, name: &str) -> Option<SourceTensor<'_>> {
         if self.gguf.is_none() {
-            return self.weights.entries.get(name).map(|entry| SourceTensor { entry, rows: Rows::Same });
+            return self.weights.entries.get(name).map(|entry| SourceTensor { entry, rows: RowOrder::Plain });
         }
         let entry = self.weights.entries.get(&names::to_gguf(name)?)?;
-        Some(SourceTensor { entry, rows: Rows::in_gguf(self.config.architecture, self.config.head_dim, name) })
+        Some(SourceTensor { entry, rows: names::row_order(self.config.architecture, self.config.head_dim, name) })
     }
 
     /// The tensor that Hugging Face calls `name`, which must have this shape.

@@ -20,6 +20,13 @@ impl Key {
         Key(absorb(key, parts.len() as u64, 1))
     }
 
+    /// The key of part `part` of what this key stands for.
+    #[must_use]
+    pub fn child(self, part: u64) -> Self {
+        let [a, b, ..] = philox4x32(self.0, [part as u32, (part >> 32) as u32, 0, 2]);
+        Key([a, b])
+    }
+
     /// Four random words, the `counter`-th of this key.
     #[inline(always)]
     #[must_use]

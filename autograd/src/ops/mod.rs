@@ -2,6 +2,7 @@
 
 mod attention;
 mod binary;
+mod cast;
 mod cross_entropy;
 mod dropout;
 mod embedding;
@@ -10,8 +11,10 @@ mod linear_cross_entropy;
 mod rms_norm;
 mod rope;
 mod swiglu;
+mod views;
 
 pub use attention::attention;
+pub use cast::cast;
 pub use cross_entropy::cross_entropy;
 pub use dropout::dropout;
 pub use embedding::embedding;

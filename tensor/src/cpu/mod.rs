@@ -3,6 +3,7 @@
 //! Every kernel takes a [`Cpu`]: which SIMD level to use and which threads to run on. Work is cut by
 //! shape only, never by the number of threads, so results do not depend on it.
 
+pub mod adamw;
 pub mod attention;
 mod convert;
 pub mod gemm;

@@ -3,35 +3,65 @@
 use super::{Attention, Block, KV_TILE, Segment};
 use crate::cpu::gemm::{Elems, Kernel, Lanes, Shape, pack_lanes};
 use crate::cpu::math::{exp, log};
-use crate::cpu::reduce::{max_body, sum_body};
+use crate::cpu::reduce::{fold, larger};
 use crate::cpu::shared::Shared;
 use crate::cpu::{Cpu, simd};
 use crate::{Error, Result};
 
+/// Partial maxima or sums of a row. They pass through memory, which keeps the compiler from pulling the
+/// vector loop over the row apart for the sake of the fold that follows.
+const LANES: usize = 16;
+
 simd! {
-    /// One step of the online softmax on rows of KV_TILE scores, of which `bounds` columns count: scores
-    /// become e^(score - maximum), the rows of `out` and `sum` are rescaled to the new maximum.
-    fn softmax_step(
-        scores: &mut [f32], bounds: &[[u32; 2]], max: &mut [f32], sum: &mut [f32], out: &mut [f32], d: usize,
-    ) {
-        let rows = scores.as_chunks_mut::<KV_TILE>().0.iter_mut().zip(bounds).zip(out.chunks_exact_mut(d));
-        for (((row, bounds), out), (max, sum)) in rows.zip(max.iter_mut().zip(sum)) {
+    /// Hides what is outside of `bounds`, then takes the maxima of each row's columns modulo LANES.
+    fn mask_and_max(scores: &mut [f32], bounds: &[[u32; 2]], lanes: &mut [f32]) {
+        let rows = scores.as_chunks_mut::<KV_TILE>().0.iter_mut().zip(bounds);
+        for ((row, bounds), lanes) in rows.zip(lanes.as_chunks_mut::<LANES>().0) {
             hide(row, *bounds, f32::NEG_INFINITY);
-            let new = {
-                let tile = max_body::<32>(row);
-                if tile > *max || tile.is_nan() { tile } else { *max }
-            };
-            // A row that saw nothing yet: any finite shift gives zeros.
-            let shift = if new == f32::NEG_INFINITY { 0.0 } else { new };
-            let keep = exp(*max - shift);
-            for x in row.iter_mut() {
-                *x = exp(*x - shift);
+            let mut acc = [f32::NEG_INFINITY; LANES];
+            for part in row.as_chunks::<LANES>().0 {
+                for (acc, x) in acc.iter_mut().zip(part) {
+                    *acc = larger(*acc, *x);
+                }
             }
-            *sum = sum.mul_add(keep, sum_body::<32>(row));
+            *lanes = acc;
+        }
+    }
+
+    /// Raises each row's maximum to that of its lanes; `keep` is the factor of what was summed before.
+    fn raise_max(lanes: &[f32], max: &mut [f32], keep: &mut [f32]) {
+        for (lanes, (max, keep)) in lanes.as_chunks::<LANES>().0.iter().zip(max.iter_mut().zip(keep)) {
+            let new = larger(*max, fold(*lanes, larger));
+            *keep = exp(*max - shift(new));
             *max = new;
-            if keep != 1.0 {
+        }
+    }
+
+    /// Scores become e^(score - maximum), `lanes` their sums modulo LANES; the rows of `out` are rescaled.
+    fn exponentials(
+        scores: &mut [f32], max: &[f32], keep: &[f32], lanes: &mut [f32], out: &mut [f32], d: usize,
+    ) {
+        let rows = scores.as_chunks_mut::<KV_TILE>().0.iter_mut().zip(lanes.as_chunks_mut::<LANES>().0);
+        for (((row, lanes), out), (max, keep)) in rows.zip(out.chunks_exact_mut(d)).zip(max.iter().zip(keep)) {
+            let shift = shift(*max);
+            let mut acc = [0.0; LANES];
+            for part in row.as_chunks_mut::<LANES>().0 {
+                for (acc, x) in acc.iter_mut().zip(part) {
+                    *x = exp(*x - shift);
+                    *acc += *x;
+                }
+            }
+            *lanes = acc;
+            if *keep != 1.0 {
                 out.iter_mut().for_each(|x| *x *= keep);
             }
+        }
+    }
+
+    /// Adds the lanes of each row to its rescaled sum.
+    fn add_sums(lanes: &[f32], keep: &[f32], sum: &mut [f32]) {
+        for (lanes, (sum, keep)) in lanes.as_chunks::<LANES>().0.iter().zip(sum.iter_mut().zip(keep)) {
+            *sum = sum.mul_add(*keep, fold(*lanes, |a, b| a + b));
         }
     }
 
@@ -44,6 +74,12 @@ simd! {
             *max += log(*sum);
         }
     }
+}
+
+/// What is subtracted from scores: a row that saw nothing yet takes any finite number, to give zeros.
+#[inline(always)]
+fn shift(max: f32) -> f32 {
+    if max == f32::NEG_INFINITY { 0.0 } else { max }
 }
 
 /// Sets the columns of `row` outside of `bounds` to `value`.
@@ -97,6 +133,7 @@ fn forward_block(cpu: &Cpu, a: &Attention, block: Block, [q, k, v]: [&[f32]; 3],
     let (mut keys, mut values) = (cpu.scratch(KV_TILE * d), cpu.scratch(KV_TILE * wide));
     let mut acc = cpu.scratch(rows * d);
     let (mut max, mut sum) = (cpu.scratch(rows), cpu.scratch(rows));
+    let (mut keep, mut lanes) = (cpu.scratch(rows), cpu.scratch(rows * LANES));
     let mut bounds = Vec::with_capacity(rows);
 
     a.gather(block, q, &mut acc);
@@ -125,8 +162,12 @@ fn forward_block(cpu: &Cpu, a: &Attention, block: Block, [q, k, v]: [&[f32]; 3],
         kernel.multiply(score, &queries[first * d..], &keys, &mut scores, KV_TILE);
         a.bounds(block, &tile, first..tile.rows.end, &mut bounds);
         let (max, sum) = (&mut max[first..], &mut sum[first..]);
-        softmax_step(simd, &mut scores[..m * KV_TILE], &bounds, max, sum, &mut acc[first * d..], d);
-        let by_row = Lanes { data: Elems::F32(&scores), lane_stride: KV_TILE, k_stride: 1 };
+        let scores = &mut scores[..m * KV_TILE];
+        mask_and_max(simd, scores, &bounds, &mut lanes);
+        raise_max(simd, &lanes[..m * LANES], max, &mut keep);
+        exponentials(simd, scores, max, &keep, &mut lanes, &mut acc[first * d..], d);
+        add_sums(simd, &lanes[..m * LANES], &keep, sum);
+        let by_row = Lanes { data: Elems::F32(scores), lane_stride: KV_TILE, k_stride: 1 };
         pack_lanes(simd, by_row, 0..m, 0..n, kernel.mr, &mut panels);
         let weighted = Shape { m, n: d, k: n, alpha: 1.0, add: true };
         kernel.multiply(weighted, &panels, &values, &mut acc[first * d..], d);
