@@ -162,13 +162,7 @@ impl Decoder {
     ///
     /// # Errors
     /// When shapes do not fit or a target is not in the vocabulary.
-    pub fn losses<'t>(
-        &self,
-        hidden: &Var<'t>,
-        targets: &Tensor,
-        divisor: f32,
-        ctx: &Ctx,
-    ) -> Result<(Var<'t>, Tensor)> {
+    pub fn losses<'t>(&self, hidden: &Var<'t>, targets: &Tensor, divisor: f32, ctx: &Ctx) -> Result<(Var<'t>, Tensor)> {
         let tape = hidden.tape();
         let (name, weight) = match &self.head {
             Some(head) if !ctx.loras(tape, &head.site)?.is_empty() => {

@@ -60,6 +60,28 @@ pub(crate) fn dot_body(a: &[f32], b: &[f32]) -> f32 {
     fold(acc, |a, b| a + b)
 }
 
+/// The body of [`sum`], for use inside other `simd!` bodies.
+#[inline(always)]
+pub(crate) fn sum_body(x: &[f32]) -> f32 {
+    let acc = lanes(x, 0.0, 0.0f32, |acc, x| {
+        for i in 0..LANES {
+            acc[i] += x[i];
+        }
+    });
+    fold(acc, |a, b| a + b)
+}
+
+/// The body of [`max`], for use inside other `simd!` bodies.
+#[inline(always)]
+pub(crate) fn max_body(x: &[f32]) -> f32 {
+    let acc = lanes(x, f32::NEG_INFINITY, f32::NEG_INFINITY, |acc, x| {
+        for i in 0..LANES {
+            acc[i] = larger(acc[i], x[i]);
+        }
+    });
+    fold(acc, larger)
+}
+
 /// The larger of two, NaN if either is.
 #[inline(always)]
 pub(crate) fn larger(a: f32, b: f32) -> f32 {
@@ -74,12 +96,7 @@ simd! {
 
     /// The sum of x.
     pub fn sum(x: &[f32]) -> f32 {
-        let acc = lanes(x, 0.0, 0.0f32, |acc, x| {
-            for i in 0..LANES {
-                acc[i] += x[i];
-            }
-        });
-        fold(acc, |a, b| a + b)
+        sum_body(x)
     }
 
     /// The sum of x, added up in f64.
@@ -109,12 +126,7 @@ simd! {
 
     /// The largest element: -inf of an empty slice, NaN where there is one.
     pub fn max(x: &[f32]) -> f32 {
-        let acc = lanes(x, f32::NEG_INFINITY, f32::NEG_INFINITY, |acc, x| {
-            for i in 0..LANES {
-                acc[i] = larger(acc[i], x[i]);
-            }
-        });
-        fold(acc, larger)
+        max_body(x)
     }
 
     /// `y[i] += alpha x[i]`, in fused steps.
