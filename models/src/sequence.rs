@@ -22,7 +22,10 @@ impl Batch {
     pub fn new(ids: &[i32], offsets: &[usize], device: &Device) -> Result<Self> {
         let segments = Segments::packed(offsets)?;
         if offsets.last() != Some(&ids.len()) {
-            return Err(Error::shape("batch", format!("{} ids for offsets that end at {:?}", ids.len(), offsets.last())));
+            return Err(Error::shape(
+                "batch",
+                format!("{} ids for offsets that end at {:?}", ids.len(), offsets.last()),
+            ));
         }
         let positions = offsets.windows(2).flat_map(|w| 0..(w[1] - w[0]) as i32).collect();
         Ok(Batch { ids: Tensor::from_slice(ids, &[ids.len()], device)?, positions, segments })

@@ -12,7 +12,7 @@ mod weight;
 
 pub use four_bit::{FourBit, Scales};
 pub use gguf::{GgufMatrix, RowOrder};
-pub use linear::{Lora, linear, linear_lora, linear_trained, lora};
 pub use kinglet_tensor::cpu::{ggml, nf4};
+pub use linear::{Lora, linear, linear_lora, linear_trained, lora};
 pub use projection::embed;
 pub use weight::{CustomWeight, Direction, Weight};

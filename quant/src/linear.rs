@@ -26,9 +26,11 @@ pub struct Lora<'t> {
 pub fn linear<'t>(x: &Var<'t>, weight: &Arc<Weight>, bias: Option<&Var<'t>>) -> Result<Var<'t>> {
     let y = weight.matmul(x.value(), Direction::Forward)?;
     // y = x Wᵀ: dx = dy W
-    let y = x.tape().record("linear", &[x], y).save([Save::Handle(weight.clone())]).rule(|dy, saved, sink| {
-        sink.add(0, saved.handle::<Weight>(0)?.matmul(dy, Direction::Backward)?)
-    })?;
+    let y = x
+        .tape()
+        .record("linear", &[x], y)
+        .save([Save::Handle(weight.clone())])
+        .rule(|dy, saved, sink| sink.add(0, saved.handle::<Weight>(0)?.matmul(dy, Direction::Backward)?))?;
     add_bias(y, bias)
 }
 
@@ -58,12 +60,7 @@ pub fn linear_trained<'t>(x: &Var<'t>, weight: &Var<'t>, bias: Option<&Var<'t>>)
 ///
 /// # Errors
 /// When shapes, dtypes or devices do not fit.
-pub fn linear_lora<'t>(
-    x: &Var<'t>,
-    weight: &Arc<Weight>,
-    bias: Option<&Var<'t>>,
-    lora: &Lora<'t>,
-) -> Result<Var<'t>> {
+pub fn linear_lora<'t>(x: &Var<'t>, weight: &Arc<Weight>, bias: Option<&Var<'t>>, lora: &Lora<'t>) -> Result<Var<'t>> {
     let y = weight.matmul(x.value(), Direction::Forward)?;
     let y = add_lora(x, y, Some(weight), lora)?;
     add_bias(y, bias)
@@ -148,7 +145,9 @@ fn check_shapes(x: &Var<'_>, y: &Tensor, lora: &Lora<'_>) -> Result<()> {
     let (out, features) = (y.shape()[1], x.shape()[1]);
     match (a, b) {
         ([r, i], [o, s]) if r == s && *i == features && *o == out => Ok(()),
-        _ => Err(Error::shape("lora", format!("A {a:?} and B {b:?} for a layer of {features} inputs and {out} outputs"))),
+        _ => {
+            Err(Error::shape("lora", format!("A {a:?} and B {b:?} for a layer of {features} inputs and {out} outputs")))
+        }
     }
 }
 

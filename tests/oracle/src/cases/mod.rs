@@ -1,6 +1,7 @@
 //! One file an op: its truth, its shapes, how it runs.
 
 pub mod affine;
+pub mod attention;
 pub mod binary;
 pub mod cat;
 pub mod compare;
@@ -11,6 +12,15 @@ pub mod reduce;
 pub mod softmax;
 pub mod unary;
 pub mod views;
+pub mod cross_entropy;
+pub mod dropout;
+pub mod embedding;
+pub mod layer_norm;
+pub mod linear_cross_entropy;
+pub mod rms_norm;
+pub mod rope;
+pub mod scale;
+pub mod swiglu;
 
 use crate::case::{AnyCase, boxed};
 
@@ -30,6 +40,18 @@ macro_rules! for_each_case {
             softmax: Softmax;
             unary: Unary;
             views: View;
+            attention: Attention;
+            binary: Binary;
+            copy: Copy;
+            cross_entropy: CrossEntropy;
+            dropout: Dropout;
+            embedding: Embedding;
+            layer_norm: LayerNorm;
+            linear_cross_entropy: LinearCrossEntropy, FrozenLinearCrossEntropy, TokenLosses, Logits;
+            rms_norm: RmsNorm;
+            rope: Rope;
+            scale: Scale, AddScaled;
+            swiglu: Swiglu;
         }
     };
 }
