@@ -272,9 +272,15 @@ impl Settings {
     fn check_pairs(&self) -> Result<()> {
         let full = self.method == Method::Full;
         let excluded = [
-            (full && self.quant.is_some_and(|q| q != Quant::None), "--method full trains every weight: leave out --quant"),
+            (
+                full && self.quant.is_some_and(|q| q != Quant::None),
+                "--method full trains every weight: leave out --quant",
+            ),
             (full && self.init_adapter.is_some(), "--method full has no adapter: leave out --init-adapter"),
-            (full && !self.modules_to_save.is_empty(), "--method full trains every module: leave out --modules-to-save"),
+            (
+                full && !self.modules_to_save.is_empty(),
+                "--method full trains every module: leave out --modules-to-save",
+            ),
             (!full && self.from_scratch, "--from-scratch needs --method full: an adapter needs a trained base"),
             (self.raw && self.chat_template.is_some(), "--raw uses no chat template: leave out --chat-template"),
             (self.eval_steps.is_some() && self.eval_data.is_none(), "--eval-steps needs --eval-data"),
@@ -314,9 +320,7 @@ impl Settings {
             SchedulerType::Linear => ScheduleKind::Linear,
             SchedulerType::Cosine => ScheduleKind::Cosine,
             SchedulerType::Constant => ScheduleKind::Constant,
-            SchedulerType::WarmupStableDecay => {
-                ScheduleKind::WarmupStableDecay { decay: total.div_ceil(10) as usize }
-            }
+            SchedulerType::WarmupStableDecay => ScheduleKind::WarmupStableDecay { decay: total.div_ceil(10) as usize },
         };
         Schedule { kind, peak: self.learning_rate, warmup: self.warmup(total) as usize, total: total as usize }
     }
@@ -324,11 +328,7 @@ impl Settings {
     /// The optimiser's settings.
     #[must_use]
     pub fn adamw(&self) -> AdamWOptions {
-        AdamWOptions {
-            weight_decay: self.weight_decay,
-            max_grad_norm: self.max_grad_norm,
-            ..AdamWOptions::default()
-        }
+        AdamWOptions { weight_decay: self.weight_decay, max_grad_norm: self.max_grad_norm, ..AdamWOptions::default() }
     }
 }
 
