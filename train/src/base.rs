@@ -1,66 +1,66 @@
-//! A base model on disk with its tokenizer: what every command opens first.
+//! A base model with its tokenizer and chat template, opened from a folder or a GGUF file.
 
 use crate::settings::{Method, Quant, Settings};
-use kinglet_data::{ChatTemplate, GgufVocab, Tokenizer};
+use kinglet_data::{ChatTemplate, EncodeOptions, Encoder, GgufVocab, Tokenizer};
 use kinglet_models::gguf::Metadata;
 use kinglet_models::mmap::Mapped;
-use kinglet_models::{Config, Decoder, LoadOptions, QuantOptions, Source};
+use kinglet_models::{Config, Decoder, LoadOptions, ModelFiles, QuantOptions, Source, WeightFiles};
 use kinglet_quant::nf4::Format;
 use kinglet_tensor::{Device, Error, Result};
 use std::path::Path;
 
-/// An opened model: its description, tokenizer and template. Its weights are loaded by [`Base::load`].
+/// A model that is opened: its weights are mapped, not yet loaded.
 pub struct Base {
-    /// Its configuration.
-    pub config: Config,
-    /// Its tokenizer.
+    /// Configuration and weight files (none with [`OpenOptions::from_scratch`]).
+    pub source: Source,
+    /// The model's own tokenizer.
     pub tokenizer: Tokenizer,
-    /// Its chat template, or the one given instead.
+    /// The chat template in force, if there is one.
     pub template: Option<ChatTemplate>,
-    /// Its weights; `None` for a configuration without weights.
-    pub source: Option<Source>,
+    raw: bool,
 }
 
 /// How to open a [`Base`].
 #[derive(Clone, Copy, Debug, Default)]
-pub struct BaseOptions<'a> {
+pub struct OpenOptions<'a> {
+    /// A chat template to use instead of the model's.
+    pub chat_template: Option<&'a Path>,
+    /// Use no chat template.
+    pub raw: bool,
     /// Read weight files into memory instead of mapping them.
     pub no_mmap: bool,
-    /// A Jinja file to use instead of the model's template.
-    pub chat_template: Option<&'a Path>,
-    /// Take config.json and tokenizer only: the weights will be random.
+    /// Open a folder with config.json and tokenizer alone: the weights will be random.
     pub from_scratch: bool,
 }
 
 impl Base {
-    /// Opens the Hugging Face folder or GGUF file at `path`.
+    /// Opens the model at `path`: a Hugging Face folder or a `.gguf` file.
     ///
     /// # Errors
-    /// When there is no model that kinglet reads, or one of its files is malformed: the error names it.
-    pub fn open(path: &Path, options: &BaseOptions<'_>) -> Result<Self> {
+    /// When model, tokenizer or template cannot be read, are malformed, or ask for something unknown.
+    pub fn open(path: &Path, options: OpenOptions<'_>) -> Result<Self> {
         let map = if options.no_mmap { Mapped::open_unmapped } else { Mapped::open };
-        let source = if options.from_scratch { None } else { Some(Source::open(path, map)?) };
-        let config = match &source {
-            Some(source) => source.config.clone(),
-            None => Config::read(&path.join("config.json"))?,
+        let source = if options.from_scratch { without_weights(path)? } else { Source::open(path, map)? };
+        let tokenizer = match &source.gguf {
+            Some(metadata) => Tokenizer::from_gguf(&vocab(metadata)?).map_err(|e| e.context(path.display()))?,
+            None => Tokenizer::from_dir(path)?,
         };
-        let mut tokenizer = match source.as_ref().and_then(|s| s.gguf.as_ref()) {
-            Some(metadata) => gguf_vocab(metadata).and_then(|v| Tokenizer::from_gguf(&v)),
-            None => Tokenizer::from_dir(path),
+        Self::new(source, tokenizer, options)
+    }
+
+    fn new(source: Source, mut tokenizer: Tokenizer, options: OpenOptions<'_>) -> Result<Self> {
+        if tokenizer.vocab_size() > source.config.vocab {
+            let sizes = format!("{} tokens for a model of {}", tokenizer.vocab_size(), source.config.vocab);
+            return Err(Error::invalid(format!("{}: the tokenizer has {sizes}", source.path.display())));
         }
-        .map_err(|e| e.context(path.display()))?;
-        if tokenizer.vocab_size() > config.vocab {
-            let what = format!("{} tokens for a model of {} embeddings", tokenizer.vocab_size(), config.vocab);
-            return Err(Error::invalid(format!("{}: the tokenizer has {what}", path.display())));
-        }
+        let known = source.stop_tokens()?.into_iter().filter(|&id| (id as usize) < tokenizer.vocab_size());
+        tokenizer.add_eos_ids(&known.collect::<Vec<_>>())?;
         if let Some(file) = options.chat_template {
             let text = std::fs::read_to_string(file).map_err(|e| Error::io(file.display(), e))?;
             tokenizer.set_chat_template(&text, &file.display().to_string())?;
         }
-        let stop = source.as_ref().map_or_else(|| Ok(config.eos.clone()), Source::stop_tokens)?;
-        tokenizer.add_eos_ids(&stop)?;
-        let template = tokenizer.chat_template()?;
-        Ok(Base { config, tokenizer, template, source })
+        let template = if options.raw { None } else { tokenizer.chat_template()? };
+        Ok(Base { source, tokenizer, template, raw: options.raw })
     }
 
     /// Opens the base of a run.
@@ -68,35 +68,36 @@ impl Base {
     /// # Errors
     /// As [`Base::open`].
     pub fn of(settings: &Settings) -> Result<Self> {
-        let options = BaseOptions {
-            no_mmap: settings.no_mmap,
+        let options = OpenOptions {
             chat_template: settings.chat_template.as_deref(),
+            raw: settings.raw,
+            no_mmap: settings.no_mmap,
             from_scratch: settings.from_scratch,
         };
-        Self::open(&settings.model, &options)
+        Self::open(&settings.model, options)
     }
 
-    /// The model on `device`; random by `seed` where there are no weights.
+    /// The model as a run with these settings trains it.
     ///
     /// # Errors
-    /// As [`Decoder::load`].
-    pub fn load(&self, device: &Device, quant: Option<QuantOptions>, seed: u64) -> Result<Decoder> {
-        match &self.source {
-            Some(source) => Decoder::load(source, &LoadOptions { device: device.clone(), quant }),
-            None => Decoder::random(self.config.clone(), seed, device),
+    /// As [`Base::load`].
+    pub fn model(&self, settings: &Settings, device: &Device) -> Result<Decoder> {
+        if settings.from_scratch {
+            return Decoder::random(self.source.config.clone(), settings.seed, device);
         }
+        self.load(&LoadOptions { device: device.clone(), quant: self.quant(settings) })
     }
 
-    /// Whether the file holds block-quantised weights.
+    /// Whether the weights are stored in blocks of few bits.
     #[must_use]
     pub fn is_quantized(&self) -> bool {
-        let entries = self.source.iter().flat_map(|s| s.weights.entries.values());
-        entries.into_iter().any(|e| e.dtype.is_block() || kinglet_quant::bnb::companion_of(&e.name).is_some())
+        let mut entries = self.source.weights.entries.values();
+        entries.any(|e| e.dtype.is_block() || kinglet_quant::bnb::companion_of(&e.name).is_some())
     }
 
-    /// How a run holds the base: as asked; by default NF4 under qlora, unless the base is quantised already.
+    /// How a run holds the linear layers: as asked; by default in NF4 under qlora, unless they are quantised already.
     #[must_use]
-    pub fn quant_of(&self, settings: &Settings) -> Option<QuantOptions> {
+    pub fn quant(&self, settings: &Settings) -> Option<QuantOptions> {
         let by_default = settings.method == Method::Qlora && !self.is_quantized();
         let format = match settings.quant {
             Some(Quant::Nf4) => Format::Nf4,
@@ -107,46 +108,54 @@ impl Base {
         Some(QuantOptions { format, double: !settings.no_double_quant })
     }
 
-    /// Bytes of the weight files.
-    #[must_use]
-    pub fn file_bytes(&self) -> usize {
-        let entries = self.source.iter().flat_map(|s| s.weights.entries.values());
-        entries.map(|e| e.range.len()).sum()
-    }
-
-    /// Checks that no weight file changed since it was opened.
+    /// The decoder.
     ///
     /// # Errors
-    /// When one did: the error names it.
-    pub fn check_unchanged(&self) -> Result<()> {
-        self.source.as_ref().map_or(Ok(()), Source::check_unchanged)
+    /// As [`Decoder::load`].
+    pub fn load(&self, options: &LoadOptions) -> Result<Decoder> {
+        Decoder::load(&self.source, options).map_err(|e| e.context(self.source.path.display()))
+    }
+
+    /// Renders and tokenises rows of at most `max_length` tokens for this model.
+    ///
+    /// # Errors
+    /// When `max_length` is below 2.
+    pub fn encoder(&self, max_length: usize) -> Result<Encoder<'_>> {
+        Encoder::new(&self.tokenizer, self.template.as_ref(), EncodeOptions { raw: self.raw, max_length })
     }
 }
 
-/// The vocabulary in a GGUF file's metadata.
-fn gguf_vocab(metadata: &Metadata) -> Result<GgufVocab> {
-    let key = |name: &str| format!("tokenizer.ggml.{name}");
-    let strings = |name: &str| -> Result<Vec<String>> {
-        Ok(metadata.get_strings(&key(name))?.map(<[String]>::to_vec).unwrap_or_default())
-    };
-    let text = |name: &str| -> Result<Option<String>> { Ok(metadata.get_str(&key(name))?.map(String::from)) };
-    let model = metadata.require(&key("model"), text("model"))?;
-    let types = metadata.get_i64s(&key("token_type"))?;
+/// A folder whose weights are not there, or not wanted.
+fn without_weights(path: &Path) -> Result<Source> {
+    let generation_config = Some(path.join("generation_config.json")).filter(|p| p.is_file());
+    Ok(Source {
+        path: path.into(),
+        config: Config::read(&path.join("config.json"))?,
+        weights: WeightFiles::default(),
+        gguf: None,
+        files: ModelFiles { generation_config, ..ModelFiles::default() },
+    })
+}
+
+/// The tokenizer's part of a GGUF file's metadata.
+fn vocab(m: &Metadata) -> Result<GgufVocab> {
+    let string = |key: &str| m.get_str(key).map(|s| s.map(String::from));
+    let strings = |key: &str| m.get_strings(key).map(|s| s.map(<[String]>::to_vec));
+    let types = m.get_i64s("tokenizer.ggml.token_type")?;
     Ok(GgufVocab {
-        model,
-        pre: text("pre")?,
-        tokens: strings("tokens")?,
-        scores: metadata.get_f32s(&key("scores"))?.map(<[f32]>::to_vec),
-        // Types are 1 to 6; what does not fit an i32 is none of them.
-        token_types: types.map(|t| t.into_iter().map(|t| i32::try_from(t).unwrap_or(0)).collect()),
-        merges: strings("merges")?,
-        bos: metadata.get_u32(&key("bos_token_id"))?,
-        eos: metadata.get_u32(&key("eos_token_id"))?,
-        unk: metadata.get_u32(&key("unknown_token_id"))?,
-        pad: metadata.get_u32(&key("padding_token_id"))?,
-        add_bos: metadata.get_bool(&key("add_bos_token"))?,
-        add_eos: metadata.get_bool(&key("add_eos_token"))?,
-        add_space_prefix: metadata.get_bool(&key("add_space_prefix"))?,
-        chat_template: metadata.get_str("tokenizer.chat_template")?.map(String::from),
+        model: m.require("tokenizer.ggml.model", string("tokenizer.ggml.model"))?,
+        pre: string("tokenizer.ggml.pre")?,
+        tokens: m.require("tokenizer.ggml.tokens", strings("tokenizer.ggml.tokens"))?,
+        scores: m.get_f32s("tokenizer.ggml.scores")?.map(<[f32]>::to_vec),
+        token_types: types.map(|t| t.iter().map(|&t| i32::try_from(t).unwrap_or(-1)).collect()),
+        merges: strings("tokenizer.ggml.merges")?.unwrap_or_default(),
+        bos: m.get_u32("tokenizer.ggml.bos_token_id")?,
+        eos: m.get_u32("tokenizer.ggml.eos_token_id")?,
+        unk: m.get_u32("tokenizer.ggml.unknown_token_id")?,
+        pad: m.get_u32("tokenizer.ggml.padding_token_id")?,
+        add_bos: m.get_bool("tokenizer.ggml.add_bos_token")?,
+        add_eos: m.get_bool("tokenizer.ggml.add_eos_token")?,
+        add_space_prefix: m.get_bool("tokenizer.ggml.add_space_prefix")?,
+        chat_template: string("tokenizer.chat_template")?,
     })
 }

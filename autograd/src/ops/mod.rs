@@ -23,3 +23,14 @@ pub use linear_cross_entropy::{linear_cross_entropy, linear_cross_entropy_frozen
 pub use rms_norm::rms_norm;
 pub use rope::rope;
 pub use swiglu::swiglu;
+mod affine;
+mod binary;
+mod cat;
+mod compare;
+mod copy;
+mod gather;
+mod matmul;
+mod reduce;
+mod softmax;
+mod unary;
+mod views;
