@@ -85,3 +85,10 @@ pub(crate) fn modules(model: &Decoder) -> Vec<Module> {
     });
     modules
 }
+
+/// Elements of all weights of `model`; those of a tied output projection count once.
+#[must_use]
+pub fn count_parameters(model: &Decoder) -> usize {
+    let own = modules(model).into_iter().filter(|m| m.kind != Kind::TiedHead);
+    own.flat_map(|m| m.tensors).map(|(_, t)| t.shape().iter().product::<usize>()).sum()
+}

@@ -16,7 +16,7 @@ pub(crate) struct Learner {
     pub(crate) params: Arc<ParamSet>,
     pub(crate) map: Arc<AdapterMap>,
     /// The adapter's settings as PEFT has them; `None` in full fine-tuning.
-    pub(crate) config: Option<serde_json::Value>,
+    pub(crate) adapter_config: Option<serde_json::Value>,
     pub(crate) adamw: AdamW,
     grads: Grads,
     dtype: DType,
@@ -35,7 +35,7 @@ pub(crate) struct StepResult {
 
 impl Learner {
     pub(crate) fn new(model: Decoder, settings: &Settings) -> Result<Self> {
-        let (params, map, config) = match settings.method {
+        let (params, map, adapter_config) = match settings.method {
             Method::Full => {
                 let (params, map) = full(&model)?;
                 (Arc::new(params), Arc::new(map), None)
@@ -55,7 +55,7 @@ impl Learner {
             model,
             params,
             map,
-            config,
+            adapter_config,
             adamw,
             grads,
             dtype: settings.dtype.into(),
@@ -65,8 +65,7 @@ impl Learner {
     }
 
     /// Replaces parameters and moments by those of a checkpoint.
-    pub(crate) fn restore(&mut self, values: &Tensor, moments: [&Tensor; 2], adamw: AdamW) -> Result<()> {
-        let _ = moments;
+    pub(crate) fn restore(&mut self, values: &Tensor, adamw: AdamW) -> Result<()> {
         let params = Arc::get_mut(&mut self.params).ok_or_else(held)?;
         params.update(|place| kinglet_tensor::ops::copy_into(values, place))?;
         self.adamw = adamw;
