@@ -8,6 +8,7 @@ pub mod dropout;
 pub mod embedding;
 pub mod layer_norm;
 pub mod linear_cross_entropy;
+pub mod random;
 pub mod rms_norm;
 pub mod rope;
 pub mod scale;
@@ -28,6 +29,7 @@ macro_rules! for_each_case {
             embedding: Embedding;
             layer_norm: LayerNorm;
             linear_cross_entropy: LinearCrossEntropy, FrozenLinearCrossEntropy, TokenLosses, Logits;
+            random: Random;
             rms_norm: RmsNorm;
             rope: Rope;
             scale: Scale, AddScaled;
