@@ -58,7 +58,7 @@ fn trained_or<'t>(
     dtype: kinglet_tensor::DType,
 ) -> Result<Var<'t>> {
     match ctx.trained(tape, name)? {
-        Some(var) => ops::cast(&var, dtype),
+        Some(var) => var.to_dtype(dtype),
         None => Ok(tape.constant(tensor.to_dtype(dtype)?)),
     }
 }

@@ -38,6 +38,11 @@ impl DType {
         matches!(self, DType::F32 | DType::BF16 | DType::F16)
     }
 
+    /// This, or an error that names `op` when it is not a float type.
+    pub(crate) fn expect_float(self, op: &str) -> Result<Self> {
+        if self.is_float() { Ok(self) } else { Err(Error::dtype(op, format!("takes f32, bf16 or f16, not {self}"))) }
+    }
+
     /// The unit roundoff of a float type: the largest relative error of rounding to it.
     ///
     /// # Errors
@@ -75,6 +80,8 @@ pub trait Element: bytemuck::Pod + PartialEq + Send + Sync + std::fmt::Debug + s
     const DTYPE: DType;
     /// The value as f32, rounded to nearest even where it does not fit.
     fn to_f32(self) -> f32;
+    /// The value as f64, exact for every type.
+    fn to_f64(self) -> f64;
     /// The nearest value (ties to even) of this type; integers saturate and drop the fraction.
     fn from_f32(x: f32) -> Self;
 }
@@ -102,6 +109,8 @@ macro_rules! element {
             const DTYPE: DType = DType::$dtype;
             #[inline(always)]
             fn to_f32(self) -> f32 { let $x = self; $to }
+            #[inline(always)]
+            fn to_f64(self) -> f64 { f64::from(self) }
             #[inline(always)]
             fn from_f32($x: f32) -> Self { $from }
         }

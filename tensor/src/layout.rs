@@ -1,6 +1,7 @@
 //! Shapes and strides: where in a storage each element of a tensor lies.
 
 use crate::{Error, Result};
+use std::ops::Range;
 
 /// The largest number of dimensions of a tensor.
 pub const MAX_RANK: usize = 6;
@@ -82,6 +83,13 @@ impl Layout {
             step *= shape[i].max(1) as isize;
         }
         Layout { shape, strides, offset }
+    }
+
+    /// One dimension of `len` neighbours.
+    pub(crate) fn flat(len: usize) -> Self {
+        let mut shape = Shape { rank: 1, values: [0; MAX_RANK] };
+        shape[0] = len;
+        Layout::contiguous(shape, 0)
     }
 
     /// The size of each dimension.
@@ -267,39 +275,88 @@ impl Layout {
         Ok(Layout { shape: Dims::new(&shape)?, strides: Dims::new(&strides)?, offset: self.offset })
     }
 
-    /// Calls `f` with the storage position of every element, in row-major order.
-    pub(crate) fn for_each_run(&self, mut f: impl FnMut(Run)) {
-        if self.is_empty() {
-            return;
-        }
-        let rank = self.shape.len();
-        let (outer, inner) = self.shape.split_at(rank.saturating_sub(1));
-        let len = inner.first().copied().unwrap_or(1);
-        let stride = self.strides.get(rank.wrapping_sub(1)).copied().unwrap_or(1);
-        let mut index = [0usize; MAX_RANK];
-        let mut start = self.offset as isize;
-        loop {
-            f(Run { start: start as usize, len, stride });
-            // Count up the outer indices like an odometer, the last one fastest.
-            let mut d = outer.len();
-            loop {
-                if d == 0 {
-                    return;
-                }
-                d -= 1;
-                index[d] += 1;
-                start += self.strides[d];
-                if index[d] < outer[d] {
-                    break;
-                }
-                start -= self.strides[d] * outer[d] as isize;
-                index[d] = 0;
+    /// The first `dims` dimensions, at entry 0 of the others.
+    pub(crate) fn leading(&self, dims: usize) -> Self {
+        let mut out = *self;
+        (out.shape.rank, out.strides.rank) = (dims, dims);
+        out
+    }
+
+    /// The same elements in the same order over as few dimensions as possible: long runs to read.
+    pub(crate) fn merged(&self) -> Self {
+        let mut out = *self;
+        (out.shape.rank, out.strides.rank) = (0, 0);
+        for (&size, &stride) in self.shape.iter().zip(self.strides.iter()).filter(|&(&size, _)| size != 1) {
+            let rank = out.shape.rank;
+            if rank > 0 && out.strides[rank - 1] == stride * size as isize {
+                out.shape[rank - 1] *= size;
+                out.strides[rank - 1] = stride;
+            } else {
+                (out.shape.rank, out.strides.rank) = (rank + 1, rank + 1);
+                (out.shape[rank], out.strides[rank]) = (size, stride);
             }
         }
+        out
+    }
+
+    /// Where the elements of `range` (of the row-major order) lie, a run of the innermost dimension at a time.
+    pub(crate) fn runs(&self, range: Range<usize>) -> Runs<'_> {
+        let (outer, inner) = self.shape.split_at(self.shape.rank.saturating_sub(1));
+        let width = inner.first().copied().unwrap_or(1).max(1);
+        let mut runs =
+            Runs { layout: self, index: [0; MAX_RANK], start: self.offset as isize, skip: 0, left: range.len() };
+        runs.skip = range.start % width;
+        let mut row = range.start / width;
+        for (d, &size) in outer.iter().enumerate().rev() {
+            runs.index[d] = row % size.max(1);
+            runs.start += self.strides[d] * runs.index[d] as isize;
+            row /= size.max(1);
+        }
+        runs
     }
 }
 
-/// The innermost dimension at one setting of the outer ones.
+/// See [`Layout::runs`].
+pub(crate) struct Runs<'a> {
+    layout: &'a Layout,
+    /// The indices of the outer dimensions, and where their run starts.
+    index: [usize; MAX_RANK],
+    start: isize,
+    /// Elements of the next run that come before the range.
+    skip: usize,
+    left: usize,
+}
+
+impl Iterator for Runs<'_> {
+    type Item = Run;
+
+    #[inline]
+    fn next(&mut self) -> Option<Run> {
+        if self.left == 0 {
+            return None;
+        }
+        let Layout { shape, strides, .. } = self.layout;
+        let outer = shape.len().saturating_sub(1);
+        let width = shape.get(outer).copied().unwrap_or(1);
+        let stride = strides.get(outer).copied().unwrap_or(1);
+        let len = self.left.min(width - self.skip);
+        let run = Run { start: (self.start + stride * self.skip as isize) as usize, len, stride };
+        (self.left, self.skip) = (self.left - len, 0);
+        // Count up like an odometer, the last dimension fastest.
+        for d in (0..outer).rev() {
+            self.index[d] += 1;
+            self.start += strides[d];
+            if self.index[d] < shape[d] {
+                break;
+            }
+            self.start -= strides[d] * shape[d] as isize;
+            self.index[d] = 0;
+        }
+        Some(run)
+    }
+}
+
+/// Neighbours along the innermost dimension.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Run {
     pub(crate) start: usize,

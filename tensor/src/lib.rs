@@ -13,6 +13,7 @@
 //! # Ok::<(), kinglet_tensor::Error>(())
 //! ```
 
+mod blocks;
 pub mod cpu;
 mod device;
 mod dtype;

@@ -276,6 +276,17 @@ impl Tensor {
         }
     }
 
+    /// An error that names `op` unless shape and dtype are those of `other`.
+    pub(crate) fn expect_like(&self, op: &str, other: &Self) -> Result<()> {
+        if self.shape() != other.shape() {
+            return Err(Error::shape(op, format!("{:?} beside {:?}", self.shape(), other.shape())));
+        }
+        if self.dtype != other.dtype {
+            return Err(Error::dtype(op, format!("{} beside {}", self.dtype, other.dtype)));
+        }
+        Ok(())
+    }
+
     fn with_layout(&self, layout: Layout) -> Self {
         Tensor { storage: self.storage.clone(), layout, dtype: self.dtype }
     }
@@ -337,10 +348,15 @@ impl Tensor {
     /// # Errors
     /// When the number of elements differs.
     pub fn reshape(&self, shape: &[usize]) -> Result<Self> {
-        match self.layout.reshape(shape)? {
-            Some(layout) => Ok(self.with_layout(layout)),
+        match self.reshaped_view(shape)? {
+            Some(view) => Ok(view),
             None => self.contiguous()?.reshape(shape),
         }
+    }
+
+    /// As [`Tensor::reshape`], but `None` where that would copy.
+    pub(crate) fn reshaped_view(&self, shape: &[usize]) -> Result<Option<Self>> {
+        Ok(self.layout.reshape(shape)?.map(|layout| self.with_layout(layout)))
     }
 
     /// Without dimension `dim`, which must be 1: a view.

@@ -1,20 +1,27 @@
 //! Differentiable operations: each pairs a forward function of `kinglet_tensor::ops` with its gradient rule.
 
+mod affine;
 mod attention;
 mod binary;
-mod cast;
+mod cat;
+mod compare;
+mod copy;
 mod cross_entropy;
 mod dropout;
 mod embedding;
+mod gather;
 mod layer_norm;
 mod linear_cross_entropy;
+mod matmul;
+mod reduce;
 mod rms_norm;
 mod rope;
+mod softmax;
 mod swiglu;
+mod unary;
 mod views;
 
 pub use attention::attention;
-pub use cast::cast;
 pub use cross_entropy::cross_entropy;
 pub use dropout::dropout;
 pub use embedding::embedding;

@@ -1,39 +1,77 @@
-//! Concatenation along one dimension.
+//! Tensors joined along a dimension.
 
-use super::copy_into;
-use crate::{Error, Result, Tensor, same_device};
+use crate::blocks::Reader;
+use crate::cpu::Cpu;
+use crate::{Error, Result, Tensor, TensorMut, dispatch, kernel, same_device};
 
-/// The tensors of `parts` one after another along `dim`; the other dimensions and the dtype are equal.
+struct Cat<'a> {
+    xs: &'a [Tensor],
+    dim: usize,
+    out: TensorMut<'a>,
+}
+kernel!(CAT = "cat", Cat, cat_cpu);
+
+/// The tensors one after another along `dim`.
 ///
 /// # Errors
-/// When they are not, or there are no parts.
-pub fn cat(parts: &[Tensor], dim: usize) -> Result<Tensor> {
-    let device = same_device("cat", &parts.iter().collect::<Vec<_>>())?;
-    let first = &parts[0];
+/// When there is none, or they differ in dtype, device or in a dimension other than `dim`.
+pub fn cat(xs: &[&Tensor], dim: usize) -> Result<Tensor> {
+    let device = same_device("cat", xs)?;
+    let first = xs[0];
     let mut shape = first.shape().to_vec();
-    first.dim(dim)?;
-    shape[dim] = 0;
-    for part in parts {
-        let fits = part.rank() == shape.len()
-            && part.dtype() == first.dtype()
-            && (0..shape.len()).all(|d| d == dim || part.shape()[d] == shape[d]);
-        if !fits {
-            let what = format!("{:?} {} after {:?} {}", part.shape(), part.dtype(), first.shape(), first.dtype());
-            return Err(Error::shape("cat", what));
-        }
-        shape[dim] += part.shape()[dim];
+    let fits = |x: &Tensor| {
+        let same = |d: usize| d == dim || x.shape()[d] == first.shape()[d];
+        x.dtype() == first.dtype() && x.rank() == first.rank() && (0..first.rank()).all(same)
+    };
+    if dim >= first.rank() || !xs.iter().all(|x| fits(x)) {
+        let all: Vec<String> = xs.iter().map(|x| format!("{:?} {}", x.shape(), x.dtype())).collect();
+        return Err(Error::shape("cat", format!("{} along dimension {dim}", all.join(", "))));
     }
-    // With `dim` in front, parts lie one after another; the result is seen through the same permutation.
-    let mut order: Vec<usize> = (0..shape.len()).collect();
-    order.swap(0, dim);
-    let front: Vec<usize> = order.iter().map(|&d| shape[d]).collect();
-    let mut out = device.alloc(&front, first.dtype())?;
-    let row: usize = front[1..].iter().product();
-    let mut start = 0;
-    for part in parts {
-        let part = part.permute(&order)?;
-        copy_into(&part, out.view().part(start * row, part.shape())?)?;
-        start += part.shape()[0];
-    }
-    out.finish().permute(&order)
+    shape[dim] = xs.iter().map(|x| x.shape()[dim]).sum();
+    let xs: Vec<Tensor> = xs.iter().map(|&x| x.clone()).collect();
+    let mut out = device.alloc(&shape, first.dtype())?;
+    device.run(&CAT, Cat { xs: &xs, dim, out: out.view() })?;
+    Ok(out.finish())
+}
+
+/// The tensors, of one shape, along a new dimension before `dim`.
+///
+/// # Errors
+/// As [`cat`].
+pub fn stack(xs: &[&Tensor], dim: usize) -> Result<Tensor> {
+    let xs: Vec<Tensor> = xs.iter().map(|x| x.unsqueeze(dim)).collect::<Result<_>>()?;
+    cat(&xs.iter().collect::<Vec<_>>(), dim)
+}
+
+/// `x` with `before` zeros in front of it and `after` behind it along `dim`: the gradient of a narrowed view.
+///
+/// # Errors
+/// When there is no such dimension.
+pub fn pad(x: &Tensor, dim: usize, before: usize, after: usize) -> Result<Tensor> {
+    x.dim(dim)?;
+    let zero = Tensor::zeros(&[], x.dtype(), x.device())?;
+    let zeros = |len: usize| {
+        let mut shape = x.shape().to_vec();
+        shape[dim] = len;
+        zero.broadcast_to(&shape)
+    };
+    cat(&[&zeros(before)?, x, &zeros(after)?], dim)
+}
+
+fn cat_cpu(cpu: &Cpu, mut args: Cat<'_>) -> Result<()> {
+    // The result is rows of everything behind the dimensions before `dim`; each input has a piece of every row.
+    let inner: usize = args.out.shape()[args.dim + 1..].iter().product();
+    let row = args.out.shape()[args.dim] * inner;
+    dispatch!(any args.out.dtype(), T => {
+        let pieces = args.xs.iter().map(|x| Ok((Reader::<T>::new(x)?, x.shape()[args.dim] * inner)));
+        let pieces: Vec<_> = pieces.collect::<Result<_>>()?;
+        cpu.chunks(args.out.as_mut_slice::<T>()?, row, |i, mut out| {
+            for (x, len) in &pieces {
+                let (piece, rest) = out.split_at_mut(*len);
+                x.fill(i * len, piece, |v| v);
+                out = rest;
+            }
+        });
+        Ok(())
+    })
 }

@@ -1,7 +1,7 @@
 //! Copies: any layout to row-major, with a change of dtype (rounding to nearest even); and fill.
 
+use crate::blocks::{Reader, TASK};
 use crate::cpu::Cpu;
-use crate::layout::Run;
 use crate::{DType, Element, Error, Result, Tensor, TensorMut, dispatch, kernel};
 
 struct Copy<'a> {
@@ -49,33 +49,12 @@ pub fn fill(out: &mut TensorMut<'_>, value: f32) -> Result<()> {
     device.run(&FILL, Fill { value, out: out.reborrow() })
 }
 
-fn copy_cpu(_: &Cpu, mut args: Copy<'_>) -> Result<()> {
+fn copy_cpu(cpu: &Cpu, mut args: Copy<'_>) -> Result<()> {
     dispatch!(any args.x.dtype(), X => dispatch!(any args.out.dtype(), Y => {
-        copy_elements::<X, Y>(args.x, args.out.as_mut_slice()?)
+        let x = Reader::<X>::new(args.x)?;
+        cpu.chunks(args.out.as_mut_slice::<Y>()?, TASK, |task, out| x.fill(task * TASK, out, convert::<X, Y>));
+        Ok(())
     }))
-}
-
-fn copy_elements<X: Element, Y: Element>(x: &Tensor, out: &mut [Y]) -> Result<()> {
-    let source = x.span::<X>()?;
-    let mut done = 0;
-    x.layout().for_each_run(|run| {
-        let out = &mut out[done..done + run.len];
-        done += run.len;
-        copy_run(source, run, out);
-    });
-    Ok(())
-}
-
-fn copy_run<X: Element, Y: Element>(source: &[X], run: Run, out: &mut [Y]) {
-    if run.stride == 1 {
-        let source = &source[run.start..run.start + run.len];
-        match bytemuck::try_cast_slice_mut::<Y, X>(out) {
-            Ok(out) if X::DTYPE == Y::DTYPE => out.copy_from_slice(source),
-            _ => out.iter_mut().zip(source).for_each(|(y, x)| *y = convert(*x)),
-        }
-    } else {
-        out.iter_mut().enumerate().for_each(|(i, y)| *y = convert(source[run.at(i)]));
-    }
 }
 
 /// Integers wider than f32's 24 bits keep their value from one integer type to the same type only;
@@ -85,7 +64,10 @@ fn convert<X: Element, Y: Element>(x: X) -> Y {
     if X::DTYPE == Y::DTYPE { bytemuck::cast(x) } else { Y::from_f32(x.to_f32()) }
 }
 
-fn fill_cpu(_: &Cpu, mut args: Fill<'_>) -> Result<()> {
-    dispatch!(any args.out.dtype(), T => { args.out.as_mut_slice::<T>()?.fill(T::from_f32(args.value)); });
-    Ok(())
+fn fill_cpu(cpu: &Cpu, mut args: Fill<'_>) -> Result<()> {
+    dispatch!(any args.out.dtype(), T => {
+        let value = T::from_f32(args.value);
+        cpu.chunks(args.out.as_mut_slice::<T>()?, TASK, |_, out| out.fill(value));
+        Ok(())
+    })
 }

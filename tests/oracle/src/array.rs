@@ -37,9 +37,28 @@ impl<S: Copy> Array<S> {
     }
 
     /// The element at `index`.
+    ///
+    /// # Panics
+    /// When there is none.
     pub fn at(&self, index: &[usize]) -> S {
+        self.data[self.position(index)]
+    }
+
+    /// Changes the element at `index`.
+    ///
+    /// # Panics
+    /// When there is none.
+    pub fn set(&mut self, index: &[usize], value: S) {
+        let at = self.position(index);
+        self.data[at] = value;
+    }
+
+    fn position(&self, index: &[usize]) -> usize {
         assert_eq!(index.len(), self.shape.len(), "an index into shape {:?}", self.shape);
-        self.data[index.iter().zip(&self.shape).fold(0, |at, (&i, &d)| at * d + i)]
+        index.iter().zip(&self.shape).fold(0, |at, (&i, &d)| {
+            assert!(i < d, "index {index:?} into shape {:?}", self.shape);
+            at * d + i
+        })
     }
 
     /// The element at `index` of this array broadcast by NumPy's rule: leading dimensions of `index` that the array

@@ -1,8 +1,17 @@
 //! One file an op: its truth, its shapes, how it runs.
 
+pub mod affine;
 pub mod attention;
 pub mod binary;
+pub mod cat;
+pub mod compare;
 pub mod copy;
+pub mod gather;
+pub mod matmul;
+pub mod reduce;
+pub mod softmax;
+pub mod unary;
+pub mod views;
 pub mod cross_entropy;
 pub mod dropout;
 pub mod embedding;
@@ -21,6 +30,17 @@ use crate::case::{AnyCase, boxed};
 macro_rules! for_each_case {
     ($callback:ident) => {
         $callback! {
+            affine: Affine;
+            binary: Binary;
+            cat: Cat, Chunk, Stack;
+            compare: Compare, Where;
+            copy: Contiguous, ToDtype;
+            gather: Gather, IndexSelect, ScatterAdd;
+            matmul: MatMul;
+            reduce: ArgMax, Reduce;
+            softmax: Softmax;
+            unary: Unary;
+            views: View;
             attention: Attention;
             binary: Binary;
             copy: Copy;

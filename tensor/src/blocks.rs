@@ -1,0 +1,156 @@
+//! How elementwise kernels reach their operands: f32 blocks of row-major order, whatever dtype and layout lie beneath.
+//!
+//! A kernel over blocks is written once, for f32 slices. Contiguous f32 is handed to it as it lies; everything else
+//! passes through a block that stays in the first-level cache.
+
+use crate::cpu::Cpu;
+use crate::layout::{Layout, Run};
+use crate::{DType, Element, Result, Tensor, TensorMut, dispatch};
+use std::ops::Range;
+
+/// Elements of a block.
+pub(crate) const BLOCK: usize = 1024;
+/// Blocks that one task handles.
+pub(crate) const TASK: usize = 16 * BLOCK;
+
+/// Room for three operands of a block.
+pub(crate) type Scratch = [[f32; BLOCK]; 3];
+
+/// The elements of a tensor in row-major order, as f32.
+pub(crate) struct Reader<'a, T> {
+    elements: &'a [T],
+    layout: Layout,
+}
+
+impl<'a, T: Element> Reader<'a, T> {
+    /// # Errors
+    /// When the elements are not `T` or not on the host.
+    pub(crate) fn new(tensor: &'a Tensor) -> Result<Self> {
+        Ok(Reader { elements: tensor.span::<T>()?, layout: tensor.layout().merged() })
+    }
+
+    /// The elements of a slice, to be read in the same way.
+    pub(crate) fn of(elements: &'a [T]) -> Self {
+        Reader { elements, layout: Layout::flat(elements.len()) }
+    }
+
+    /// The elements of `range`: a slice of the tensor where they lie there in order as f32, else `block`, filled.
+    #[inline]
+    pub(crate) fn read<'b>(&'b self, range: Range<usize>, block: &'b mut [f32]) -> &'b [f32] {
+        let len = range.len();
+        let mut runs = self.layout.runs(range).peekable();
+        if let Some(&Run { start, len: run, stride: 1 }) = runs.peek()
+            && run == len
+            && let Some(elements) = f32s(&self.elements[start..start + len])
+        {
+            return elements;
+        }
+        let block = &mut block[..len];
+        fill(self.elements, runs, block, T::to_f32);
+        block
+    }
+
+    /// Fills `out` with the elements from `start` on, each through `f`.
+    #[inline]
+    pub(crate) fn fill<Y>(&self, start: usize, out: &mut [Y], f: impl Fn(T) -> Y) {
+        fill(self.elements, self.layout.runs(start..start + out.len()), out, f);
+    }
+}
+
+/// The elements of all `runs` into `out`, each through `f`.
+#[inline(always)]
+fn fill<X: Copy, Y>(elements: &[X], runs: impl Iterator<Item = Run>, mut out: &mut [Y], f: impl Fn(X) -> Y) {
+    for run in runs {
+        let (here, rest) = out.split_at_mut(run.len);
+        match run.stride {
+            1 => {
+                let elements = &elements[run.start..run.start + run.len];
+                here.iter_mut().zip(elements).for_each(|(y, &x)| *y = f(x));
+            }
+            0 => here.iter_mut().for_each(|y| *y = f(elements[run.start])),
+            _ => here.iter_mut().enumerate().for_each(|(i, y)| *y = f(elements[run.at(i)])),
+        }
+        out = rest;
+    }
+}
+
+/// What a block of the output holds when the kernel gets it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Old {
+    /// Anything.
+    Ignored,
+    /// The values so far.
+    Kept,
+}
+
+/// Calls `f(range, block, scratch)` for every block of `out`, in parallel: `f` leaves the new values of the elements
+/// `range` in `block`, which is `out` itself when that is f32, else is rounded to the dtype of `out` (nearest even).
+pub(crate) fn write(
+    cpu: &Cpu,
+    out: &mut TensorMut<'_>,
+    old: Old,
+    f: impl Fn(Range<usize>, &mut [f32], &mut Scratch) + Sync + Send,
+) -> Result<()> {
+    dispatch!(float out.dtype(), "write", T => {
+        cpu.chunks(out.as_mut_slice::<T>()?, TASK, |task, out| {
+            let mut scratch = [[0.0; BLOCK]; 3];
+            let mut rounded = [0.0; BLOCK];
+            for (i, out) in out.chunks_mut(BLOCK).enumerate() {
+                let start = task * TASK + i * BLOCK;
+                let range = start..start + out.len();
+                match f32s_mut(out) {
+                    Some(out) => f(range, out, &mut scratch),
+                    None => {
+                        let block = &mut rounded[..out.len()];
+                        if old == Old::Kept {
+                            block.iter_mut().zip(&*out).for_each(|(y, x)| *y = x.to_f32());
+                        }
+                        f(range, block, &mut scratch);
+                        out.iter_mut().zip(block).for_each(|(y, x)| *y = T::from_f32(*x));
+                    }
+                }
+            }
+        });
+        Ok(())
+    })
+}
+
+/// Calls `f(row, out, scratch)` for every row of `width` elements of `out`, in parallel, with `buffers` rows of scratch.
+/// What `f` leaves in `out` is rounded to the dtype of `out`.
+pub(crate) fn write_rows(
+    cpu: &Cpu,
+    out: &mut TensorMut<'_>,
+    width: usize,
+    buffers: usize,
+    f: impl Fn(usize, &mut [f32], &mut [f32]) + Sync + Send,
+) -> Result<()> {
+    let width = width.max(1);
+    let group = TASK.div_ceil(width);
+    dispatch!(float out.dtype(), "write", T => {
+        cpu.chunks(out.as_mut_slice::<T>()?, group * width, |task, out| {
+            let mut scratch = cpu.scratch((buffers + 1) * width);
+            let (rounded, scratch) = scratch.split_at_mut(width);
+            for (i, out) in out.chunks_mut(width).enumerate() {
+                let row = task * group + i;
+                match f32s_mut(out) {
+                    Some(out) => f(row, out, scratch),
+                    None => {
+                        f(row, rounded, scratch);
+                        out.iter_mut().zip(&*rounded).for_each(|(y, x)| *y = T::from_f32(*x));
+                    }
+                }
+            }
+        });
+        Ok(())
+    })
+}
+
+/// `x` as f32, when it is.
+pub(crate) fn f32s<T: Element>(x: &[T]) -> Option<&[f32]> {
+    if T::DTYPE == DType::F32 { bytemuck::try_cast_slice(x).ok() } else { None }
+}
+
+/// As [`f32s`], to write.
+pub(crate) fn f32s_mut<T: Element>(x: &mut [T]) -> Option<&mut [f32]> {
+    if T::DTYPE == DType::F32 { bytemuck::try_cast_slice_mut(x).ok() } else { None }
+}

@@ -1,0 +1,42 @@
+//! x · scale + shift, by two numbers.
+
+use crate::blocks::{Old, Reader, write};
+use crate::cpu::{Cpu, simd};
+use crate::{Result, Tensor, TensorMut, dispatch, kernel};
+
+struct Affine<'a> {
+    x: &'a Tensor,
+    scale: f32,
+    shift: f32,
+    out: TensorMut<'a>,
+}
+kernel!(AFFINE = "affine", Affine, affine_cpu);
+
+/// x · scale + shift, with one rounding.
+///
+/// # Errors
+/// When `x` is not of a float dtype.
+pub fn affine(x: &Tensor, scale: f32, shift: f32) -> Result<Tensor> {
+    let dtype = x.dtype().expect_float("affine")?;
+    let mut out = x.device().alloc(x.shape(), dtype)?;
+    x.device().run(&AFFINE, Affine { x, scale, shift, out: out.view() })?;
+    Ok(out.finish())
+}
+
+fn affine_cpu(cpu: &Cpu, args: Affine<'_>) -> Result<()> {
+    let Affine { x, scale, shift, mut out } = args;
+    dispatch!(float x.dtype(), "affine", T => {
+        let x = Reader::<T>::new(x)?;
+        write(cpu, &mut out, Old::Ignored, |range, out, [block, ..]| {
+            apply(cpu.simd(), x.read(range, block), scale, shift, out);
+        })
+    })
+}
+
+simd! {
+    fn apply(x: &[f32], scale: f32, shift: f32, out: &mut [f32]) {
+        for (x, out) in x.iter().zip(out) {
+            *out = x.mul_add(scale, shift);
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! Softmax and its logarithm along the last dimension.
+
+use crate::blocks::{Reader, write_rows};
+use crate::cpu::reduce::{dot_body, max_body, sum_body};
+use crate::cpu::{Cpu, math, simd};
+use crate::{Error, Result, Tensor, TensorMut, dispatch, kernel, same_device};
+
+/// Which of the two.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Softmax {
+    /// eˣ / Σ eˣ
+    Plain,
+    /// x - log Σ eˣ
+    Log,
+}
+
+struct SoftmaxArgs<'a> {
+    op: Softmax,
+    x: &'a Tensor,
+    y: TensorMut<'a>,
+}
+kernel!(SOFTMAX = "softmax", SoftmaxArgs, softmax_cpu);
+
+struct SoftmaxGrad<'a> {
+    op: Softmax,
+    y: &'a Tensor,
+    dy: &'a Tensor,
+    dx: TensorMut<'a>,
+}
+kernel!(SOFTMAX_GRAD = "softmax_grad", SoftmaxGrad, softmax_grad_cpu);
+
+/// Softmax (or its logarithm) along the last dimension.
+///
+/// # Errors
+/// When there is no dimension, or the dtype is no float.
+pub fn softmax(op: Softmax, x: &Tensor) -> Result<Tensor> {
+    width("softmax", x)?;
+    let mut y = x.device().alloc(x.shape(), x.dtype().expect_float("softmax")?)?;
+    x.device().run(&SOFTMAX, SoftmaxArgs { op, x, y: y.view() })?;
+    Ok(y.finish())
+}
+
+/// The gradient of [`softmax`] by its input, from its output `y` and that one's gradient.
+///
+/// # Errors
+/// When `y` and `dy` differ in shape, dtype or device.
+pub fn softmax_grad(op: Softmax, y: &Tensor, dy: &Tensor) -> Result<Tensor> {
+    let device = same_device("softmax_grad", &[y, dy])?;
+    width("softmax_grad", y)?;
+    dy.expect_like("softmax_grad", y)?;
+    let mut dx = device.alloc(y.shape(), y.dtype().expect_float("softmax_grad")?)?;
+    device.run(&SOFTMAX_GRAD, SoftmaxGrad { op, y, dy, dx: dx.view() })?;
+    Ok(dx.finish())
+}
+
+fn width(op: &str, x: &Tensor) -> Result<usize> {
+    x.shape().last().copied().ok_or_else(|| Error::shape(op, "takes at least one dimension"))
+}
+
+fn softmax_cpu(cpu: &Cpu, args: SoftmaxArgs<'_>) -> Result<()> {
+    let SoftmaxArgs { op, x, mut y } = args;
+    let n = width("softmax", x)?;
+    dispatch!(float x.dtype(), "softmax", T => {
+        let x = Reader::<T>::new(x)?;
+        write_rows(cpu, &mut y, n, 1, |row, y, scratch| {
+            forward(cpu.simd(), op, x.read(row * n..(row + 1) * n, scratch), y);
+        })
+    })
+}
+
+fn softmax_grad_cpu(cpu: &Cpu, args: SoftmaxGrad<'_>) -> Result<()> {
+    let SoftmaxGrad { op, y, dy, mut dx } = args;
+    let n = width("softmax_grad", y)?;
+    dispatch!(float y.dtype(), "softmax_grad", T => {
+        let (y, dy) = (Reader::<T>::new(y)?, Reader::<T>::new(dy)?);
+        write_rows(cpu, &mut dx, n, 2, |row, dx, scratch| {
+            let (a, b) = scratch.split_at_mut(n);
+            let range = row * n..(row + 1) * n;
+            backward(cpu.simd(), op, y.read(range.clone(), a), dy.read(range, b), dx);
+        })
+    })
+}
+
+simd! {
+    fn forward(op: Softmax, x: &[f32], y: &mut [f32]) {
+        let max = max_body(x);
+        for (x, y) in x.iter().zip(&mut *y) {
+            *y = math::exp(x - max);
+        }
+        let sum = sum_body(y);
+        match op {
+            Softmax::Plain => y.iter_mut().for_each(|y| *y /= sum),
+            Softmax::Log => {
+                let log = math::log(sum);
+                x.iter().zip(y).for_each(|(x, y)| *y = (x - max) - log);
+            }
+        }
+    }
+
+    /// Plain: dx = y (dy - y · dy). Log: dx = dy - eʸ Σ dy.
+    fn backward(op: Softmax, y: &[f32], dy: &[f32], dx: &mut [f32]) {
+        match op {
+            Softmax::Plain => {
+                let dot = dot_body(y, dy);
+                for ((y, dy), dx) in y.iter().zip(dy).zip(dx) {
+                    *dx = y * (dy - dot);
+                }
+            }
+            Softmax::Log => {
+                let sum = sum_body(dy);
+                for ((y, dy), dx) in y.iter().zip(dy).zip(dx) {
+                    *dx = math::exp(*y).mul_add(-sum, *dy);
+                }
+            }
+        }
+    }
+}
