@@ -212,8 +212,7 @@ impl Plan {
     /// Last parts of the names of the linear layers, sorted.
     fn target_names(&self) -> Vec<String> {
         let linear = self.modules.iter().filter(|m| m.kind == Kind::Linear);
-        let mut names: Vec<String> =
-            linear.map(|m| m.name.rsplit('.').next().unwrap_or(&m.name).to_string()).collect();
+        let mut names: Vec<String> = linear.map(|m| m.name.rsplit('.').next().unwrap_or(&m.name).to_string()).collect();
         names.sort_unstable();
         names.dedup();
         names

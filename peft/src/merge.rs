@@ -66,7 +66,10 @@ pub fn logit_gap(a: (&Decoder, &Ctx), b: (&Decoder, &Ctx), ids: &[i32]) -> Resul
     };
     let (a, b) = (logits(a)?, logits(b)?);
     // `max` would drop a NaN, which must not pass for a small gap.
-    Ok(a.iter().zip(&b).map(|(a, b)| (a - b).abs()).fold(0.0, |max, gap| if gap > max || gap.is_nan() { gap } else { max }))
+    Ok(a.iter()
+        .zip(&b)
+        .map(|(a, b)| (a - b).abs())
+        .fold(0.0, |max, gap| if gap > max || gap.is_nan() { gap } else { max }))
 }
 
 /// The name of the output projection's weight in files.

@@ -51,7 +51,9 @@ impl Stored {
             Stored::Vector(v) => Ok(v.clone()),
             Stored::Matrix(w) => match &**w {
                 Weight::Dense(w) => Ok(w.clone()),
-                _ => Err(Error::invalid(format!("{name} is quantised and cannot be trained: take an unquantised base"))),
+                _ => {
+                    Err(Error::invalid(format!("{name} is quantised and cannot be trained: take an unquantised base")))
+                }
             },
         }
     }

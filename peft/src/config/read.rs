@@ -59,14 +59,19 @@ impl LoraConfig {
             exclude_modules: keys.take("exclude_modules", NAMES, Targets::from_json)?.filter(|t| !t.is_empty()),
             use_rslora: keys.take("use_rslora", "true or false", Value::as_bool)?.unwrap_or(false),
             init: keys.init()?,
-            layers_to_transform: keys.take("layers_to_transform", "a list of layers", indices)?.filter(|l| !l.is_empty()),
+            layers_to_transform: keys
+                .take("layers_to_transform", "a list of layers", indices)?
+                .filter(|l| !l.is_empty()),
             layers_pattern: keys.take("layers_pattern", "names", strings)?.unwrap_or_default(),
             rank_pattern: keys
                 .take("rank_pattern", "whole numbers by name", |v| pairs(v, |v| Some(v.as_u64()? as usize)))?
                 .unwrap_or_default(),
-            alpha_pattern: keys.take("alpha_pattern", "numbers by name", |v| pairs(v, Value::as_f64))?.unwrap_or_default(),
+            alpha_pattern: keys
+                .take("alpha_pattern", "numbers by name", |v| pairs(v, Value::as_f64))?
+                .unwrap_or_default(),
             modules_to_save: keys.take("modules_to_save", "names", strings)?.unwrap_or_default(),
-            base_model_name_or_path: keys.take("base_model_name_or_path", "a text", |v| v.as_str().map(String::from))?,
+            base_model_name_or_path: keys
+                .take("base_model_name_or_path", "a text", |v| v.as_str().map(String::from))?,
         };
         keys.refuse_rest()?;
         config.validate()?;
@@ -112,7 +117,9 @@ impl Keys {
         let name = value.as_str().unwrap_or_default();
         if CHANGES_BASE.iter().any(|way| name.starts_with(way)) {
             let what = format!("init_lora_weights {value} changes the base's weights: convert the adapter with PEFT");
-            return Err(Error::unsupported(format!("{what} (save_pretrained with path_initial_model_for_weight_conversion)")));
+            return Err(Error::unsupported(format!(
+                "{what} (save_pretrained with path_initial_model_for_weight_conversion)"
+            )));
         }
         Ok(if name == "gaussian" { Init::Gaussian } else { Init::Kaiming })
     }

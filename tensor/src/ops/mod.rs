@@ -24,13 +24,13 @@ mod softmax;
 mod swiglu;
 mod unary;
 
+pub use crate::cpu::attention::{Mask, Segment};
 pub use affine::affine;
 pub use attention::{KvView, Segments, attention, attention_backward};
 pub use binary::{Binary, accumulate, add, binary, div, maximum, minimum, mul, sub};
 pub use cat::{cat, pad, stack};
 pub use compare::{Compare, compare, where_};
 pub use copy::{copy, copy_into, fill};
-pub use crate::cpu::attention::{Mask, Segment};
 pub use cross_entropy::{cross_entropy, cross_entropy_backward};
 pub use dropout::dropout;
 pub use embedding::{embedding, embedding_backward};

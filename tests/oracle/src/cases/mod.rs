@@ -6,22 +6,23 @@ pub mod binary;
 pub mod cat;
 pub mod compare;
 pub mod copy;
-pub mod gather;
-pub mod matmul;
-pub mod reduce;
-pub mod softmax;
-pub mod unary;
-pub mod views;
 pub mod cross_entropy;
 pub mod dropout;
 pub mod embedding;
+pub mod gather;
 pub mod layer_norm;
 pub mod linear_cross_entropy;
 pub mod random;
+pub mod matmul;
+pub mod random;
+pub mod reduce;
 pub mod rms_norm;
 pub mod rope;
 pub mod scale;
+pub mod softmax;
 pub mod swiglu;
+pub mod unary;
+pub mod views;
 
 use crate::case::{AnyCase, boxed};
 
@@ -31,29 +32,28 @@ macro_rules! for_each_case {
     ($callback:ident) => {
         $callback! {
             affine: Affine;
+            attention: Attention;
             binary: Binary;
             cat: Cat, Chunk, Stack;
             compare: Compare, Where;
             copy: Contiguous, ToDtype;
-            gather: Gather, IndexSelect, ScatterAdd;
-            matmul: MatMul;
-            reduce: ArgMax, Reduce;
-            softmax: Softmax;
-            unary: Unary;
-            views: View;
-            attention: Attention;
-            binary: Binary;
-            copy: Copy;
             cross_entropy: CrossEntropy;
             dropout: Dropout;
             embedding: Embedding;
+            gather: Gather, IndexSelect, ScatterAdd;
             layer_norm: LayerNorm;
             linear_cross_entropy: LinearCrossEntropy, FrozenLinearCrossEntropy, TokenLosses, Logits;
             random: Random;
+            matmul: MatMul;
+            random: Random;
+            reduce: ArgMax, Reduce;
             rms_norm: RmsNorm;
             rope: Rope;
             scale: Scale, AddScaled;
+            softmax: Softmax;
             swiglu: Swiglu;
+            unary: Unary;
+            views: View;
         }
     };
 }
