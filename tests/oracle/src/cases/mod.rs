@@ -12,7 +12,6 @@ pub mod embedding;
 pub mod gather;
 pub mod layer_norm;
 pub mod linear_cross_entropy;
-pub mod random;
 pub mod matmul;
 pub mod random;
 pub mod reduce;
@@ -43,7 +42,6 @@ macro_rules! for_each_case {
             gather: Gather, IndexSelect, ScatterAdd;
             layer_norm: LayerNorm;
             linear_cross_entropy: LinearCrossEntropy, FrozenLinearCrossEntropy, TokenLosses, Logits;
-            random: Random;
             matmul: MatMul;
             random: Random;
             reduce: ArgMax, Reduce;
