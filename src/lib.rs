@@ -1,2 +1,18 @@
-//! kinglet
+//! kinglet: an embedded ML framework. One dependency for tensors, autograd, quantised weights, Llama-style models,
+//! optimisers and LoRA adapters.
 #![forbid(unsafe_code)]
+
+#[doc(inline)]
+pub use kinglet_autograd as autograd;
+#[doc(inline)]
+pub use kinglet_models as models;
+#[doc(inline)]
+pub use kinglet_optim as optim;
+#[doc(inline)]
+pub use kinglet_peft as peft;
+#[doc(inline)]
+pub use kinglet_quant as quant;
+#[doc(inline)]
+pub use kinglet_tensor as tensor;
+#[doc(inline)]
+pub use kinglet_tensor::{CpuOptions, DType, Device, Error, Result, Tensor};

@@ -1,2 +1,24 @@
-//! kinglet-data
+//! From files of text to batches of token ids: tokenizers, chat templates, dataset readers, target
+//! masks, packing.
+//!
+//! The way of a row: [`Dataset`] reads it, [`Encoder`] renders it through the [`ChatTemplate`],
+//! tokenizes it with the [`Tokenizer`] and marks its targets, [`Batches`] groups it with others.
 #![forbid(unsafe_code)]
+
+pub mod batch;
+pub mod dataset;
+pub mod example;
+mod formats;
+pub mod packing;
+pub mod philox;
+pub mod template;
+#[cfg(test)]
+mod testing;
+pub mod tokenizer;
+mod turns;
+
+pub use batch::{BatchOptions, Batches, Epoch, TokenBatch};
+pub use dataset::{Dataset, Format, Row, RowContent};
+pub use example::{EncodeOptions, EncodeReport, Encoded, Encoder, Example, Prompt};
+pub use template::{ChatTemplate, Message, RenderOptions, SpecialTokens};
+pub use tokenizer::{GgufVocab, NamedFile, TextStream, Tokenizer};

@@ -1,2 +1,18 @@
-//! kinglet-quant
+//! Weights in the form that they are stored in: dense, 4-bit blocks as bitsandbytes makes them, ggml blocks as
+//! GGUF files hold them. Products with them decode a tile at a time, so no dense copy ever exists.
 #![forbid(unsafe_code)]
+
+pub mod bnb;
+mod four_bit;
+mod gguf;
+mod linear;
+mod panels;
+mod projection;
+mod weight;
+
+pub use four_bit::{FourBit, Scales};
+pub use gguf::{GgufMatrix, RowOrder};
+pub use kinglet_tensor::cpu::{ggml, nf4};
+pub use linear::{Lora, linear, linear_lora, linear_trained, lora};
+pub use projection::embed;
+pub use weight::{CustomWeight, Direction, Weight};

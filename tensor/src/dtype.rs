@@ -1,5 +1,6 @@
 //! Element types.
 
+use crate::cpu::Simd;
 use crate::{Error, Result};
 use half::{bf16, f16};
 
@@ -85,8 +86,21 @@ pub trait Element: bytemuck::Pod + PartialEq + Send + Sync + std::fmt::Debug + s
     fn from_f32(x: f32) -> Self;
 }
 
-/// An [`Element`] that gradients can flow through.
-pub trait Float: Element {}
+/// An [`Element`] that gradients can flow through. Kernels are written over rows of f32 and read and write the other
+/// float types through these conversions, which `cpu::convert` implements.
+pub trait Float: Element {
+    /// `y = x`; both have one length.
+    fn widen(simd: Simd, x: &[Self], y: &mut [f32]);
+    /// `y = x` rounded to nearest even; both have one length.
+    fn narrow(simd: Simd, x: &[f32], y: &mut [Self]);
+    /// Rounds `x` to the values of this type.
+    fn round(simd: Simd, x: &mut [f32]);
+    /// `x` as f32: itself, or a copy in `scratch`.
+    fn as_f32<'a>(simd: Simd, x: &'a [Self], scratch: &'a mut Vec<f32>) -> &'a [f32];
+    /// Lets `write` fill `y` with f32 values: directly, or by way of `scratch`. It must write every element, and must
+    /// not read what is there.
+    fn write_f32(simd: Simd, y: &mut [Self], scratch: &mut Vec<f32>, write: impl FnOnce(&mut [f32]));
+}
 
 macro_rules! element {
     ($($t:ty, $dtype:ident, $x:ident => $to:expr, $from:expr;)*) => {$(
@@ -110,9 +124,6 @@ element! {
     i8, I8, x => f32::from(x), x as i8;
     u8, U8, x => f32::from(x), x as u8;
 }
-impl Float for f32 {}
-impl Float for bf16 {}
-impl Float for f16 {}
 
 /// Enters generic kernel code: `dispatch!(dtype, "op", T => expression using T)`.
 ///

@@ -20,7 +20,9 @@ mod dtype;
 mod error;
 pub mod kernel;
 mod layout;
+mod mat;
 pub mod ops;
+pub mod philox;
 mod storage;
 mod tensor;
 

@@ -254,6 +254,17 @@ impl Tensor {
         }
     }
 
+    /// How many rows (all dimensions but the last, taken together) and their width, which is not zero.
+    ///
+    /// # Errors
+    /// When there is no last dimension or it is empty.
+    pub fn dims_rows(&self, op: &str) -> Result<(usize, usize)> {
+        match self.shape().last() {
+            Some(&width) if width > 0 => Ok((self.len() / width, width)),
+            _ => Err(Error::shape(op, format!("takes rows, not shape {:?}", self.shape()))),
+        }
+    }
+
     /// The three sizes of a tensor of rank 3.
     ///
     /// # Errors

@@ -24,7 +24,7 @@ mod store;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use kernel::Kernel;
+pub(crate) use kernel::{Kernel, Shape};
 pub use pack::{Dense, interleave};
 pub(crate) use pack::{Lanes, pack_lanes};
 

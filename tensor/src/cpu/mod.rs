@@ -3,16 +3,28 @@
 //! Every kernel takes a [`Cpu`]: which SIMD level to use and which threads to run on. Work is cut by
 //! shape only, never by the number of threads, so results do not depend on it.
 
+pub mod adamw;
+pub mod attention;
+mod convert;
 pub mod gemm;
+pub mod ggml;
 pub mod math;
+pub mod nf4;
 pub mod reduce;
 mod scratch;
+mod shared;
 mod simd;
 
 pub(crate) use simd::simd;
 pub use simd::{Level, Simd};
 
 use std::sync::Arc;
+
+/// How many rows of `width` elements to hand to one task: enough to be worth it, a number that depends on the shape
+/// alone.
+pub(crate) fn rows_per_task(width: usize) -> usize {
+    (1usize << 14).div_ceil(width.max(1)).max(4)
+}
 
 /// Where and how CPU kernels run: a SIMD level and a thread pool. Cheap to clone.
 #[derive(Clone)]
@@ -85,6 +97,23 @@ impl Cpu {
             return out.chunks_mut(len).enumerate().for_each(|(i, c)| f(i, c));
         }
         self.enter(|| out.par_chunks_mut(len).enumerate().with_max_len(1).for_each(|(i, c)| f(i, c)));
+    }
+
+    /// As [`Cpu::chunks`], over two outputs cut side by side into the same number of pieces.
+    pub fn chunks2<A: Send, B: Send>(
+        &self,
+        (a, a_len): (&mut [A], usize),
+        (b, b_len): (&mut [B], usize),
+        f: impl Fn(usize, &mut [A], &mut [B]) + Sync + Send,
+    ) {
+        use rayon::prelude::*;
+        let (a_len, b_len) = (a_len.max(1), b_len.max(1));
+        assert_eq!(a.len().div_ceil(a_len), b.len().div_ceil(b_len), "chunks2");
+        if a.len() <= a_len || self.pool.is_none() {
+            return a.chunks_mut(a_len).zip(b.chunks_mut(b_len)).enumerate().for_each(|(i, (a, b))| f(i, a, b));
+        }
+        let pieces = a.par_chunks_mut(a_len).zip(b.par_chunks_mut(b_len)).enumerate().with_max_len(1);
+        self.enter(|| pieces.for_each(|(i, (a, b))| f(i, a, b)));
     }
 }
 

@@ -9,16 +9,16 @@ use super::simd;
 /// How many partial sums run side by side.
 pub const LANES: usize = 64;
 
-/// Calls `step(lanes, chunk)` on each full chunk of 64 and on the rest, filled up with `fill`.
+/// Calls `step(lanes, chunk)` on each full chunk of N and on the rest, filled up with `fill`.
 #[inline(always)]
-fn lanes<T: Copy>(x: &[f32], fill: f32, init: T, step: impl Fn(&mut [T; LANES], &[f32; LANES])) -> [T; LANES] {
-    let mut acc = [init; LANES];
-    let (chunks, rest) = x.as_chunks::<LANES>();
+fn lanes<T: Copy, const N: usize>(x: &[f32], fill: f32, init: T, step: impl Fn(&mut [T; N], &[f32; N])) -> [T; N] {
+    let mut acc = [init; N];
+    let (chunks, rest) = x.as_chunks::<N>();
     for chunk in chunks {
         step(&mut acc, chunk);
     }
     if !rest.is_empty() {
-        let mut last = [fill; LANES];
+        let mut last = [fill; N];
         last[..rest.len()].copy_from_slice(rest);
         step(&mut acc, &last);
     }
@@ -27,8 +27,8 @@ fn lanes<T: Copy>(x: &[f32], fill: f32, init: T, step: impl Fn(&mut [T; LANES], 
 
 /// Folds the lanes in halves.
 #[inline(always)]
-fn fold<T: Copy>(mut acc: [T; LANES], join: impl Fn(T, T) -> T) -> T {
-    let mut half = LANES / 2;
+pub(crate) fn fold<T: Copy, const N: usize>(mut acc: [T; N], join: impl Fn(T, T) -> T) -> T {
+    let mut half = N / 2;
     while half > 0 {
         for i in 0..half {
             acc[i] = join(acc[i], acc[i + half]);
@@ -60,22 +60,22 @@ pub(crate) fn dot_body(a: &[f32], b: &[f32]) -> f32 {
     fold(acc, |a, b| a + b)
 }
 
-/// The body of [`sum`], for use inside other `simd!` bodies.
+/// The body of [`sum`] with N lanes (a power of two), for use inside other `simd!` bodies.
 #[inline(always)]
-pub(crate) fn sum_body(x: &[f32]) -> f32 {
-    let acc = lanes(x, 0.0, 0.0f32, |acc, x| {
-        for i in 0..LANES {
+pub(crate) fn sum_body<const N: usize>(x: &[f32]) -> f32 {
+    let acc = lanes::<_, N>(x, 0.0, 0.0f32, |acc, x| {
+        for i in 0..N {
             acc[i] += x[i];
         }
     });
     fold(acc, |a, b| a + b)
 }
 
-/// The body of [`max`], for use inside other `simd!` bodies.
+/// The body of [`max`] with N lanes (a power of two), for use inside other `simd!` bodies.
 #[inline(always)]
-pub(crate) fn max_body(x: &[f32]) -> f32 {
-    let acc = lanes(x, f32::NEG_INFINITY, f32::NEG_INFINITY, |acc, x| {
-        for i in 0..LANES {
+pub(crate) fn max_body<const N: usize>(x: &[f32]) -> f32 {
+    let acc = lanes::<_, N>(x, f32::NEG_INFINITY, f32::NEG_INFINITY, |acc, x| {
+        for i in 0..N {
             acc[i] = larger(acc[i], x[i]);
         }
     });
@@ -84,24 +84,24 @@ pub(crate) fn max_body(x: &[f32]) -> f32 {
 
 /// The larger of two, NaN if either is.
 #[inline(always)]
-fn larger(a: f32, b: f32) -> f32 {
+pub(crate) fn larger(a: f32, b: f32) -> f32 {
     if a > b || a.is_nan() { a } else { b }
 }
 
 simd! {
-    /// The sum of a[i] b[i], in fused steps.
+    /// The sum of `a[i] b[i]`, in fused steps.
     pub fn dot(a: &[f32], b: &[f32]) -> f32 {
         dot_body(a, b)
     }
 
     /// The sum of x.
     pub fn sum(x: &[f32]) -> f32 {
-        sum_body(x)
+        sum_body::<LANES>(x)
     }
 
     /// The sum of x, added up in f64.
     pub fn sum_f64(x: &[f32]) -> f64 {
-        let acc = lanes(x, 0.0, 0.0f64, |acc, x| {
+        let acc = lanes::<_, LANES>(x, 0.0, 0.0f64, |acc, x| {
             for i in 0..LANES {
                 acc[i] += f64::from(x[i]);
             }
@@ -116,7 +116,7 @@ simd! {
 
     /// The sum of x[i]^2, added up in f64 (where each square is exact).
     pub fn sum_sq_f64(x: &[f32]) -> f64 {
-        let acc = lanes(x, 0.0, 0.0f64, |acc, x| {
+        let acc = lanes::<_, LANES>(x, 0.0, 0.0f64, |acc, x| {
             for i in 0..LANES {
                 acc[i] += f64::from(x[i]) * f64::from(x[i]);
             }
@@ -126,7 +126,7 @@ simd! {
 
     /// The largest element: -inf of an empty slice, NaN where there is one.
     pub fn max(x: &[f32]) -> f32 {
-        max_body(x)
+        max_body::<LANES>(x)
     }
 
     /// y[i] += alpha x[i], in fused steps.

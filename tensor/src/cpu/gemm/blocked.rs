@@ -1,18 +1,24 @@
 //! The packed path: blocks of A and B are packed once for all threads, then tiles of C are handed out.
 
+use std::ops::Range;
+
 use super::kernel::{Kernel, Shape};
 use super::pack::{pack_lanes, round_bf16};
 use super::{Accumulate, KC, Mat, Options, Out, Panels};
 use crate::cpu::Cpu;
+use crate::cpu::shared::Shared;
 
 /// The most steps along k that are packed at a time.
-const MAX_DEPTH: usize = 4 * KC;
+const MAX_DEPTH: usize = 2 * KC;
 /// The most floats of A, or of B, that are packed at a time: 4 MiB.
 const MAX_PACKED: usize = 1 << 20;
 /// The largest block of C: bounds the f32 block behind a 16-bit C to 8 MiB.
 const MAX_BLOCK: [usize; 2] = [1024, 2048];
-/// The tile of C that one task computes, about: small enough to balance, large enough to reuse B from L1.
-const TASK: [usize; 2] = [96, 192];
+/// The tile of C that one task computes, about: the taller, the oftener a strip of B is reused from L1.
+const TASK: [usize; 2] = [224, 192];
+/// With fewer tall tasks than this they are cut shorter, to spread over many threads.
+const MANY_TASKS: usize = 64;
+const SHORT_TASK: usize = 96;
 /// Products of fewer multiplications run on the calling thread; a hand-off would cost more.
 const SMALL: usize = 1 << 18;
 
@@ -67,17 +73,9 @@ fn even(total: usize, most: usize, unit: usize) -> usize {
 }
 
 /// Packs A[rows, k] in panels of mr rows.
-fn pack_a(
-    cpu: &Cpu,
-    kernel: Kernel,
-    a: &Mat,
-    rows: std::ops::Range<usize>,
-    k: std::ops::Range<usize>,
-    round: bool,
-    out: &mut [f32],
-) {
+fn pack_a(cpu: &Cpu, kernel: Kernel, a: &Mat, rows: Range<usize>, k: Range<usize>, round: bool, out: &mut [f32]) {
     let out = &mut out[..rows.len().next_multiple_of(kernel.mr) * k.len()];
-    let group = (TASK[0] / 2).next_multiple_of(kernel.mr);
+    let group = SHORT_TASK.next_multiple_of(kernel.mr);
     cpu.chunks(out, group * k.len(), |task, out| {
         let first = rows.start + task * group;
         pack_lanes(cpu.simd(), a.row_lanes(), first..rows.end.min(first + group), k.clone(), kernel.mr, out);
@@ -92,8 +90,8 @@ fn pack_b(
     cpu: &Cpu,
     kernel: Kernel,
     b: &dyn Panels,
-    k: std::ops::Range<usize>,
-    cols: std::ops::Range<usize>,
+    k: Range<usize>,
+    cols: Range<usize>,
     round: bool,
     out: &mut [f32],
 ) {
@@ -108,12 +106,6 @@ fn pack_b(
     });
 }
 
-/// A C that tasks write disjoint tiles of.
-struct Shared(*mut f32);
-
-// SAFETY: `tiles` gives each task its own rectangle of C.
-unsafe impl Sync for Shared {}
-
 /// The product of the packed blocks into `c`, tile by tile.
 fn tiles(cpu: &Cpu, kernel: Kernel, shape: Shape, a: &[f32], b: &[f32], c: &mut [f32], ldc: usize) {
     let Shape { m, n, k, .. } = shape;
@@ -123,15 +115,16 @@ fn tiles(cpu: &Cpu, kernel: Kernel, shape: Shape, a: &[f32], b: &[f32], c: &mut 
             c.chunks_mut(ldc).take(m).for_each(|row| row[..n].fill(0.0))
         };
     }
-    assert!((m - 1) * ldc + n <= c.len(), "C was checked at the entry");
-    let c = Shared(c.as_mut_ptr());
-    let (rows, cols) = (TASK[0] / kernel.mr * kernel.mr, TASK[1] / kernel.nr * kernel.nr);
+    let c = Shared::new(c);
+    let tall = m.div_ceil(TASK[0]) * n.div_ceil(TASK[1]) >= MANY_TASKS;
+    let rows = even(m, if tall { TASK[0] } else { SHORT_TASK }, kernel.mr);
+    let cols = even(n, TASK[1], kernel.nr);
     let down = m.div_ceil(rows);
     cpu.run(down * n.div_ceil(cols), |task| {
-        let c = &c;
         let (i, j) = (task % down * rows, task / down * cols);
         let part = Shape { m: rows.min(m - i), n: cols.min(n - j), ..shape };
-        // SAFETY: tasks write disjoint rectangles [i, i + rows) x [j, j + cols) of C, inside it as asserted.
-        unsafe { kernel.multiply_at(part, &a[i * k..], &b[j * k..], c.0.add(i * ldc + j), ldc) }
+        let tile = c.rectangle(i * ldc + j, part.m, part.n, ldc);
+        // SAFETY: tasks write disjoint rectangles [i, i + rows) x [j, j + cols) of C, inside it.
+        unsafe { kernel.multiply_at(part, &a[i * k..], &b[j * k..], tile, ldc) }
     });
 }

@@ -5,7 +5,9 @@ use std::ops::Range;
 use half::{bf16, f16};
 
 use super::{Elems, Mat, Panels};
-use crate::cpu::{Level, Simd, simd};
+#[cfg(target_arch = "x86_64")]
+use crate::cpu::Level;
+use crate::cpu::{Simd, simd};
 
 /// A stored element that widens to f32 exactly, without branches.
 trait Element: Copy {
@@ -47,6 +49,26 @@ fn widen_slice<T: Element>(x: &[T], out: &mut [f32]) {
 /// Rows of `width` neighbours, `stride` apart, into rows of `width` floats, filled up with zeros.
 #[inline(always)]
 fn widen_rows<T: Element>(x: &[T], stride: usize, lanes: usize, width: usize, out: &mut [f32]) {
+    // The widths of the micro-kernels, so that a full row is a few register moves.
+    match (lanes == width, width) {
+        (true, 4) => widen_full_rows::<T, 4>(x, stride, out),
+        (true, 6) => widen_full_rows::<T, 6>(x, stride, out),
+        (true, 14) => widen_full_rows::<T, 14>(x, stride, out),
+        (true, 16) => widen_full_rows::<T, 16>(x, stride, out),
+        (true, 32) => widen_full_rows::<T, 32>(x, stride, out),
+        _ => widen_part_rows(x, stride, lanes, width, out),
+    }
+}
+
+#[inline(always)]
+fn widen_full_rows<T: Element, const W: usize>(x: &[T], stride: usize, out: &mut [f32]) {
+    for (kk, row) in out.as_chunks_mut::<W>().0.iter_mut().enumerate() {
+        widen_slice(&x[kk * stride..kk * stride + W], row);
+    }
+}
+
+#[inline(always)]
+fn widen_part_rows<T: Element>(x: &[T], stride: usize, lanes: usize, width: usize, out: &mut [f32]) {
     for (kk, row) in out.chunks_exact_mut(width).enumerate() {
         let (head, tail) = row.split_at_mut(lanes);
         widen_slice(&x[kk * stride..kk * stride + lanes], head);
@@ -163,7 +185,7 @@ pub fn interleave(simd: Simd, rows: &[f32], stride: usize, lanes: usize, width: 
     match simd.level() {
         // SAFETY: the level proves AVX2; the assertions prove the bounds.
         #[cfg(target_arch = "x86_64")]
-        Level::Avx2 | Level::Avx512 => unsafe { avx2::interleave(rows, stride, lanes, width, out) },
+        Level::Avx2 | Level::Avx512 if lanes > 0 => unsafe { avx2::interleave(rows, stride, lanes, width, out) },
         _ => interleave_from(0, rows, stride, lanes, width, out),
     }
 }
@@ -184,23 +206,24 @@ mod avx2 {
     /// Blocks of 8 lanes and 8 steps, then the rest of the steps.
     ///
     /// # Safety
-    /// AVX2, and the bounds that [`super::interleave`] asserts.
+    /// AVX2, and the bounds that [`super::interleave`] asserts, with lanes > 0.
     #[target_feature(enable = "avx2")]
     pub(super) unsafe fn interleave(rows: &[f32], stride: usize, lanes: usize, width: usize, out: &mut [f32]) {
         let whole = out.len() / width / 8 * 8;
         for lane in (0..width).step_by(8) {
-            let mask = _mm256_cmpgt_epi32(
-                _mm256_set1_epi32((width - lane).min(8) as i32),
-                _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7),
-            );
+            let (filled, written) = (first_lanes(lanes.saturating_sub(lane)), first_lanes(width - lane));
+            let mut from = [rows.as_ptr(); 8];
+            for (i, from) in from.iter_mut().enumerate() {
+                // Past the last lane any row will do: its values are masked out.
+                *from = from.wrapping_add((lane + i).min(lanes - 1) * stride);
+            }
             for kk in (0..whole).step_by(8) {
-                // SAFETY: a lane below `lanes` has 8 floats from kk on; out holds steps kk .. kk + 8, of which the
-                // mask lets only lanes below `width` be written.
+                // SAFETY: each row holds 8 floats from kk on; `out` holds steps kk .. kk + 8, of which only lanes
+                // below `width` are written.
                 unsafe {
-                    let row = |i: usize| (lane + i < lanes).then(|| rows.as_ptr().add((lane + i) * stride + kk));
-                    let steps = transpose(std::array::from_fn(row));
-                    for (i, step) in steps.into_iter().enumerate() {
-                        _mm256_maskstore_ps(out.as_mut_ptr().add((kk + i) * width + lane), mask, step);
+                    for (i, step) in transpose(from, kk).into_iter().enumerate() {
+                        let step = _mm256_and_ps(step, _mm256_castsi256_ps(filled));
+                        _mm256_maskstore_ps(out.as_mut_ptr().add((kk + i) * width + lane), written, step);
                     }
                 }
             }
@@ -208,21 +231,29 @@ mod avx2 {
         super::interleave_from(whole, rows, stride, lanes, width, out);
     }
 
-    /// 8 rows of 8 floats (zeros where there is none) into 8 columns. Halves of the rows i and i + 4 are loaded
-    /// into one register, which leaves 16 shuffles.
-    ///
-    /// # Safety
-    /// AVX2; each row is valid for 8 floats.
+    /// All ones in the first `n` lanes of 8.
     #[inline]
     #[target_feature(enable = "avx2")]
-    unsafe fn transpose(rows: [Option<*const f32>; 8]) -> [__m256; 8] {
-        let zero = _mm_setzero_ps();
-        // SAFETY: each row is valid for 8 floats (the caller's), at is 0 or 4.
-        let quad = |row: Option<*const f32>, at: usize| row.map_or(zero, |p| unsafe { _mm_loadu_ps(p.add(at)) });
+    fn first_lanes(n: usize) -> __m256i {
+        _mm256_cmpgt_epi32(_mm256_set1_epi32(n.min(8) as i32), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7))
+    }
+
+    /// 8 floats of each of 8 rows, from `kk` on, into 8 columns. Halves of the rows i and i + 4 are loaded into
+    /// one register, which leaves 16 shuffles.
+    ///
+    /// # Safety
+    /// AVX2; each row is valid for 8 floats from `kk` on.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn transpose(rows: [*const f32; 8], kk: usize) -> [__m256; 8] {
         let mut out = [_mm256_setzero_ps(); 8];
         for at in [0, 4] {
-            let pair = |i: usize| _mm256_set_m128(quad(rows[i + 4], at), quad(rows[i], at));
-            let (r0, r1, r2, r3) = (pair(0), pair(1), pair(2), pair(3));
+            let mut pairs = [_mm256_setzero_ps(); 4];
+            for (i, pair) in pairs.iter_mut().enumerate() {
+                // SAFETY: each row is valid for 8 floats from kk on (the caller's), at is 0 or 4.
+                *pair = unsafe { _mm256_loadu2_m128(rows[i + 4].add(kk + at), rows[i].add(kk + at)) };
+            }
+            let [r0, r1, r2, r3] = pairs;
             let (lo01, hi01) = (_mm256_unpacklo_ps(r0, r1), _mm256_unpackhi_ps(r0, r1));
             let (lo23, hi23) = (_mm256_unpacklo_ps(r2, r3), _mm256_unpackhi_ps(r2, r3));
             out[at] = _mm256_shuffle_ps::<0b01_00_01_00>(lo01, lo23);

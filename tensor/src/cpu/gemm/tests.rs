@@ -207,6 +207,19 @@ fn every_dtype_in_every_place_agrees_with_f64() {
     }
 }
 
+/// Sizes that take several packed blocks of rows, of columns and of depth, and tall tasks.
+#[test]
+fn products_of_several_blocks_agree_with_f64() {
+    let cpu = on_threads(Simd::detect(), 2);
+    let options = Options { accumulate: Accumulate::Add, ..Options::default() };
+    for [m, n, k] in [[1100, 33, 20], [17, 2100, 20], [1900, 1500, 5], [40, 50, 2100]] {
+        for out in [Kind::F32, Kind::Bf16] {
+            let kinds = [Kind::F32, Kind::Bf16, out];
+            product(&cpu, &Case { m, n, k, kinds, orders: [Order::Rows, Order::Columns], options });
+        }
+    }
+}
+
 #[test]
 fn bits_depend_on_neither_threads_nor_level_nor_run() {
     for [m, n, k] in [[5, 300, 1000], [150, 300, 300]] {

@@ -7,6 +7,7 @@ pub mod compare;
 pub mod copy;
 pub mod gather;
 pub mod matmul;
+pub mod random;
 pub mod reduce;
 pub mod softmax;
 pub mod unary;
@@ -26,6 +27,7 @@ macro_rules! for_each_case {
             copy: Contiguous, ToDtype;
             gather: Gather, IndexSelect, ScatterAdd;
             matmul: MatMul;
+            random: Random;
             reduce: ArgMax, Reduce;
             softmax: Softmax;
             unary: Unary;

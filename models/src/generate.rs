@@ -1,0 +1,86 @@
+//! Generating text: one pass over the prompt, then a token at a time over the KV cache.
+
+use crate::ctx::Ctx;
+use crate::decoder::Decoder;
+use crate::sample::Sampling;
+use crate::sequence::Batch;
+use kinglet_autograd::Tape;
+use kinglet_tensor::{Error, Result};
+use std::ops::ControlFlow;
+
+/// What to generate.
+#[derive(Clone, Debug)]
+pub struct Request<'a> {
+    /// Token ids to continue.
+    pub prompt: &'a [i32],
+    /// The most tokens to make.
+    pub max_new_tokens: usize,
+    /// Tokens that end the text; they are not part of it.
+    pub stop: &'a [i32],
+    /// How each token is chosen.
+    pub sampling: Sampling,
+}
+
+/// What was generated.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Generation {
+    /// The new tokens, without the stop token.
+    pub tokens: Vec<i32>,
+    /// Why it ended.
+    pub finish: Finish,
+}
+
+/// Why generation ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Finish {
+    /// A stop token came.
+    Stop,
+    /// `max_new_tokens` were made, or the model's positions are used up.
+    Length,
+    /// The caller's callback ended it.
+    Cancelled,
+}
+
+/// Prompt tokens in one pass: bounds the memory of long prompts.
+const PREFILL: usize = 512;
+
+/// Continues `request.prompt`, calling `on_token` with each new token.
+///
+/// # Errors
+/// When the prompt is empty, holds an id that the model lacks, or memory runs out.
+pub fn generate(
+    model: &Decoder,
+    request: &Request<'_>,
+    ctx: &Ctx,
+    mut on_token: impl FnMut(i32) -> ControlFlow<()>,
+) -> Result<Generation> {
+    request.sampling.validate()?;
+    if request.prompt.is_empty() {
+        return Err(Error::invalid("generate: the prompt has no tokens"));
+    }
+    let room = model.config().max_positions.max(request.prompt.len() + 1);
+    let capacity = room.min(request.prompt.len() + request.max_new_tokens);
+    let mut cache = model.cache(capacity, ctx.dtype)?;
+    let mut tokens = Vec::new();
+    let mut pending = request.prompt.to_vec();
+    while tokens.len() < request.max_new_tokens && cache.len() + pending.len() <= capacity {
+        let mut logits = Vec::new();
+        for part in pending.chunks(PREFILL) {
+            let tape = Tape::inert();
+            let batch = Batch::next(part, cache.len(), model.device())?;
+            let hidden = model.hidden(&tape, &batch, Some(&mut cache), ctx)?;
+            let last = tape.constant(hidden.value().narrow(0, part.len() - 1, 1)?);
+            logits = model.logits(&last, ctx)?.value().to_vec::<f32>()?;
+        }
+        let id = request.sampling.choose(&logits, tokens.len())? as i32;
+        if request.stop.contains(&id) {
+            return Ok(Generation { tokens, finish: Finish::Stop });
+        }
+        tokens.push(id);
+        if on_token(id).is_break() {
+            return Ok(Generation { tokens, finish: Finish::Cancelled });
+        }
+        pending = vec![id];
+    }
+    Ok(Generation { tokens, finish: Finish::Length })
+}

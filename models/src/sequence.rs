@@ -1,0 +1,64 @@
+//! What a forward pass reads: token ids, their positions, and where one sequence ends and the next begins.
+
+use kinglet_tensor::ops::Segments;
+use kinglet_tensor::{Device, Error, Result, Tensor};
+
+/// Tokens of one or more sequences, laid end to end: never padded.
+#[derive(Clone, Debug)]
+pub struct Batch {
+    /// Token ids [t].
+    pub ids: Tensor,
+    /// The position of each token in its own sequence.
+    pub positions: Vec<i32>,
+    /// Which tokens form a sequence, and which keys each sees.
+    pub segments: Segments,
+}
+
+impl Batch {
+    /// Sequence `i` is tokens `offsets[i]..offsets[i + 1]`; positions count from 0 in each.
+    ///
+    /// # Errors
+    /// When `offsets` do not cut `ids` into pieces, or an id is negative.
+    pub fn new(ids: &[i32], offsets: &[usize], device: &Device) -> Result<Self> {
+        let segments = Segments::packed(offsets)?;
+        if offsets.last() != Some(&ids.len()) {
+            return Err(Error::shape(
+                "batch",
+                format!("{} ids for offsets that end at {:?}", ids.len(), offsets.last()),
+            ));
+        }
+        let positions = offsets.windows(2).flat_map(|w| 0..(w[1] - w[0]) as i32).collect();
+        Ok(Batch { ids: Tensor::from_slice(ids, &[ids.len()], device)?, positions, segments })
+    }
+
+    /// The next tokens of one sequence of which `cached` tokens are in a KV cache.
+    ///
+    /// # Errors
+    /// When `ids` is empty.
+    pub fn next(ids: &[i32], cached: usize, device: &Device) -> Result<Self> {
+        let segments = Segments::one(ids.len(), cached + ids.len())?;
+        let positions = (cached..cached + ids.len()).map(|p| p as i32).collect();
+        Ok(Batch { ids: Tensor::from_slice(ids, &[ids.len()], device)?, positions, segments })
+    }
+
+    /// The number of tokens.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.positions.len()
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.positions.is_empty()
+    }
+}
+
+/// A batch as the layers see it: computed once, shared by all of them.
+#[derive(Clone)]
+pub(crate) struct Sequence {
+    /// Cosines and sines of the rotary angles [t, head_dim / 2].
+    pub(crate) cos: Tensor,
+    pub(crate) sin: Tensor,
+    pub(crate) segments: Segments,
+}

@@ -1,0 +1,202 @@
+//! AdamW over the flat buffers of a parameter set.
+
+use crate::norm::grad_norm;
+use kinglet_autograd::{Grads, ParamSet};
+use kinglet_tensor::cpu::Cpu;
+use kinglet_tensor::cpu::adamw::{AdamWStep, adamw};
+use kinglet_tensor::{DType, Error, Result, Tensor, TensorMut, kernel};
+use std::ops::Range;
+
+/// The settings that stay the same over a run; those of torch.optim.AdamW by default.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct AdamWOptions {
+    /// Decay of the first moment.
+    pub beta1: f64,
+    /// Decay of the second moment.
+    pub beta2: f64,
+    /// Added to the denominator, outside of the square root.
+    pub eps: f64,
+    /// Parameters shrink by rate · weight_decay a step; norm weights and biases do not (see [`decays`]).
+    pub weight_decay: f64,
+    /// Gradients with a larger norm are scaled down to this one; 0 turns it off.
+    pub max_grad_norm: f64,
+}
+
+impl Default for AdamWOptions {
+    fn default() -> Self {
+        AdamWOptions { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0, max_grad_norm: 1.0 }
+    }
+}
+
+/// Whether weight decay acts on the parameter called `name`: on all but biases and norm weights, as in transformers'
+/// `Trainer`.
+#[must_use]
+pub fn decays(name: &str) -> bool {
+    let kept = ["bias", "layernorm", "rmsnorm"].iter().any(|part| name.contains(part));
+    !kept && !name.split('.').any(|part| part == "norm" || part.ends_with("_norm"))
+}
+
+/// The optimiser's state: both moments of every parameter, and how many steps were taken.
+pub struct AdamW {
+    options: AdamWOptions,
+    /// First moments, flat, in the order of the set.
+    m: Tensor,
+    /// Second moments.
+    v: Tensor,
+    steps: u64,
+    /// Runs of neighbouring elements with or without decay.
+    groups: Vec<(Range<usize>, bool)>,
+}
+
+impl AdamW {
+    /// Zero moments for `set`, on its device.
+    ///
+    /// # Errors
+    /// When an option has no sense, or memory runs out.
+    pub fn new(set: &ParamSet, options: AdamWOptions) -> Result<Self> {
+        let AdamWOptions { beta1, beta2, eps, weight_decay, max_grad_norm } = options;
+        if !((0.0..1.0).contains(&beta1) && (0.0..1.0).contains(&beta2)) {
+            return Err(Error::invalid(format!("AdamW: betas {beta1} and {beta2} must be in [0, 1)")));
+        }
+        if [eps, weight_decay, max_grad_norm].iter().any(|x| !x.is_finite() || *x < 0.0) {
+            let what = format!("eps {eps}, weight decay {weight_decay}, maximal norm {max_grad_norm}");
+            return Err(Error::invalid(format!("AdamW: {what} must be finite and not negative")));
+        }
+        let zeros = || Tensor::zeros(&[set.len()], DType::F32, set.values().device());
+        Ok(AdamW { options, m: zeros()?, v: zeros()?, steps: 0, groups: groups(set, weight_decay > 0.0) })
+    }
+
+    /// The state that a checkpoint saved.
+    ///
+    /// # Errors
+    /// When the moments are not f32 of the set's length, and as [`AdamW::new`].
+    pub fn resume(set: &ParamSet, options: AdamWOptions, m: &Tensor, v: &Tensor, steps: u64) -> Result<Self> {
+        let mut state = Self::new(set, options)?;
+        for (name, moment, saved) in [("m", &mut state.m, m), ("v", &mut state.v, v)] {
+            if saved.shape() != [set.len()] || saved.dtype() != DType::F32 {
+                let what = format!("{:?} {} for {} parameters", saved.shape(), saved.dtype(), set.len());
+                return Err(Error::shape("AdamW", format!("saved moments {name}: {what}")));
+            }
+            // A copy of our own: the given tensor may lie in a mapped file.
+            let place = moment.as_mut().ok_or_else(|| Error::aliased("AdamW: moments are held elsewhere"))?;
+            kinglet_tensor::ops::copy_into(&saved.to(set.values().device())?, place)?;
+        }
+        state.steps = steps;
+        Ok(state)
+    }
+
+    /// First and second moments [elements of the set], flat: views, which must be dropped before the next step.
+    #[must_use]
+    pub fn moments(&self) -> [&Tensor; 2] {
+        [&self.m, &self.v]
+    }
+
+    /// Steps taken.
+    #[must_use]
+    pub fn steps(&self) -> u64 {
+        self.steps
+    }
+
+    /// Clips the gradients to the maximal norm and takes one step at learning rate `rate`. Returns the norm before
+    /// clipping, as a tensor of one element. When that is not finite, no parameter and no moment is changed; the step
+    /// is counted all the same, because only the device knows.
+    ///
+    /// # Errors
+    /// `is_aliased` while somebody holds the parameters or the moments; when `grads` are not those of `set`.
+    pub fn step(&mut self, set: &mut ParamSet, grads: &Grads, rate: f64) -> Result<Tensor> {
+        if grads.flat()?.len() != set.len() || self.m.len() != set.len() {
+            let what = format!("{} gradients and {} moments", grads.flat()?.len(), self.m.len());
+            return Err(Error::shape("AdamW", format!("{what} for {} parameters", set.len())));
+        }
+        self.steps += 1;
+        let norm = grad_norm(grads)?;
+        let max_norm = self.options.max_grad_norm as f32;
+        for (range, decay) in &self.groups {
+            let step = self.coefficients(rate, *decay);
+            let gradient = grads.flat()?.narrow(0, range.start, range.len())?;
+            let (m, v) = (part(&mut self.m, range)?, part(&mut self.v, range)?);
+            set.update(|p| {
+                let device = p.device().clone();
+                let p = p.into_part(range.start, &[range.len()])?;
+                device.run(&ADAMW, Update { step, max_norm, norm: &norm, p, m, v, gradient: &gradient })
+            })?;
+        }
+        Ok(norm)
+    }
+
+    /// What of the step does not depend on the gradients, computed in f64 as torch does.
+    fn coefficients(&self, rate: f64, decay: bool) -> AdamWStep {
+        let AdamWOptions { beta1, beta2, eps, weight_decay, .. } = self.options;
+        let t = self.steps as f64;
+        AdamWStep {
+            clip: 1.0,
+            weight1: (1.0 - beta1) as f32,
+            beta2: beta2 as f32,
+            weight2: (1.0 - beta2) as f32,
+            decay: if decay { (1.0 - rate * weight_decay) as f32 } else { 1.0 },
+            step_size: (rate / (1.0 - beta1.powf(t))) as f32,
+            sqrt_bias2: (1.0 - beta2.powf(t)).sqrt() as f32,
+            eps: eps as f32,
+        }
+    }
+}
+
+/// Neighbouring parameters that decay alike, as runs of elements.
+fn groups(set: &ParamSet, decay: bool) -> Vec<(Range<usize>, bool)> {
+    let mut groups: Vec<(Range<usize>, bool)> = Vec::new();
+    for param in set.params() {
+        let (end, decays) = (param.start + param.len(), decay && decays(&param.name));
+        match groups.last_mut() {
+            Some((range, same)) if *same == decays => range.end = end,
+            _ => groups.push((param.start..end, decays)),
+        }
+    }
+    groups
+}
+
+fn part<'a>(moment: &'a mut Tensor, range: &Range<usize>) -> Result<TensorMut<'a>> {
+    let whole = moment.as_mut().ok_or_else(|| Error::aliased("AdamW: moments are held elsewhere"))?;
+    whole.into_part(range.start, &[range.len()])
+}
+
+struct Update<'a> {
+    step: AdamWStep,
+    max_norm: f32,
+    /// [1]: the norm of all gradients, made on the device.
+    norm: &'a Tensor,
+    p: TensorMut<'a>,
+    m: TensorMut<'a>,
+    v: TensorMut<'a>,
+    gradient: &'a Tensor,
+}
+kernel!(ADAMW = "adamw", Update, adamw_cpu);
+
+/// Elements handed to one task.
+const CHUNK: usize = 1 << 14;
+
+fn adamw_cpu(cpu: &Cpu, mut args: Update<'_>) -> Result<()> {
+    let norm = args.norm.as_slice::<f32>()?[0];
+    if !norm.is_finite() {
+        return Ok(());
+    }
+    let step = AdamWStep { clip: clip(norm, args.max_norm), ..args.step };
+    let p = args.p.as_mut_slice::<f32>()?.chunks_mut(CHUNK);
+    let m = args.m.as_mut_slice::<f32>()?.chunks_mut(CHUNK);
+    let v = args.v.as_mut_slice::<f32>()?.chunks_mut(CHUNK);
+    let g = args.gradient.as_slice::<f32>()?.chunks(CHUNK);
+    let mut tasks: Vec<_> = p.zip(m).zip(v.zip(g)).collect();
+    cpu.chunks(&mut tasks, 1, |_, task| {
+        for ((p, m), (v, g)) in task {
+            adamw(cpu.simd(), &step, p, m, v, g);
+        }
+    });
+    Ok(())
+}
+
+/// torch.nn.utils.clip_grad_norm_'s factor.
+fn clip(norm: f32, max_norm: f32) -> f32 {
+    if max_norm == 0.0 { 1.0 } else { (max_norm / (norm + 1e-6)).min(1.0) }
+}
+
+#[cfg(test)]
+mod tests;

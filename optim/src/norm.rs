@@ -1,0 +1,40 @@
+//! The global norm of gradients.
+
+use kinglet_autograd::Grads;
+use kinglet_tensor::cpu::{Cpu, reduce};
+use kinglet_tensor::{DType, Result, Tensor, TensorMut, kernel};
+
+struct Norm<'a> {
+    x: &'a Tensor,
+    /// [1]
+    out: TensorMut<'a>,
+}
+kernel!(NORM = "grad_norm", Norm, norm_cpu);
+
+/// Elements of a chunk, whose squares are added up by one task.
+const CHUNK: usize = 1 << 16;
+
+/// The Euclidean norm of all gradients together, as a tensor of one element: infinite or NaN when one of them is.
+///
+/// Squares are added in f64, within chunks and then chunk by chunk, so that the result depends on nothing but the
+/// gradients.
+///
+/// # Errors
+/// When there are no parameters.
+pub fn grad_norm(grads: &Grads) -> Result<Tensor> {
+    let flat = grads.flat()?;
+    let mut out = flat.device().alloc(&[1], DType::F32)?;
+    flat.device().run(&NORM, Norm { x: flat, out: out.view() })?;
+    Ok(out.finish())
+}
+
+fn norm_cpu(cpu: &Cpu, mut args: Norm<'_>) -> Result<()> {
+    let x = args.x.as_slice::<f32>()?;
+    let mut partial = vec![0.0; x.len().div_ceil(CHUNK)];
+    cpu.chunks(&mut partial, 1, |i, sum| {
+        let end = x.len().min((i + 1) * CHUNK);
+        sum[0] = reduce::sum_sq_f64(cpu.simd(), &x[i * CHUNK..end]);
+    });
+    args.out.as_mut_slice::<f32>()?[0] = partial.iter().sum::<f64>().sqrt() as f32;
+    Ok(())
+}

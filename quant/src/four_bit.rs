@@ -1,0 +1,299 @@
+//! Matrices of NF4 or FP4 blocks, with scales in f32 or quantised once more.
+
+use crate::panels::{RowPanels, Rows};
+use crate::weight::Direction;
+use kinglet_tensor::cpu::gemm::Panels;
+use kinglet_tensor::cpu::nf4::{self, ABSMAX_BLOCK, Absmax, BLOCK_SIZES, Blocks, DYNAMIC_MAP, Format};
+use kinglet_tensor::cpu::{Cpu, Simd};
+use kinglet_tensor::{DType, Device, Element, Error, Result, Tensor, TensorMut, dispatch, kernel};
+use std::ops::Range;
+use std::sync::Arc;
+
+/// A matrix [out, in] of 4-bit blocks, which run through it row after row and may straddle rows. Immutable;
+/// a clone shares the bytes, which may lie in a mapped file.
+#[derive(Clone)]
+pub struct FourBit {
+    format: Format,
+    blocksize: usize,
+    shape: [usize; 2],
+    dtype: DType,
+    codes: Tensor,
+    scales: Scales,
+}
+
+/// The scale of each block.
+#[derive(Clone)]
+pub enum Scales {
+    /// f32 [blocks].
+    Plain(Tensor),
+    /// Quantised once more: scale i is `map[codes[i]] * absmax[i / 256] + offset`.
+    Nested {
+        /// u8 [blocks].
+        codes: Tensor,
+        /// f32 [blocks / 256, rounded up].
+        absmax: Tensor,
+        /// What the codes stand for.
+        map: Arc<[f32; 256]>,
+        /// The mean of the scales.
+        offset: f32,
+    },
+}
+
+impl FourBit {
+    /// A matrix of parts that were made elsewhere. `codes` are u8, two elements a byte, in any shape; `dtype` is
+    /// that of the dense matrix that they stand for.
+    ///
+    /// # Errors
+    /// When a part is not as long as `shape` and `blocksize` ask, has the wrong dtype, or lives elsewhere.
+    pub fn new(
+        format: Format,
+        blocksize: usize,
+        shape: [usize; 2],
+        dtype: DType,
+        codes: Tensor,
+        scales: Scales,
+    ) -> Result<Self> {
+        check_blocksize(blocksize)?;
+        let len = shape[0]
+            .checked_mul(shape[1])
+            .ok_or_else(|| Error::shape("four_bit", format!("{shape:?} has too many elements")))?;
+        let blocks = len.div_ceil(blocksize);
+        let device = codes.device().clone();
+        check_part("codes", &codes, DType::U8, len.div_ceil(2), &device)?;
+        match &scales {
+            Scales::Plain(absmax) => check_part("absmax", absmax, DType::F32, blocks, &device)?,
+            Scales::Nested { codes, absmax, .. } => {
+                check_part("absmax", codes, DType::U8, blocks, &device)?;
+                check_part("nested_absmax", absmax, DType::F32, blocks.div_ceil(ABSMAX_BLOCK), &device)?;
+            }
+        }
+        if !dtype.is_float() {
+            return Err(Error::dtype("four_bit", format!("a matrix of {dtype}")));
+        }
+        Ok(FourBit { format, blocksize, shape, dtype, codes, scales })
+    }
+
+    /// Quantises a dense matrix [out, in] of f32, bf16 or f16; `double` quantises the scales too. No copy of it in
+    /// f32 is made.
+    ///
+    /// # Errors
+    /// When `weight` is no float matrix or holds a NaN or an infinity, `blocksize` is not a power of two from 32
+    /// to 4096, or memory runs out.
+    pub fn quantize(weight: &Tensor, format: Format, blocksize: usize, double: bool) -> Result<Self> {
+        let (out_features, in_features) = weight.dims2("quantize")?;
+        check_blocksize(blocksize)?;
+        let (weight, device) = (weight.contiguous()?, weight.device());
+        let blocks = weight.len().div_ceil(blocksize);
+        let mut codes = device.alloc(&[weight.len().div_ceil(2)], DType::U8)?;
+        let mut absmax = device.alloc(&[blocks], DType::F32)?;
+        let args = Quantize { weight: &weight, format, blocksize, codes: codes.view(), absmax: absmax.view() };
+        device.run(&QUANTIZE, args)?;
+        let absmax = absmax.finish();
+        let scales = if double { quantize_scales(&absmax)? } else { Scales::Plain(absmax) };
+        FourBit::new(format, blocksize, [out_features, in_features], weight.dtype(), codes.finish(), scales)
+    }
+
+    /// The dense matrix, rounded to `dtype`.
+    ///
+    /// # Errors
+    /// When `dtype` is no float, or memory runs out.
+    pub fn dequantize(&self, dtype: DType) -> Result<Tensor> {
+        let mut out = self.device().alloc(&self.shape, dtype)?;
+        self.device().run(&DEQUANTIZE, Dequantize { weight: self, out: out.view() })?;
+        Ok(out.finish())
+    }
+
+    /// A copy on `device`.
+    ///
+    /// # Errors
+    /// As [`Tensor::to`].
+    pub fn to(&self, device: &Device) -> Result<Self> {
+        let scales = match &self.scales {
+            Scales::Plain(absmax) => Scales::Plain(absmax.to(device)?),
+            Scales::Nested { codes, absmax, map, offset } => {
+                let (codes, absmax) = (codes.to(device)?, absmax.to(device)?);
+                Scales::Nested { codes, absmax, map: map.clone(), offset: *offset }
+            }
+        };
+        Ok(FourBit { codes: self.codes.to(device)?, scales, ..self.clone() })
+    }
+
+    /// What the codes stand for.
+    #[must_use]
+    pub fn format(&self) -> Format {
+        self.format
+    }
+
+    /// Elements in a block.
+    #[must_use]
+    pub fn blocksize(&self) -> usize {
+        self.blocksize
+    }
+
+    /// [out, in]
+    #[must_use]
+    pub fn shape(&self) -> [usize; 2] {
+        self.shape
+    }
+
+    /// The dtype of the dense matrix that this was made from.
+    #[must_use]
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// The codes, u8, two elements a byte, the first in the high nibble.
+    #[must_use]
+    pub fn codes(&self) -> &Tensor {
+        &self.codes
+    }
+
+    /// The scale of each block.
+    #[must_use]
+    pub fn scales(&self) -> &Scales {
+        &self.scales
+    }
+
+    /// Where it lives.
+    #[must_use]
+    pub fn device(&self) -> &Device {
+        self.codes.device()
+    }
+
+    /// Bytes of codes and scales.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.codes.len()
+            + match &self.scales {
+                Scales::Plain(absmax) => 4 * absmax.len(),
+                Scales::Nested { codes, absmax, .. } => codes.len() + 4 * absmax.len(),
+            }
+    }
+
+    /// The operand of a product in the given direction.
+    ///
+    /// # Errors
+    /// When the bytes are not on the host.
+    pub fn panels(&self, simd: Simd, direction: Direction) -> Result<Box<dyn Panels + '_>> {
+        let rows = FourBitRows { blocks: self.blocks()?, in_features: self.shape[1], simd };
+        Ok(Box::new(RowPanels { rows, shape: self.shape, direction, simd }))
+    }
+
+    /// The slices behind the tensors.
+    fn blocks(&self) -> Result<Blocks<'_>> {
+        let absmax = match &self.scales {
+            Scales::Plain(absmax) => Absmax::Plain(absmax.as_slice()?),
+            Scales::Nested { codes, absmax, map, offset } => {
+                Absmax::Nested { codes: codes.as_slice()?, absmax: absmax.as_slice()?, map, offset: *offset }
+            }
+        };
+        Ok(Blocks { format: self.format, blocksize: self.blocksize, codes: self.codes.as_slice()?, absmax })
+    }
+}
+
+fn check_blocksize(blocksize: usize) -> Result<()> {
+    if blocksize.is_power_of_two() && BLOCK_SIZES.contains(&blocksize) {
+        return Ok(());
+    }
+    Err(Error::invalid(format!("blocksize {blocksize} is not a power of two from 32 to 4096")))
+}
+
+fn check_part(part: &str, tensor: &Tensor, dtype: DType, len: usize, device: &Device) -> Result<()> {
+    let found = (tensor.dtype(), tensor.len());
+    if found.0 != dtype {
+        return Err(Error::dtype("four_bit", format!("{part} must be {dtype}, not {}", found.0)));
+    }
+    if found.1 != len || !tensor.is_contiguous() {
+        return Err(Error::shape(
+            "four_bit",
+            format!("{part} must be {len} elements in order, not {:?}", tensor.shape()),
+        ));
+    }
+    if tensor.device() != device {
+        return Err(Error::device("four_bit", format!("{part} on {:?}, codes on {device:?}", tensor.device())));
+    }
+    Ok(())
+}
+
+/// Quantises scales about their mean. On a device without values the offset is zero.
+fn quantize_scales(absmax: &Tensor) -> Result<Scales> {
+    let device = absmax.device();
+    let offset = if device.is_meta() { 0.0 } else { nf4::mean(absmax.as_slice()?) };
+    let mut codes = device.alloc(&[absmax.len()], DType::U8)?;
+    let mut nested = device.alloc(&[absmax.len().div_ceil(ABSMAX_BLOCK)], DType::F32)?;
+    let args = QuantizeAbsmax { absmax, offset, codes: codes.view(), nested: nested.view() };
+    device.run(&QUANTIZE_ABSMAX, args)?;
+    Ok(Scales::Nested { codes: codes.finish(), absmax: nested.finish(), map: Arc::new(DYNAMIC_MAP), offset })
+}
+
+struct FourBitRows<'a> {
+    blocks: Blocks<'a>,
+    in_features: usize,
+    simd: Simd,
+}
+
+impl Rows for FourBitRows<'_> {
+    fn decode(&self, row: usize, columns: Range<usize>, out: &mut [f32]) {
+        self.blocks.decode(self.simd, row * self.in_features + columns.start, out);
+    }
+}
+
+struct Quantize<'a> {
+    weight: &'a Tensor,
+    format: Format,
+    blocksize: usize,
+    codes: TensorMut<'a>,
+    absmax: TensorMut<'a>,
+}
+kernel!(QUANTIZE = "quantize_4bit", Quantize, quantize_cpu);
+
+fn quantize_cpu(cpu: &Cpu, mut args: Quantize<'_>) -> Result<()> {
+    let (codes, absmax) = (args.codes.as_mut_slice()?, args.absmax.as_mut_slice()?);
+    let finite = dispatch!(float args.weight.dtype(), "quantize", T => {
+        Ok(nf4::quantize(cpu, args.format, args.blocksize, args.weight.as_slice::<T>()?, codes, absmax))
+    })?;
+    if finite { Ok(()) } else { Err(Error::non_finite("quantize: the weight holds a NaN or an infinity")) }
+}
+
+struct QuantizeAbsmax<'a> {
+    absmax: &'a Tensor,
+    offset: f32,
+    codes: TensorMut<'a>,
+    nested: TensorMut<'a>,
+}
+kernel!(QUANTIZE_ABSMAX = "quantize_absmax", QuantizeAbsmax, quantize_absmax_cpu);
+
+fn quantize_absmax_cpu(cpu: &Cpu, mut args: QuantizeAbsmax<'_>) -> Result<()> {
+    let (codes, nested) = (args.codes.as_mut_slice()?, args.nested.as_mut_slice()?);
+    nf4::quantize_absmax(cpu, args.absmax.as_slice()?, args.offset, codes, nested);
+    Ok(())
+}
+
+struct Dequantize<'a> {
+    weight: &'a FourBit,
+    out: TensorMut<'a>,
+}
+kernel!(DEQUANTIZE = "dequantize_4bit", Dequantize, dequantize_cpu);
+
+fn dequantize_cpu(cpu: &Cpu, mut args: Dequantize<'_>) -> Result<()> {
+    let blocks = args.weight.blocks()?;
+    dispatch!(float args.out.dtype(), "dequantize", T => {
+        decode_chunks(cpu, args.out.as_mut_slice::<T>()?, |start, out| blocks.decode(cpu.simd(), start, out));
+        Ok(())
+    })
+}
+
+/// Elements that one task decodes: whole blocks of every kind.
+const CHUNK: usize = 4096;
+
+/// Fills `out` chunk by chunk: `decode` writes the f32 values from a flat index on, which are then rounded.
+pub(crate) fn decode_chunks<T: Element>(cpu: &Cpu, out: &mut [T], decode: impl Fn(usize, &mut [f32]) + Sync + Send) {
+    cpu.chunks(out, CHUNK, |i, out| {
+        let mut values = [0.0; CHUNK];
+        let values = &mut values[..out.len()];
+        decode(i * CHUNK, values);
+        for (out, &value) in out.iter_mut().zip(values.iter()) {
+            *out = T::from_f32(value);
+        }
+    });
+}

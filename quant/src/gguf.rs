@@ -1,0 +1,188 @@
+//! Matrices of ggml blocks, as they lie in a GGUF file.
+
+use crate::four_bit::decode_chunks;
+use crate::panels::{RowPanels, Rows};
+use crate::weight::Direction;
+use kinglet_tensor::cpu::gemm::Panels;
+use kinglet_tensor::cpu::ggml::{self, Format, MAX_BLOCK};
+use kinglet_tensor::cpu::{Cpu, Simd};
+use kinglet_tensor::{DType, Device, Error, Result, Tensor, TensorMut, dispatch, kernel};
+use std::ops::Range;
+
+/// A matrix [out, in] of ggml blocks, each within one row. Immutable; a clone shares the bytes, which may lie in a
+/// mapped file. Rows are counted in Hugging Face's order, wherever the file has them.
+#[derive(Clone)]
+pub struct GgufMatrix {
+    format: Format,
+    shape: [usize; 2],
+    order: RowOrder,
+    blocks: Tensor,
+}
+
+/// Where a file has the rows of a matrix.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum RowOrder {
+    /// In Hugging Face's order.
+    Plain,
+    /// As llama.cpp stores the q and k projections of `llama` models: within a head, row i of the first half and
+    /// row i of the second lie side by side, for a rotary embedding of neighbours.
+    Interleaved {
+        /// Rows in a head.
+        head_dim: usize,
+    },
+}
+
+impl RowOrder {
+    /// Where the file has row `row`.
+    #[must_use]
+    pub fn stored(self, row: usize) -> usize {
+        match self {
+            RowOrder::Plain => row,
+            RowOrder::Interleaved { head_dim } => {
+                let (in_head, half) = (row % head_dim, head_dim / 2);
+                row - in_head + in_head % half * 2 + in_head / half
+            }
+        }
+    }
+}
+
+impl GgufMatrix {
+    /// A matrix of `shape` = [out, in] over the bytes `blocks` (u8).
+    ///
+    /// # Errors
+    /// When rows are no whole blocks or no whole heads, or `blocks` has not the bytes that they ask for.
+    pub fn new(format: Format, shape: [usize; 2], order: RowOrder, blocks: Tensor) -> Result<Self> {
+        let [rows, columns] = shape;
+        if !columns.is_multiple_of(format.block_len()) {
+            let len = format.block_len();
+            return Err(Error::shape(
+                "gguf",
+                format!("rows of {columns} elements are no whole {format} blocks of {len}"),
+            ));
+        }
+        if let RowOrder::Interleaved { head_dim } = order
+            && (head_dim == 0 || !head_dim.is_multiple_of(2) || !rows.is_multiple_of(head_dim))
+        {
+            return Err(Error::shape("gguf", format!("{rows} rows are no whole heads of {head_dim}, an even number")));
+        }
+        let bytes = (columns / format.block_len()).checked_mul(format.block_bytes()).and_then(|b| b.checked_mul(rows));
+        if blocks.dtype() != DType::U8 {
+            return Err(Error::dtype("gguf", format!("blocks must be u8, not {}", blocks.dtype())));
+        }
+        if bytes != Some(blocks.len()) || !blocks.is_contiguous() {
+            let found = blocks.shape();
+            return Err(Error::shape("gguf", format!("{shape:?} of {format} does not lie in {found:?} bytes")));
+        }
+        Ok(GgufMatrix { format, shape, order, blocks })
+    }
+
+    /// The dense matrix, rounded to `dtype`.
+    ///
+    /// # Errors
+    /// When `dtype` is no float, or memory runs out.
+    pub fn dequantize(&self, dtype: DType) -> Result<Tensor> {
+        let mut out = self.device().alloc(&self.shape, dtype)?;
+        self.device().run(&DEQUANTIZE, Dequantize { weight: self, out: out.view() })?;
+        Ok(out.finish())
+    }
+
+    /// A copy on `device`.
+    ///
+    /// # Errors
+    /// As [`Tensor::to`].
+    pub fn to(&self, device: &Device) -> Result<Self> {
+        Ok(GgufMatrix { blocks: self.blocks.to(device)?, ..self.clone() })
+    }
+
+    /// The block format.
+    #[must_use]
+    pub fn format(&self) -> Format {
+        self.format
+    }
+
+    /// [out, in]
+    #[must_use]
+    pub fn shape(&self) -> [usize; 2] {
+        self.shape
+    }
+
+    /// Where it lives.
+    #[must_use]
+    pub fn device(&self) -> &Device {
+        self.blocks.device()
+    }
+
+    /// Bytes of blocks.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.blocks.len()
+    }
+
+    /// The operand of a product in the given direction.
+    ///
+    /// # Errors
+    /// When the bytes are not on the host.
+    pub fn panels(&self, simd: Simd, direction: Direction) -> Result<Box<dyn Panels + '_>> {
+        Ok(Box::new(RowPanels { rows: self.rows(simd)?, shape: self.shape, direction, simd }))
+    }
+
+    fn rows(&self, simd: Simd) -> Result<GgufRows<'_>> {
+        let row_bytes = self.shape[1] / self.format.block_len() * self.format.block_bytes();
+        Ok(GgufRows { format: self.format, order: self.order, blocks: self.blocks.as_slice()?, row_bytes, simd })
+    }
+}
+
+struct GgufRows<'a> {
+    format: Format,
+    order: RowOrder,
+    blocks: &'a [u8],
+    row_bytes: usize,
+    simd: Simd,
+}
+
+impl Rows for GgufRows<'_> {
+    fn decode(&self, row: usize, columns: Range<usize>, out: &mut [f32]) {
+        let (len, bytes) = (self.format.block_len(), self.format.block_bytes());
+        let row = &self.blocks[self.order.stored(row) * self.row_bytes..][..self.row_bytes];
+        let (mut at, mut out) = (columns.start, out);
+        while at < columns.end {
+            let (block, skip) = (at / len, at % len);
+            let whole = (columns.end - at) / len;
+            let taken = if skip == 0 && whole > 0 { whole * len } else { (len - skip).min(columns.end - at) };
+            let (here, rest) = out.split_at_mut(taken);
+            if skip == 0 && whole > 0 {
+                ggml::decode(self.simd, self.format, &row[block * bytes..][..whole * bytes], here);
+            } else {
+                let mut scratch = [0.0; MAX_BLOCK];
+                ggml::decode(self.simd, self.format, &row[block * bytes..][..bytes], &mut scratch[..len]);
+                here.copy_from_slice(&scratch[skip..skip + taken]);
+            }
+            (at, out) = (at + taken, rest);
+        }
+    }
+}
+
+struct Dequantize<'a> {
+    weight: &'a GgufMatrix,
+    out: TensorMut<'a>,
+}
+kernel!(DEQUANTIZE = "dequantize_gguf", Dequantize, dequantize_cpu);
+
+fn dequantize_cpu(cpu: &Cpu, mut args: Dequantize<'_>) -> Result<()> {
+    let (rows, columns) = (args.weight.rows(cpu.simd())?, args.weight.shape[1]);
+    dispatch!(float args.out.dtype(), "dequantize", T => {
+        decode_chunks(cpu, args.out.as_mut_slice::<T>()?, |start, out| decode_flat(&rows, columns, start, out));
+        Ok(())
+    })
+}
+
+/// Decodes from flat index `start` on, across rows of `columns` elements.
+fn decode_flat(rows: &GgufRows<'_>, columns: usize, start: usize, out: &mut [f32]) {
+    let (mut at, mut out) = (start, out);
+    while !out.is_empty() {
+        let (row, column) = (at / columns, at % columns);
+        let (here, rest) = out.split_at_mut((columns - column).min(out.len()));
+        rows.decode(row, column..column + here.len(), here);
+        (at, out) = (at + here.len(), rest);
+    }
+}

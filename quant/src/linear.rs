@@ -1,0 +1,159 @@
+//! The linear layer as one op: base weight of any form, bias and a LoRA adapter, with its gradient rule.
+
+use crate::weight::{Direction, Weight};
+use kinglet_autograd::{Save, Var};
+use kinglet_tensor::cpu::gemm::Accumulate;
+use kinglet_tensor::{DType, Error, Result, Tensor, ops, philox::Key};
+use std::sync::Arc;
+
+/// A LoRA adapter of one linear layer: y += scale · B (A dropout(x)). Hu et al., "LoRA", 2021.
+#[derive(Clone)]
+pub struct Lora<'t> {
+    /// [r, in]
+    pub a: Var<'t>,
+    /// [out, r]
+    pub b: Var<'t>,
+    /// alpha / r, or alpha / sqrt(r) with rsLoRA.
+    pub scale: f32,
+    /// Probability of dropping an element of x, and the key of the mask; `None` outside training.
+    pub dropout: Option<(f32, Key)>,
+}
+
+/// x Wᵀ + bias for a frozen weight, x [t, in] -> [t, out].
+///
+/// # Errors
+/// When shapes, dtypes or devices do not fit.
+pub fn linear<'t>(x: &Var<'t>, weight: &Arc<Weight>, bias: Option<&Var<'t>>) -> Result<Var<'t>> {
+    let y = weight.matmul(x.value(), Direction::Forward)?;
+    // y = x Wᵀ: dx = dy W
+    let y = x
+        .tape()
+        .record("linear", &[x], y)
+        .save([Save::Handle(weight.clone())])
+        .rule(|dy, saved, sink| sink.add(0, saved.handle::<Weight>(0)?.matmul(dy, Direction::Backward)?))?;
+    add_bias(y, bias)
+}
+
+/// As [`linear`], with a trainable weight [out, in].
+///
+/// # Errors
+/// When shapes, dtypes or devices do not fit.
+pub fn linear_trained<'t>(x: &Var<'t>, weight: &Var<'t>, bias: Option<&Var<'t>>) -> Result<Var<'t>> {
+    let y = Weight::Dense(weight.value().clone()).matmul(x.value(), Direction::Forward)?;
+    // y = x Wᵀ: dx = dy W, dW = dyᵀ x
+    let saved = [Save::Var(x), Save::Var(weight)];
+    let y = x.tape().record("linear", &[x, weight], y).save(saved).rule(|dy, saved, sink| {
+        let (x, weight) = (saved.tensor(0)?, saved.tensor(1)?);
+        if let Some(dw) = sink.dest(1)? {
+            let x = Weight::Dense(x.clone());
+            x.matmul_into(&dy.transpose(0, 1)?, Direction::Backward, dw, Accumulate::Add, 1.0)?;
+        }
+        if sink.wants(0) {
+            sink.add(0, Weight::Dense(weight.clone()).matmul(dy, Direction::Backward)?)?;
+        }
+        Ok(())
+    })?;
+    add_bias(y, bias)
+}
+
+/// A linear layer and its adapter in one op: x Wᵀ + bias + scale · dropout(x) Aᵀ Bᵀ.
+///
+/// # Errors
+/// When shapes, dtypes or devices do not fit.
+pub fn linear_lora<'t>(x: &Var<'t>, weight: &Arc<Weight>, bias: Option<&Var<'t>>, lora: &Lora<'t>) -> Result<Var<'t>> {
+    let y = weight.matmul(x.value(), Direction::Forward)?;
+    let y = add_lora(x, y, Some(weight), lora)?;
+    add_bias(y, bias)
+}
+
+/// One more adapter on a layer whose output `y` is there already.
+///
+/// # Errors
+/// When shapes, dtypes or devices do not fit.
+pub fn lora<'t>(x: &Var<'t>, y: &Var<'t>, lora: &Lora<'t>) -> Result<Var<'t>> {
+    let zero = Tensor::zeros(y.shape(), y.dtype(), y.value().device())?;
+    y.add(&add_lora(x, zero, None, lora)?)
+}
+
+/// Adds the adapter's product to `y`, which nobody else holds, and records base and adapter together.
+fn add_lora<'t>(x: &Var<'t>, mut y: Tensor, weight: Option<&Arc<Weight>>, lora: &Lora<'t>) -> Result<Var<'t>> {
+    let Lora { a, b, scale, dropout } = lora;
+    let (scale, dropout) = (*scale, *dropout);
+    check_shapes(x, &y, lora)?;
+    let dropped = drop_out(x.value(), dropout)?;
+    let u = product(&dropped, a.value(), Direction::Forward)?; // [t, r], f32
+    let place = y.as_mut().ok_or_else(|| Error::aliased("lora: the output is held elsewhere"))?;
+    Weight::Dense(b.value().clone()).matmul_into(&u, Direction::Forward, place, Accumulate::Add, scale)?;
+    let mut saved = vec![Save::Var(x), Save::Var(a), Save::Var(b), Save::Tensor(&u)];
+    saved.extend(weight.map(|w| Save::Handle(w.clone())));
+    let based = weight.is_some();
+    // With u = drop(x) Aᵀ and y = x Wᵀ + s u Bᵀ:
+    //   dB = s dyᵀ u,   du = s dy B,   dA = duᵀ drop(x),   dx = dy W + drop(du A)
+    // (the dropout mask and its factor 1/(1-p) act on the gradient as they did on the value).
+    x.tape().record("linear", &[x, a, b], y).save(saved).rule(move |dy, saved, sink| {
+        let (x, a, b, u) = (saved.tensor(0)?, saved.tensor(1)?, saved.tensor(2)?, saved.tensor(3)?);
+        if let Some(db) = sink.dest(2)? {
+            let dyt = dy.transpose(0, 1)?;
+            Weight::Dense(u.clone()).matmul_into(&dyt, Direction::Backward, db, Accumulate::Add, scale)?;
+        }
+        let mut du = x.device().alloc(u.shape(), DType::F32)?;
+        let b = Weight::Dense(b.clone());
+        b.matmul_into(dy, Direction::Backward, du.view(), Accumulate::Store, scale)?;
+        let du = du.finish();
+        if let Some(da) = sink.dest(1)? {
+            let dropped = Weight::Dense(drop_out(x, dropout)?);
+            dropped.matmul_into(&du.transpose(0, 1)?, Direction::Backward, da, Accumulate::Add, 1.0)?;
+        }
+        if !sink.wants(0) {
+            return Ok(());
+        }
+        let a = Weight::Dense(a.clone());
+        let mut dx = if based {
+            saved.handle::<Weight>(4)?.matmul(dy, Direction::Backward)?
+        } else {
+            Tensor::zeros(x.shape(), x.dtype(), x.device())?
+        };
+        let mut place = dx.as_mut().ok_or_else(|| Error::aliased("lora: gradient held elsewhere"))?;
+        match dropout {
+            None => a.matmul_into(&du, Direction::Backward, place, Accumulate::Add, 1.0)?,
+            Some(_) => {
+                let through = a.matmul(&du, Direction::Backward)?;
+                ops::accumulate(&mut place, &drop_out(&through, dropout)?)?;
+            }
+        }
+        sink.add(0, dx)
+    })
+}
+
+/// x Aᵀ kept in f32 whatever the activations are: it is small, and both factors of the adapter's gradient use it.
+fn product(x: &Tensor, a: &Tensor, direction: Direction) -> Result<Tensor> {
+    let (rows, _) = x.dims2("lora")?;
+    let mut u = x.device().alloc(&[rows, a.shape()[0]], DType::F32)?;
+    Weight::Dense(a.clone()).matmul_into(x, direction, u.view(), Accumulate::Store, 1.0)?;
+    Ok(u.finish())
+}
+
+fn drop_out(x: &Tensor, dropout: Option<(f32, Key)>) -> Result<Tensor> {
+    match dropout {
+        Some((p, key)) if p > 0.0 => ops::dropout(x, p, key),
+        _ => Ok(x.clone()),
+    }
+}
+
+fn check_shapes(x: &Var<'_>, y: &Tensor, lora: &Lora<'_>) -> Result<()> {
+    let (a, b) = (lora.a.shape(), lora.b.shape());
+    let (out, features) = (y.shape()[1], x.shape()[1]);
+    match (a, b) {
+        ([r, i], [o, s]) if r == s && *i == features && *o == out => Ok(()),
+        _ => {
+            Err(Error::shape("lora", format!("A {a:?} and B {b:?} for a layer of {features} inputs and {out} outputs")))
+        }
+    }
+}
+
+fn add_bias<'t>(y: Var<'t>, bias: Option<&Var<'t>>) -> Result<Var<'t>> {
+    match bias {
+        Some(bias) => y.add(bias),
+        None => Ok(y),
+    }
+}

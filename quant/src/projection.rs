@@ -1,0 +1,63 @@
+//! A weight as the two tables at the ends of a language model: embedding and output projection.
+
+use crate::weight::{Direction, Weight};
+use kinglet_tensor::cpu::gemm::Panels;
+use kinglet_tensor::cpu::{Cpu, Simd};
+use kinglet_tensor::ops::Projection;
+use kinglet_tensor::{DType, Error, Float, Result, Tensor, TensorMut, dispatch, kernel, ops};
+
+impl Projection for Weight {
+    fn dims(&self) -> Result<(usize, usize)> {
+        Ok((self.out_features(), self.in_features()))
+    }
+
+    fn to_logits(&self, simd: Simd) -> Result<Box<dyn Panels + '_>> {
+        self.panels(simd, Direction::Forward)
+    }
+
+    fn to_hidden(&self, simd: Simd) -> Result<Box<dyn Panels + '_>> {
+        self.panels(simd, Direction::Backward)
+    }
+}
+
+/// Rows `ids` (i32 [t]) of a frozen weight [vocab, d] in any form: [t, d] of `dtype`. A block form is decoded row by
+/// row.
+///
+/// # Errors
+/// When an id is no row, or `dtype` is no float.
+pub fn embed(weight: &Weight, ids: &Tensor, dtype: DType) -> Result<Tensor> {
+    if let Weight::Dense(table) = weight {
+        return ops::embedding(table, ids, dtype);
+    }
+    let mut out = ids.device().alloc(&[ids.len(), weight.in_features()], dtype)?;
+    ids.device().run(&EMBED, Embed { weight, ids, out: out.view() })?;
+    Ok(out.finish())
+}
+
+struct Embed<'a> {
+    weight: &'a Weight,
+    ids: &'a Tensor,
+    out: TensorMut<'a>,
+}
+kernel!(EMBED = "embedding", Embed, embed_cpu);
+
+fn embed_cpu(cpu: &Cpu, mut args: Embed<'_>) -> Result<()> {
+    let (vocab, width) = args.weight.dims()?;
+    let row = |&id: &i32| {
+        let row = usize::try_from(id).ok().filter(|&row| row < vocab);
+        row.ok_or_else(|| Error::invalid(format!("embedding: id {id} of a vocabulary of {vocab}")))
+    };
+    let rows = args.ids.as_slice::<i32>()?.iter().map(row).collect::<Result<Vec<_>>>()?;
+    // Column n of the forward operand Wᵀ is row n of W.
+    let panels = args.weight.panels(cpu.simd(), Direction::Forward)?;
+    dispatch!(float args.out.dtype(), "embedding", T => {
+        cpu.chunks(args.out.as_mut_slice::<T>()?, width, |i, out| decode_row(cpu.simd(), &*panels, rows[i], out));
+        Ok(())
+    })
+}
+
+fn decode_row<T: Float>(simd: Simd, panels: &dyn Panels, row: usize, out: &mut [T]) {
+    let mut wide = vec![0.0; out.len()];
+    panels.column(row, 0..out.len(), &mut wide);
+    T::narrow(simd, &wide, out);
+}

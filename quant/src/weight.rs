@@ -1,0 +1,155 @@
+//! The weight of a linear layer, dense or quantised, and its products both ways.
+
+use crate::{FourBit, GgufMatrix};
+use kinglet_tensor::cpu::gemm::{Accumulate, Dense, Options, Panels, gemm};
+use kinglet_tensor::cpu::{Cpu, Simd};
+use kinglet_tensor::{DType, Device, Error, Result, Tensor, TensorMut, kernel};
+use std::sync::Arc;
+
+/// A frozen matrix [out, in] in its stored form. No widened copy of it ever exists: products decode a tile at a time.
+#[derive(Clone)]
+pub enum Weight {
+    /// f32, bf16 or f16 elements.
+    Dense(Tensor),
+    /// NF4 or FP4 blocks.
+    FourBit(Arc<FourBit>),
+    /// ggml blocks, as a GGUF file has them.
+    Gguf(GgufMatrix),
+    /// Any other form.
+    Custom(Arc<dyn CustomWeight>),
+}
+
+/// A stored form of a weight that kinglet does not know.
+pub trait CustomWeight: Send + Sync {
+    /// Rows: the outputs of the layer.
+    fn out_features(&self) -> usize;
+    /// Columns: the inputs of the layer.
+    fn in_features(&self) -> usize;
+    /// The operand of a product in the given direction.
+    fn panels(&self, simd: Simd, direction: Direction) -> Box<dyn Panels + '_>;
+    /// Where it lives.
+    fn device(&self) -> &Device;
+    /// Bytes held.
+    fn bytes(&self) -> usize;
+}
+
+/// Which way a product with a weight W [out, in] goes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Direction {
+    /// y = x Wᵀ: from inputs to outputs.
+    Forward,
+    /// dx = dy W: from the gradient of outputs to that of inputs.
+    Backward,
+}
+
+impl Weight {
+    /// Rows: the outputs of the layer.
+    #[must_use]
+    pub fn out_features(&self) -> usize {
+        match self {
+            Weight::Dense(w) => w.shape()[0],
+            Weight::FourBit(w) => w.shape()[0],
+            Weight::Gguf(w) => w.shape()[0],
+            Weight::Custom(w) => w.out_features(),
+        }
+    }
+
+    /// Columns: the inputs of the layer.
+    #[must_use]
+    pub fn in_features(&self) -> usize {
+        match self {
+            Weight::Dense(w) => w.shape()[1],
+            Weight::FourBit(w) => w.shape()[1],
+            Weight::Gguf(w) => w.shape()[1],
+            Weight::Custom(w) => w.in_features(),
+        }
+    }
+
+    /// Where the weight lives.
+    #[must_use]
+    pub fn device(&self) -> &Device {
+        match self {
+            Weight::Dense(w) => w.device(),
+            Weight::FourBit(w) => w.device(),
+            Weight::Gguf(w) => w.device(),
+            Weight::Custom(w) => w.device(),
+        }
+    }
+
+    /// The operand of a product in the given direction.
+    ///
+    /// # Errors
+    /// When the weight is not on the host.
+    pub fn panels(&self, simd: Simd, direction: Direction) -> Result<Box<dyn Panels + '_>> {
+        Ok(match self {
+            Weight::Dense(w) => {
+                let w = w.as_mat("linear")?; // [out, in]
+                Box::new(Dense::new(simd, if direction == Direction::Forward { w.transposed() } else { w }))
+            }
+            Weight::FourBit(w) => w.panels(simd, direction)?,
+            Weight::Gguf(w) => w.panels(simd, direction)?,
+            Weight::Custom(w) => w.panels(simd, direction),
+        })
+    }
+
+    /// x Wᵀ for `Forward` (x [t, in]), x W for `Backward` (x [t, out]), in the dtype of `x`.
+    ///
+    /// # Errors
+    /// When shapes or devices do not fit.
+    pub fn matmul(&self, x: &Tensor, direction: Direction) -> Result<Tensor> {
+        let columns = match direction {
+            Direction::Forward => self.out_features(),
+            Direction::Backward => self.in_features(),
+        };
+        let (rows, _) = x.dims2("linear")?;
+        let mut out = x.device().alloc(&[rows, columns], x.dtype())?;
+        self.matmul_into(x, direction, out.view(), Accumulate::Store, 1.0)?;
+        Ok(out.finish())
+    }
+
+    /// As [`Weight::matmul`], times `alpha`, stored into or added to `out`.
+    ///
+    /// # Errors
+    /// When shapes or devices do not fit.
+    pub fn matmul_into(
+        &self,
+        x: &Tensor,
+        direction: Direction,
+        out: TensorMut<'_>,
+        accumulate: Accumulate,
+        alpha: f32,
+    ) -> Result<()> {
+        let (from, to) = match direction {
+            Direction::Forward => (self.in_features(), self.out_features()),
+            Direction::Backward => (self.out_features(), self.in_features()),
+        };
+        let (rows, columns) = x.dims2("linear")?;
+        if columns != from || out.shape() != [rows, to] {
+            let w = format!("weight [{}, {}]", self.out_features(), self.in_features());
+            return Err(Error::shape(
+                "linear",
+                format!("x {:?}, {w}, {direction:?}, out {:?}", x.shape(), out.shape()),
+            ));
+        }
+        if x.device() != self.device() {
+            return Err(Error::device("linear", format!("x on {:?}, weight on {:?}", x.device(), self.device())));
+        }
+        let options = Options { alpha, accumulate, round_bf16: x.dtype() == DType::BF16 };
+        x.device().run(&LINEAR, Linear { x, weight: self, direction, out, options })
+    }
+}
+
+struct Linear<'a> {
+    x: &'a Tensor,
+    weight: &'a Weight,
+    direction: Direction,
+    out: TensorMut<'a>,
+    options: Options,
+}
+kernel!(LINEAR = "linear", Linear, linear_cpu);
+
+fn linear_cpu(cpu: &Cpu, mut args: Linear<'_>) -> Result<()> {
+    let columns = args.out.shape()[1];
+    let panels = args.weight.panels(cpu.simd(), args.direction)?;
+    gemm(cpu, &args.x.as_mat("linear")?, &*panels, args.out.as_out("linear")?, columns, args.options)
+}

@@ -1,0 +1,142 @@
+//! Decoding of 4-bit blocks: the scale goes into the 16 levels once a block, and an element is then one
+//! lookup. With AVX-512 the levels are one register and the lookup of 16 elements one permute.
+
+#[cfg(target_arch = "x86_64")]
+use super::super::Level;
+use super::Blocks;
+use crate::cpu::Simd;
+
+/// The levels of one block, times its scale.
+type Table = [f32; 16];
+
+pub(super) fn decode(simd: Simd, blocks: &Blocks, start: usize, out: &mut [f32]) {
+    match simd.level() {
+        // SAFETY: a `Simd` of this level is only made after these features were detected.
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512 => unsafe { avx512::decode(blocks, start, out) },
+        // SAFETY: as above.
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx2 => unsafe { avx2::decode(blocks, start, out) },
+        _ => decode_with(blocks, start, out, lookup_pairs),
+    }
+}
+
+/// Walks over the blocks that hold `out`; `lookup` decodes whole bytes of one block.
+#[inline(always)]
+fn decode_with(blocks: &Blocks, start: usize, out: &mut [f32], lookup: impl Fn(&Table, &[u8], &mut [f32])) {
+    let shift = blocks.blocksize.trailing_zeros();
+    let mut at = start;
+    let mut rest = out;
+    while !rest.is_empty() {
+        let block = at >> shift;
+        let end = (block + 1) << shift;
+        let (piece, after) = rest.split_at_mut((end - at).min(rest.len()));
+        let scale = blocks.absmax.get(block);
+        let table = blocks.format.levels().map(|level| level * scale);
+        at += piece.len();
+        decode_piece(&table, blocks.codes, at - piece.len(), piece, &lookup);
+        rest = after;
+    }
+}
+
+/// Decodes elements of one block, which may start at a low nibble and end at a high one.
+#[inline(always)]
+fn decode_piece(table: &Table, codes: &[u8], at: usize, out: &mut [f32], lookup: &impl Fn(&Table, &[u8], &mut [f32])) {
+    let (low, out) = out.split_at_mut(at % 2);
+    if let [v] = low {
+        *v = table[(codes[at / 2] & 15) as usize];
+    }
+    let codes = &codes[at.div_ceil(2)..][..out.len().div_ceil(2)];
+    let (pairs, high) = out.split_at_mut(out.len() & !1);
+    lookup(table, &codes[..pairs.len() / 2], pairs);
+    if let ([v], [.., code]) = (high, codes) {
+        *v = table[(code >> 4) as usize];
+    }
+}
+
+/// `out[2i]` is the level of the high nibble of `codes[i]`, `out[2i + 1]` that of the low one.
+#[inline(always)]
+fn lookup_pairs(table: &Table, codes: &[u8], out: &mut [f32]) {
+    for (pair, code) in out.as_chunks_mut::<2>().0.iter_mut().zip(codes) {
+        *pair = [table[(code >> 4) as usize], table[(code & 15) as usize]];
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod avx512 {
+    use super::{Blocks, Table, decode_with, lookup_pairs};
+    use std::arch::x86_64::*;
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+    pub(super) fn decode(blocks: &Blocks, start: usize, out: &mut [f32]) {
+        decode_with(blocks, start, out, |table, codes, out| {
+            let (codes, codes_rest) = codes.as_chunks::<16>();
+            let (out, out_rest) = out.as_chunks_mut::<32>();
+            for (codes, out) in codes.iter().zip(out) {
+                lookup_32(table, codes, out);
+            }
+            lookup_pairs(table, codes_rest, out_rest);
+        });
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx2")]
+    fn lookup_32(table: &Table, codes: &[u8; 16], out: &mut [f32; 32]) {
+        // SAFETY: unaligned loads and stores of exactly the arrays' lengths.
+        unsafe {
+            let table = _mm512_loadu_ps(table.as_ptr());
+            let low = _mm_loadu_si128(codes.as_ptr().cast());
+            // A permute reads the low four bits of an index only, so what lies above may be anything.
+            let high = _mm_srli_epi16::<4>(low);
+            let first = _mm512_cvtepu8_epi32(_mm_unpacklo_epi8(high, low));
+            let second = _mm512_cvtepu8_epi32(_mm_unpackhi_epi8(high, low));
+            _mm512_storeu_ps(out.as_mut_ptr(), _mm512_permutexvar_ps(first, table));
+            _mm512_storeu_ps(out.as_mut_ptr().add(16), _mm512_permutexvar_ps(second, table));
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod avx2 {
+    use super::{Blocks, Table, decode_with, lookup_pairs};
+    use std::arch::x86_64::*;
+
+    #[target_feature(enable = "avx2,fma,f16c")]
+    pub(super) fn decode(blocks: &Blocks, start: usize, out: &mut [f32]) {
+        decode_with(blocks, start, out, |table, codes, out| {
+            let (codes, codes_rest) = codes.as_chunks::<8>();
+            let (out, out_rest) = out.as_chunks_mut::<16>();
+            for (codes, out) in codes.iter().zip(out) {
+                lookup_16(table, codes, out);
+            }
+            lookup_pairs(table, codes_rest, out_rest);
+        });
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn lookup_16(table: &Table, codes: &[u8; 8], out: &mut [f32; 16]) {
+        let low = _mm_cvtsi64_si128(i64::from_le_bytes(*codes));
+        let high = _mm_srli_epi16::<4>(low);
+        let nibbles = _mm_unpacklo_epi8(high, low);
+        let first = _mm256_cvtepu8_epi32(nibbles);
+        let second = _mm256_cvtepu8_epi32(_mm_unpackhi_epi64(nibbles, nibbles));
+        // SAFETY: unaligned stores of exactly the array's length.
+        unsafe {
+            _mm256_storeu_ps(out.as_mut_ptr(), lookup_8(table, first));
+            _mm256_storeu_ps(out.as_mut_ptr().add(8), lookup_8(table, second));
+        }
+    }
+
+    /// A permute looks up eight levels by the low three bits; the fourth picks the half.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn lookup_8(table: &Table, index: __m256i) -> __m256 {
+        // SAFETY: unaligned loads of exactly the array's length.
+        let (lower, upper) = unsafe { (_mm256_loadu_ps(table.as_ptr()), _mm256_loadu_ps(table.as_ptr().add(8))) };
+        let lower = _mm256_permutevar8x32_ps(lower, index);
+        let upper = _mm256_permutevar8x32_ps(upper, index);
+        let fourth_bit = _mm256_castsi256_ps(_mm256_slli_epi32::<28>(index));
+        _mm256_blendv_ps(lower, upper, fourth_bit)
+    }
+}

@@ -1,0 +1,69 @@
+//! Tensors of random numbers.
+
+use crate::cpu::{Cpu, math};
+use crate::philox::{Key, uniform as to_unit};
+use crate::{DType, Device, Result, Tensor, TensorMut, kernel};
+
+struct Random<'a> {
+    distribution: Distribution,
+    key: Key,
+    out: TensorMut<'a>,
+}
+kernel!(RANDOM = "random", Random, random_cpu);
+
+#[derive(Clone, Copy)]
+enum Distribution {
+    Normal { deviation: f32 },
+    Uniform { low: f32, high: f32 },
+}
+
+/// f32 values of mean 0 and the given standard deviation, the same on every device for one key.
+///
+/// # Errors
+/// When memory runs out.
+pub fn normal(shape: &[usize], deviation: f32, key: Key, device: &Device) -> Result<Tensor> {
+    random(shape, Distribution::Normal { deviation }, key, device)
+}
+
+/// f32 values evenly spread from `low` up to but not including `high`.
+///
+/// # Errors
+/// When memory runs out.
+pub fn uniform(shape: &[usize], low: f32, high: f32, key: Key, device: &Device) -> Result<Tensor> {
+    random(shape, Distribution::Uniform { low, high }, key, device)
+}
+
+fn random(shape: &[usize], distribution: Distribution, key: Key, device: &Device) -> Result<Tensor> {
+    let mut out = device.alloc(shape, DType::F32)?;
+    device.run(&RANDOM, Random { distribution, key, out: out.view() })?;
+    Ok(out.finish())
+}
+
+/// Four elements of a counter; a task takes this many.
+const CHUNK: usize = 4 << 10;
+
+fn random_cpu(cpu: &Cpu, mut args: Random<'_>) -> Result<()> {
+    let (distribution, key) = (args.distribution, args.key);
+    cpu.chunks(args.out.as_mut_slice::<f32>()?, CHUNK, |chunk, out| {
+        for (i, out) in out.chunks_mut(4).enumerate() {
+            let words = key.words((chunk * CHUNK / 4 + i) as u64);
+            let values = match distribution {
+                Distribution::Normal { deviation } => box_muller(words).map(|x| x * deviation),
+                Distribution::Uniform { low, high } => words.map(|w| low + (high - low) * to_unit(w)),
+            };
+            out.copy_from_slice(&values[..out.len()]);
+        }
+    });
+    Ok(())
+}
+
+/// Two pairs of normal numbers: radius sqrt(-2 ln u), angle 2 pi v (Box and Muller, 1958), with u in (0, 1].
+fn box_muller([a, b, c, d]: [u32; 4]) -> [f32; 4] {
+    let pair = |u: u32, v: u32| {
+        let radius = (-2.0 * math::log(1.0 - to_unit(u))).sqrt();
+        let angle = std::f32::consts::TAU * to_unit(v);
+        (radius * math::cos(angle), radius * math::sin(angle))
+    };
+    let ((x, y), (z, w)) = (pair(a, b), pair(c, d));
+    [x, y, z, w]
+}

@@ -1,0 +1,122 @@
+//! Rotary position embedding (Su et al., "RoFormer", 2021), split-half as in Hugging Face's Llama: element i of a head
+//! turns with element i + n by the angle position · inv_freq[i], where n is the number of frequencies.
+
+use crate::cpu::{Cpu, math, rows_per_task, simd};
+use crate::{DType, Device, Error, Float, Result, Tensor, TensorMut, dispatch, kernel, same_device};
+
+struct Rope<'a> {
+    x: &'a Tensor,
+    cos: &'a Tensor,
+    sin: &'a Tensor,
+    inverse: bool,
+    out: TensorMut<'a>,
+}
+kernel!(ROPE = "rope", Rope, rope_cpu);
+
+/// cos and sin of every angle position · frequency (a product in f32, as Hugging Face's), times `scaling` (YaRN's
+/// attention factor; 1 for all others): two tensors [positions, frequencies] of f32, made once a forward pass.
+///
+/// # Errors
+/// When a position is negative, an angle is too large for f32 to know its turn, or memory runs out.
+pub fn rope_table(positions: &[i32], inv_freq: &[f32], scaling: f32, device: &Device) -> Result<(Tensor, Tensor)> {
+    let shape = [positions.len(), inv_freq.len()];
+    let (mut cos, mut sin) = (Vec::with_capacity(shape[0] * shape[1]), Vec::with_capacity(shape[0] * shape[1]));
+    for &position in positions {
+        for &frequency in inv_freq {
+            let (s, c) = math::sin_cos(position as f32 * frequency);
+            if position < 0 || s.is_nan() {
+                return Err(Error::invalid(format!("rope: position {position} with frequency {frequency}")));
+            }
+            cos.push(c * scaling);
+            sin.push(s * scaling);
+        }
+    }
+    Ok((Tensor::from_vec(cos, &shape, device)?, Tensor::from_vec(sin, &shape, device)?))
+}
+
+/// `x` [tokens, heads, d] with the first 2n elements of each head turned by the angles of its token; `cos` and `sin`
+/// are [tokens, n] of f32, from [`rope_table`]. The elements past 2n are left as they are (partial rotary).
+///
+/// # Errors
+/// When the shapes do not fit, a dtype is wrong, or devices differ.
+pub fn rope(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
+    rotate(x, cos, sin, false)
+}
+
+/// The gradient of [`rope`] with respect to `x`: the turn back.
+///
+/// # Errors
+/// As [`rope`].
+pub fn rope_backward(dy: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
+    rotate(dy, cos, sin, true)
+}
+
+fn rotate(x: &Tensor, cos: &Tensor, sin: &Tensor, inverse: bool) -> Result<Tensor> {
+    let device = same_device("rope", &[x, cos, sin])?;
+    let (tokens, _, width) = x.dims3("rope")?;
+    let (rows, angles) = cos.dims2("rope")?;
+    if rows != tokens || 2 * angles > width || sin.shape() != cos.shape() {
+        let shapes = format!("{:?} by cos {:?} and sin {:?}", x.shape(), cos.shape(), sin.shape());
+        return Err(Error::shape("rope", shapes));
+    }
+    if cos.dtype() != DType::F32 || sin.dtype() != DType::F32 {
+        return Err(Error::dtype("rope", format!("takes angles of f32, not {} and {}", cos.dtype(), sin.dtype())));
+    }
+    let (x, cos, sin) = (x.contiguous()?, cos.contiguous()?, sin.contiguous()?);
+    let mut out = device.alloc(x.shape(), x.dtype())?;
+    device.run(&ROPE, Rope { x: &x, cos: &cos, sin: &sin, inverse, out: out.view() })?;
+    Ok(out.finish())
+}
+
+fn rope_cpu(cpu: &Cpu, mut args: Rope<'_>) -> Result<()> {
+    let (_, heads, width) = args.x.dims3("rope")?;
+    let (_, angles) = args.cos.dims2("rope")?;
+    let (cos, sin) = (args.cos.as_slice::<f32>()?, args.sin.as_slice::<f32>()?);
+    let sign = if args.inverse { -1.0 } else { 1.0 };
+    dispatch!(float args.x.dtype(), "rope", T => {
+        let (x, out) = (args.x.as_slice::<T>()?, args.out.as_mut_slice::<T>()?);
+        rope_tokens(cpu, x, cos, sin, sign, [heads, width, angles], out);
+        Ok(())
+    })
+}
+
+fn rope_tokens<T: Float>(
+    cpu: &Cpu,
+    x: &[T],
+    cos: &[f32],
+    sin: &[f32],
+    sign: f32,
+    [heads, width, angles]: [usize; 3],
+    out: &mut [T],
+) {
+    let (simd, token) = (cpu.simd(), heads * width);
+    let rows = rows_per_task(token);
+    cpu.chunks(out, rows * token, |i, out| {
+        let (mut xs, mut ys) = (Vec::new(), Vec::new());
+        let x = &x[i * rows * token..][..out.len()];
+        for (t, (x, y)) in x.chunks_exact(token).zip(out.chunks_exact_mut(token)).enumerate() {
+            let at = (i * rows + t) * angles..(i * rows + t + 1) * angles;
+            let (cos, sin) = (&cos[at.clone()], &sin[at]);
+            let x = T::as_f32(simd, x, &mut xs);
+            T::write_f32(simd, y, &mut ys, |y| rope_token(simd, x, cos, sin, sign, width, y));
+        }
+    });
+}
+
+simd! {
+    /// (a, b) -> (a cos - b sin, b cos + a sin) for the two halves a, b of each head.
+    fn rope_token(x: &[f32], cos: &[f32], sin: &[f32], sign: f32, width: usize, y: &mut [f32]) {
+        let n = cos.len();
+        for (x, y) in x.chunks_exact(width).zip(y.chunks_exact_mut(width)) {
+            let (a, b) = (&x[..n], &x[n..2 * n]);
+            let (ya, rest) = y.split_at_mut(n);
+            let (yb, rest) = rest.split_at_mut(n);
+            for i in 0..n {
+                let (c, s) = (cos[i], sign * sin[i]);
+                ya[i] = a[i].mul_add(c, -(b[i] * s));
+                yb[i] = b[i].mul_add(c, a[i] * s);
+            }
+            rest.copy_from_slice(&x[2 * n..]);
+        }
+    }
+}

@@ -1,0 +1,118 @@
+//! SwiGLU (Shazeer, "GLU Variants Improve Transformer", 2020): y = silu(gate) · up with silu(g) = g sigmoid(g).
+
+use crate::cpu::{Cpu, math, simd};
+use crate::{Error, Float, Result, Tensor, TensorMut, dispatch, kernel, same_device};
+
+struct Forward<'a> {
+    gate: &'a Tensor,
+    up: &'a Tensor,
+    out: TensorMut<'a>,
+}
+kernel!(FORWARD = "swiglu", Forward, forward_cpu);
+
+struct Backward<'a> {
+    dy: &'a Tensor,
+    gate: &'a Tensor,
+    up: &'a Tensor,
+    d_gate: TensorMut<'a>,
+    d_up: TensorMut<'a>,
+}
+kernel!(BACKWARD = "swiglu_backward", Backward, backward_cpu);
+
+/// Elements handed to one task.
+const CHUNK: usize = 1 << 13;
+
+/// silu(`gate`) · `up`, computed in f32 and rounded once. Both have one shape and float dtype.
+///
+/// # Errors
+/// When shapes, dtypes or devices differ.
+pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+    let device = same_device("swiglu", &[gate, up])?;
+    alike(gate, up)?;
+    let mut out = device.alloc(gate.shape(), gate.dtype())?;
+    let (gate, up) = (gate.contiguous()?, up.contiguous()?);
+    device.run(&FORWARD, Forward { gate: &gate, up: &up, out: out.view() })?;
+    Ok(out.finish())
+}
+
+/// The gradients of [`swiglu`] with respect to `gate` and `up`.
+///
+/// # Errors
+/// As [`swiglu`], for `dy` too.
+pub fn swiglu_backward(dy: &Tensor, gate: &Tensor, up: &Tensor) -> Result<(Tensor, Tensor)> {
+    let device = same_device("swiglu_backward", &[dy, gate, up])?;
+    alike(gate, up)?;
+    alike(dy, gate)?;
+    let (mut d_gate, mut d_up) = (device.alloc(gate.shape(), gate.dtype())?, device.alloc(up.shape(), up.dtype())?);
+    let (dy, gate, up) = (dy.contiguous()?, gate.contiguous()?, up.contiguous()?);
+    let args = Backward { dy: &dy, gate: &gate, up: &up, d_gate: d_gate.view(), d_up: d_up.view() };
+    device.run(&BACKWARD, args)?;
+    Ok((d_gate.finish(), d_up.finish()))
+}
+
+fn alike(a: &Tensor, b: &Tensor) -> Result<()> {
+    if a.shape() != b.shape() {
+        return Err(Error::shape("swiglu", format!("{:?} and {:?}", a.shape(), b.shape())));
+    }
+    if a.dtype() != b.dtype() {
+        return Err(Error::dtype("swiglu", format!("{} and {}", a.dtype(), b.dtype())));
+    }
+    Ok(())
+}
+
+fn forward_cpu(cpu: &Cpu, mut args: Forward<'_>) -> Result<()> {
+    dispatch!(float args.out.dtype(), "swiglu", T => {
+        forward::<T>(cpu, args.gate.as_slice()?, args.up.as_slice()?, args.out.as_mut_slice()?);
+        Ok(())
+    })
+}
+
+fn forward<T: Float>(cpu: &Cpu, gate: &[T], up: &[T], out: &mut [T]) {
+    let simd = cpu.simd();
+    cpu.chunks(out, CHUNK, |i, out| {
+        let (mut gs, mut us, mut ys) = (Vec::new(), Vec::new(), Vec::new());
+        let gate = T::as_f32(simd, &gate[i * CHUNK..][..out.len()], &mut gs);
+        let up = T::as_f32(simd, &up[i * CHUNK..][..out.len()], &mut us);
+        T::write_f32(simd, out, &mut ys, |y| forward_slice(simd, gate, up, y));
+    });
+}
+
+fn backward_cpu(cpu: &Cpu, mut args: Backward<'_>) -> Result<()> {
+    dispatch!(float args.d_up.dtype(), "swiglu_backward", T => {
+        let (dy, gate, up) = (args.dy.as_slice()?, args.gate.as_slice()?, args.up.as_slice()?);
+        backward::<T>(cpu, dy, gate, up, args.d_gate.as_mut_slice()?, args.d_up.as_mut_slice()?);
+        Ok(())
+    })
+}
+
+fn backward<T: Float>(cpu: &Cpu, dy: &[T], gate: &[T], up: &[T], d_gate: &mut [T], d_up: &mut [T]) {
+    let simd = cpu.simd();
+    cpu.chunks2((d_gate, CHUNK), (d_up, CHUNK), |i, d_gate, d_up| {
+        let (mut dys, mut gs, mut us) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut dgs, mut dus) = (Vec::new(), Vec::new());
+        let (start, len) = (i * CHUNK, d_up.len());
+        let dy = T::as_f32(simd, &dy[start..][..len], &mut dys);
+        let gate = T::as_f32(simd, &gate[start..][..len], &mut gs);
+        let up = T::as_f32(simd, &up[start..][..len], &mut us);
+        T::write_f32(simd, d_gate, &mut dgs, |d_gate| {
+            T::write_f32(simd, d_up, &mut dus, |d_up| backward_slice(simd, dy, gate, up, d_gate, d_up));
+        });
+    });
+}
+
+simd! {
+    fn forward_slice(gate: &[f32], up: &[f32], y: &mut [f32]) {
+        for ((y, &g), &u) in y.iter_mut().zip(gate).zip(up) {
+            *y = g * math::sigmoid(g) * u;
+        }
+    }
+
+    /// With s = sigmoid(g): d_up = dy g s, d_gate = dy u s (1 + g (1 - s)).
+    fn backward_slice(dy: &[f32], gate: &[f32], up: &[f32], d_gate: &mut [f32], d_up: &mut [f32]) {
+        for ((((d_gate, d_up), &dy), &g), &u) in d_gate.iter_mut().zip(d_up).zip(dy).zip(gate).zip(up) {
+            let s = math::sigmoid(g);
+            *d_up = dy * (g * s);
+            *d_gate = dy * u * (s * g.mul_add(1.0 - s, 1.0));
+        }
+    }
+}

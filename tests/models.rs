@@ -1,0 +1,144 @@
+//! Every architecture against transformers: logits, loss and gradients of small random models, see
+//! `scripts/make-model-fixtures`.
+
+use kinglet::autograd::{Grads, ParamSet, Tape};
+use kinglet::models::mmap::Mapped;
+use kinglet::models::{AdapterMap, AdapterSet, Batch, Ctx, Decoder, LoadOptions, Source, WeightFiles, safetensors};
+use kinglet::tensor::{CpuOptions, DType, Device, Tensor};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Both sides compute in f32 and sum in another order. `depth` products of `width` terms one after another, each
+/// with the roundoff of f32, in units of the largest magnitude; 8 covers the norms and softmaxes between.
+fn tolerance(model: &Decoder, largest: f32) -> f32 {
+    let config = model.config();
+    let width = config.hidden.max(config.intermediate) as f32;
+    let depth = (7 * config.layers.len() + 1) as f32;
+    8.0 * 2f32.powi(-24) * depth * width.sqrt() * largest
+}
+
+fn fixtures() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/models")
+}
+
+struct Golden {
+    files: WeightFiles,
+    device: Device,
+}
+
+impl Golden {
+    fn tensor(&self, name: &str) -> Option<Tensor> {
+        let entry = self.files.entries.get(name)?;
+        let bytes = self.files.bytes(entry).unwrap();
+        let dtype = match entry.dtype.name() {
+            "F32" => DType::F32,
+            "I32" => DType::I32,
+            other => panic!("{name} is {other}"),
+        };
+        Some(Tensor::from_shared(bytes.owner, bytes.range.start, dtype, &entry.shape, &self.device).unwrap())
+    }
+
+    fn i32s(&self, name: &str) -> Vec<i32> {
+        self.tensor(name).unwrap().to_vec().unwrap()
+    }
+}
+
+/// The largest difference, and a message, when it is above the tolerance.
+fn compare(what: &str, model: &Decoder, got: &Tensor, want: &Tensor) {
+    assert_eq!(got.shape(), want.shape(), "{what}");
+    let (got, want) = (got.to_vec::<f32>().unwrap(), want.to_vec::<f32>().unwrap());
+    let largest = want.iter().fold(0f32, |m, x| m.max(x.abs()));
+    let tolerance = tolerance(model, largest);
+    for (i, (g, w)) in got.iter().zip(&want).enumerate() {
+        assert!((g - w).abs() <= tolerance, "{what}[{i}]: got {g}, want {w}, tolerance {tolerance}");
+    }
+}
+
+fn check(name: &str) {
+    let folder = fixtures().join(name);
+    let device = Device::cpu(CpuOptions { threads: Some(2), ..CpuOptions::default() }).unwrap();
+    let golden = Golden {
+        files: safetensors::open_file(&folder.join("golden.safetensors"), Mapped::open).unwrap(),
+        device: device.clone(),
+    };
+    let path = if folder.join("model.gguf").exists() { folder.join("model.gguf") } else { folder };
+    let source = Source::open(&path, Mapped::open).unwrap();
+    let model = Decoder::load(&source, &LoadOptions { device: device.clone(), quant: None }).unwrap();
+
+    let offsets: Vec<usize> = golden.i32s("segments").iter().map(|&x| x as usize).collect();
+    let batch = Batch::new(&golden.i32s("ids"), &offsets, &device).unwrap();
+    let targets: Vec<i32> = golden.i32s("targets").iter().map(|&t| t.max(-1)).collect();
+    let divisor = targets.iter().filter(|&&t| t >= 0).count() as f32;
+    let targets = Tensor::from_slice(&targets, &[targets.len()], &device).unwrap();
+
+    let base = Ctx::eval(DType::F32);
+    let tape = Tape::inert();
+    let hidden = model.hidden(&tape, &batch, None, &base).unwrap();
+    compare(name, &model, model.logits(&hidden, &base).unwrap().value(), &golden.tensor("logits").unwrap());
+
+    // Every weight with a golden gradient becomes a parameter, as in full fine-tuning.
+    let wanted: Vec<String> =
+        golden.files.entries.keys().filter_map(|k| k.strip_prefix("grad.")).map(String::from).collect();
+    let loss = golden.tensor("loss").unwrap();
+    if wanted.is_empty() {
+        let got = model.loss(&tape, &batch, &targets, divisor, &base).unwrap();
+        return compare(name, &model, got.value(), &loss.reshape(&[]).unwrap());
+    }
+    for checkpoint in [false, true] {
+        let values = wanted.iter().map(|n| (n.clone(), golden_weight(&source, n, &device))).collect();
+        let params = Arc::new(ParamSet::new(values, &device).unwrap());
+        let tensors = wanted.iter().enumerate().map(|(id, n)| (n.clone(), id)).collect();
+        let map = Arc::new(AdapterMap { tensors, ..AdapterMap::default() });
+        let set = AdapterSet { map, params: params.clone() };
+        let ctx = Ctx { checkpoint, ..Ctx::eval(DType::F32).with_adapters(set) };
+        let mut grads = Grads::new(&params).unwrap();
+        let tape = Tape::new();
+        let got = model.loss(&tape, &batch, &targets, divisor, &ctx).unwrap();
+        compare(name, &model, got.value(), &loss.reshape(&[]).unwrap());
+        tape.backward(&got, &mut grads).unwrap();
+        for (id, weight) in wanted.iter().enumerate() {
+            let want = golden.tensor(&format!("grad.{weight}")).unwrap();
+            compare(&format!("{name} checkpoint {checkpoint} {weight}"), &model, &grads.tensor(id).unwrap(), &want);
+        }
+    }
+}
+
+fn golden_weight(source: &Source, name: &str, device: &Device) -> Tensor {
+    let entry = source.find(name).unwrap().entry;
+    let bytes = source.weights.bytes(entry).unwrap();
+    let dtype = if entry.dtype.name() == "BF16" { DType::BF16 } else { DType::F32 };
+    Tensor::from_shared(bytes.owner, bytes.range.start, dtype, &entry.shape, device).unwrap()
+}
+
+macro_rules! models {
+    ($($test:ident = $name:literal;)*) => {
+        $(#[test] fn $test() { check($name); })*
+
+        /// A fixture without a test fails.
+        #[test]
+        fn every_fixture_is_checked() {
+            let mut folders: Vec<String> = std::fs::read_dir(fixtures()).unwrap()
+                .map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+            folders.sort();
+            let mut tests = vec![$($name.to_string()),*];
+            tests.sort();
+            assert_eq!(folders, tests);
+        }
+    };
+}
+
+models! {
+    gguf_llama = "gguf-llama";
+    gguf_llama_k = "gguf-llama-k";
+    gguf_qwen2 = "gguf-qwen2";
+    llama = "llama";
+    llama_dynamic = "llama-dynamic";
+    llama_linear = "llama-linear";
+    llama_yarn = "llama-yarn";
+    llama3 = "llama3";
+    mistral = "mistral";
+    qwen2 = "qwen2";
+    qwen2_window = "qwen2-window";
+    qwen3 = "qwen3";
+    smollm3 = "smollm3";
+}

@@ -1,0 +1,193 @@
+//! Quantised matrices as operands of products, against the dense matrices that they stand for.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::fixture::{Fixture, assert_bits, devices};
+use kinglet_quant::ggml;
+use kinglet_quant::nf4::Format;
+use kinglet_quant::{Direction, FourBit, GgufMatrix, RowOrder, Weight};
+use kinglet_tensor::cpu::gemm::Panels;
+use kinglet_tensor::{CpuOptions, DType, Device, Tensor};
+
+const DIRECTIONS: [Direction; 2] = [Direction::Forward, Direction::Backward];
+
+/// [rows, columns] of numbers about zero that no two formats round alike.
+fn dense(rows: usize, columns: usize, device: &Device) -> Tensor {
+    let value = |i: usize| ((i * 7919 % 1009) as f32 / 1009.0 - 0.5) * (1.0 + (i / 640) as f32 / 8.0);
+    Tensor::from_vec((0..rows * columns).map(value).collect(), &[rows, columns], device).unwrap()
+}
+
+/// Blocks of every byte pattern, with small scales.
+fn gguf(format: ggml::Format, [rows, columns]: [usize; 2], order: RowOrder, device: &Device) -> GgufMatrix {
+    let fixture = Fixture::open("ggml.safetensors").get(&format!("{format}.blocks")).bytes;
+    let bytes = rows * columns / format.block_len() * format.block_bytes();
+    let blocks: Vec<u8> = fixture.into_iter().cycle().skip(8 * format.block_bytes()).take(bytes).collect();
+    GgufMatrix::new(format, [rows, columns], order, Tensor::from_vec(blocks, &[bytes], device).unwrap()).unwrap()
+}
+
+/// Weights of every kind and awkward shapes, each with its dense values.
+fn weights(device: &Device) -> Vec<(String, Weight, Tensor)> {
+    let mut weights = Vec::new();
+    let shapes = [[1, 1], [7, 33], [9, 80], [40, 64], [3, 700], [70, 130]];
+    for (shape, double) in shapes.into_iter().flat_map(|shape| [(shape, false), (shape, true)]) {
+        for (format, blocksize) in [(Format::Nf4, 64), (Format::Fp4, 64), (Format::Nf4, 32), (Format::Nf4, 256)] {
+            let w = FourBit::quantize(&dense(shape[0], shape[1], device), format, blocksize, double).unwrap();
+            let values = w.dequantize(DType::F32).unwrap();
+            weights.push((format!("{format:?}/{blocksize} {shape:?} {double}"), Weight::FourBit(Arc::new(w)), values));
+        }
+    }
+    for format in ggml::Format::ALL {
+        for order in [RowOrder::Plain, RowOrder::Interleaved { head_dim: 6 }] {
+            let w = gguf(format, [18, 512], order, device);
+            let values = w.dequantize(DType::F32).unwrap();
+            weights.push((format!("{format} {order:?}"), Weight::Gguf(w), values));
+        }
+    }
+    weights
+}
+
+/// B[k, n] by the definition: Wᵀ forward, W backward.
+fn element(w: &[f32], columns: usize, direction: Direction, k: usize, n: usize) -> f32 {
+    match direction {
+        Direction::Forward => w[n * columns + k],
+        Direction::Backward => w[k * columns + n],
+    }
+}
+
+/// Parts of `0..len`: all of it, and pieces that start and end anywhere.
+fn ranges(len: usize) -> Vec<Range<usize>> {
+    vec![0..len, 0..len.min(5), len / 3..len, len / 2..len / 2 + len.div_ceil(4).min(len - len / 2), len..len]
+}
+
+fn check_pack(what: &str, panels: &dyn Panels, b: impl Fn(usize, usize) -> f32) {
+    for nr in [8, 16, 32] {
+        for k in ranges(panels.k()) {
+            for n in ranges(panels.n()) {
+                let mut out = vec![f32::NAN; n.len().div_ceil(nr) * k.len() * nr];
+                panels.pack(k.clone(), n.clone(), nr, &mut out);
+                let want: Vec<f32> = (n.clone().step_by(nr))
+                    .flat_map(|strip| k.clone().flat_map(move |kk| (strip..strip + nr).map(move |col| (kk, col))))
+                    .map(|(kk, col)| if col < n.end { b(kk, col) } else { 0.0 })
+                    .collect();
+                assert_bits(&out, &want, &format!("{what} {k:?} {n:?} nr {nr}"));
+            }
+        }
+    }
+}
+
+#[test]
+fn both_orientations_pack_to_the_dense_values() {
+    for device in devices() {
+        let simd = device.as_cpu().unwrap().simd();
+        for (name, weight, values) in weights(&device) {
+            let (values, columns) = (values.to_vec::<f32>().unwrap(), weight.in_features());
+            for direction in DIRECTIONS {
+                let panels = weight.panels(simd, direction).unwrap();
+                let b = |k, n| element(&values, columns, direction, k, n);
+                let what = format!("{name} {direction:?} {device:?}");
+                check_pack(&what, &*panels, b);
+                for n in [0, panels.n() / 2, panels.n() - 1] {
+                    for k in ranges(panels.k()) {
+                        let mut out = vec![f32::NAN; k.len()];
+                        panels.column(n, k.clone(), &mut out);
+                        let want: Vec<f32> = k.clone().map(|k| b(k, n)).collect();
+                        assert_bits(&out, &want, &format!("{what} column {n} {k:?}"));
+                    }
+                }
+            }
+        }
+        device.check_guards().unwrap();
+    }
+}
+
+#[test]
+fn products_are_those_with_the_dense_matrix() {
+    for device in devices() {
+        for (name, weight, values) in weights(&device) {
+            let dense_weight = Weight::Dense(values);
+            for direction in DIRECTIONS {
+                for rows in [1, 5, 40] {
+                    let inputs = match direction {
+                        Direction::Forward => weight.in_features(),
+                        Direction::Backward => weight.out_features(),
+                    };
+                    let x = dense(rows, inputs, &device);
+                    for x in [x.clone(), x.to_dtype(DType::BF16).unwrap()] {
+                        let got = weight.matmul(&x, direction).unwrap().to_dtype(DType::F32).unwrap();
+                        let want = dense_weight.matmul(&x, direction).unwrap().to_dtype(DType::F32).unwrap();
+                        let what = format!("{name} {direction:?} {rows} rows of {}", x.dtype());
+                        assert_bits(&got.to_vec().unwrap(), &want.to_vec().unwrap(), &what);
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn rows_of_interleaved_heads_are_seen_in_their_order() {
+    let device = Device::cpu(CpuOptions::default()).unwrap();
+    let (format, shape) = (ggml::Format::Q4_1, [24, 32]);
+    let stored = gguf(format, shape, RowOrder::Plain, &device).dequantize(DType::F32).unwrap();
+    let seen = gguf(format, shape, RowOrder::Interleaved { head_dim: 8 }, &device).dequantize(DType::F32).unwrap();
+    // llama.cpp's conversion: [heads, 2, head_dim / 2, in] -> [heads, head_dim / 2, 2, in]
+    let back = stored.reshape(&[3, 4, 2, 32]).unwrap().transpose(1, 2).unwrap().reshape(&shape).unwrap();
+    assert_bits(&seen.to_vec().unwrap(), &back.to_vec().unwrap(), "rows");
+}
+
+#[test]
+fn dequantised_values_round_to_the_asked_dtype() {
+    for device in devices() {
+        for (name, weight, values) in weights(&device) {
+            let half = match &weight {
+                Weight::FourBit(w) => w.dequantize(DType::BF16),
+                Weight::Gguf(w) => w.dequantize(DType::BF16),
+                _ => unreachable!(),
+            };
+            let want = values.to_dtype(DType::BF16).unwrap().to_vec::<half::bf16>().unwrap();
+            assert_eq!(half.unwrap().to_vec::<half::bf16>().unwrap(), want, "{name}");
+        }
+    }
+}
+
+#[test]
+fn quantising_bf16_makes_no_dense_copy() {
+    let device = Device::cpu(CpuOptions::default()).unwrap();
+    let weight = dense(512, 512, &device).to_dtype(DType::BF16).unwrap();
+    device.release_cache();
+    device.reset_peak();
+    let before = device.memory().live;
+    let quantised = FourBit::quantize(&weight, Format::Nf4, 64, true).unwrap();
+    let plain_scales = 4 * 512 * 512 / 64;
+    let peak = device.memory().peak - before;
+    assert!(peak <= quantised.bytes() + plain_scales + 256, "{peak} bytes for {}", quantised.bytes());
+    assert_eq!(quantised.bytes(), 512 * 512 / 2 + 4096 + 4 * 16);
+
+    let meta = Device::meta();
+    let planned = FourBit::quantize(&weight.to(&meta).unwrap(), Format::Nf4, 64, true).unwrap();
+    assert_eq!(planned.bytes(), quantised.bytes());
+}
+
+#[test]
+fn what_cannot_be_a_weight_is_an_error() {
+    let device = Device::cpu(CpuOptions::default()).unwrap();
+    let nan = Tensor::from_vec(vec![1.0, f32::NAN], &[1, 2], &device).unwrap();
+    assert!(FourBit::quantize(&nan, Format::Nf4, 64, true).err().unwrap().is_non_finite());
+    let ok = dense(2, 64, &device);
+    for blocksize in [0, 1, 16, 48, 63, 8192] {
+        assert!(FourBit::quantize(&ok, Format::Nf4, blocksize, false).err().unwrap().is_invalid());
+    }
+    let row = Tensor::from_vec(vec![1f32], &[1], &device).unwrap();
+    assert!(FourBit::quantize(&row, Format::Nf4, 64, false).err().unwrap().is_shape());
+    let bytes = |n: usize| Tensor::from_vec(vec![0u8; n], &[n], &device).unwrap();
+    let gguf = |shape, order, bytes| GgufMatrix::new(ggml::Format::Q4_0, shape, order, bytes).err();
+    assert!(gguf([2, 32], RowOrder::Plain, bytes(36)).is_none());
+    assert!(gguf([2, 32], RowOrder::Plain, bytes(35)).unwrap().is_shape());
+    assert!(gguf([2, 33], RowOrder::Plain, bytes(36)).unwrap().is_shape());
+    assert!(gguf([usize::MAX / 2, 64], RowOrder::Plain, bytes(36)).unwrap().is_shape());
+    for head_dim in [0, 1, 3, 4] {
+        assert!(gguf([2, 32], RowOrder::Interleaved { head_dim }, bytes(36)).unwrap().is_shape());
+    }
+    assert!(gguf([1, 32], RowOrder::Plain, ok.clone()).unwrap().is_dtype());
+}
