@@ -5,7 +5,9 @@
 #![forbid(unsafe_code)]
 
 mod args;
+mod generate;
 mod options;
+mod session;
 
 use args::{Cli, Command};
 use clap::Parser;
@@ -31,4 +33,11 @@ fn usage(error: &clap::Error) -> ExitCode {
     let help = matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
     let _ = error.print();
     if help { ExitCode::SUCCESS } else { ExitCode::from(2) }
+}
+
+fn run(cli: Cli) -> kinglet_tensor::Result<()> {
+    match cli.command {
+        Some(Command::Generate(args)) => generate::run(&args),
+        _ => Err(kinglet_tensor::Error::unsupported("not in this build yet")),
+    }
 }

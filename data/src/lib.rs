@@ -4,6 +4,7 @@
 //! The way of a row: [`Dataset`] reads it, [`Encoder`] renders it through the [`ChatTemplate`],
 //! tokenizes it with the [`Tokenizer`] and marks its targets, [`Batches`] groups it with others.
 #![forbid(unsafe_code)]
+#![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod batch;
 pub mod dataset;
@@ -11,6 +12,7 @@ pub mod example;
 mod formats;
 pub mod packing;
 pub mod philox;
+mod read;
 pub mod template;
 #[cfg(test)]
 mod testing;
@@ -22,3 +24,15 @@ pub use dataset::{Dataset, Format, Row, RowContent};
 pub use example::{EncodeOptions, EncodeReport, Encoded, Encoder, Example, Prompt};
 pub use template::{ChatTemplate, Message, RenderOptions, SpecialTokens};
 pub use tokenizer::{GgufVocab, NamedFile, TextStream, Tokenizer};
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn everything_can_be_shared_between_threads() {
+        fn shared<T: Send + Sync>() {}
+        shared::<crate::Tokenizer>();
+        shared::<crate::ChatTemplate>();
+        shared::<crate::Encoder<'_>>();
+        shared::<crate::Batches>();
+    }
+}

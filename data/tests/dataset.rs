@@ -1,5 +1,7 @@
 //! Readers of every row format, and what they say of bad rows.
 
+#![allow(clippy::unwrap_used)]
+
 use kinglet_data::{Dataset, Format, Message, RowContent};
 use proptest::prelude::*;
 

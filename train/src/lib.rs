@@ -4,8 +4,10 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod base;
 mod report;
 mod settings;
 
+pub use base::{Base, OpenOptions};
 pub use report::{EvalRow, Plan, Reporter, Silent, StepRow};
 pub use settings::{DtypeName, Method, Quant, SchedulerType, Settings};

@@ -9,10 +9,12 @@ use std::path::Path;
 
 use kinglet_tensor::{Error, Result};
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::Serde;
+use minijinja::value::{Serde, ValueKind};
 use minijinja::{AutoEscape, Environment, ErrorKind};
 use serde::Serialize;
 use serde_json::{Map, Value};
+
+use crate::read::read_at_most;
 
 /// The largest template that is read, in bytes.
 const MAX_TEMPLATE_BYTES: usize = 1 << 20;
@@ -134,8 +136,9 @@ impl ChatTemplate {
     /// A file that cannot be read or does not parse.
     pub fn from_file(path: &Path, special_tokens: &SpecialTokens) -> Result<Self> {
         let origin = path.display().to_string();
-        let source = std::fs::read_to_string(path).map_err(|e| Error::io(&origin, e))?;
-        Self::new(&source, &origin, special_tokens)
+        let bytes = read_at_most(path, MAX_TEMPLATE_BYTES)?;
+        let source = std::str::from_utf8(&bytes).map_err(|e| Error::invalid(e).context(&origin))?;
+        Self::new(source, &origin, special_tokens)
     }
 
     /// Compiles the value of `chat_template` in `tokenizer_config.json`: a text, or a list of
@@ -252,10 +255,22 @@ fn environment() -> Environment<'static> {
     environment.set_fuel(Some(FUEL));
     environment.set_recursion_limit(RECURSION_LIMIT);
     environment.add_filter("tojson", json::tojson);
+    environment.add_test("iterable", is_iterable);
+    environment.add_test("sequence", is_sequence);
     environment.add_function("raise_exception", |message: String| -> Result<String, minijinja::Error> {
         Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
     });
     environment
+}
+
+/// Python can iterate over anything but numbers and None; minijinja also over none.
+fn is_iterable(value: &minijinja::Value) -> bool {
+    !value.is_none() && value.try_iter().is_ok()
+}
+
+/// Python's texts and dicts are sequences too: they have a length and items.
+fn is_sequence(value: &minijinja::Value) -> bool {
+    matches!(value.kind(), ValueKind::Undefined | ValueKind::String | ValueKind::Seq | ValueKind::Map)
 }
 
 /// The (name, source) pairs of a `chat_template` value.

@@ -83,6 +83,19 @@ fn python_methods_loop_controls_and_namespaces() {
     assert_eq!(text, "BA2 1 none [1, 'a', None, True] [2, 1] list");
 }
 
+/// Expected values printed by jinja2 3.1.
+#[test]
+fn tests_of_type_are_pythons() {
+    let source =
+        "{% for x in values %}{{ [x is iterable, x is sequence, x is mapping, x is string] | tojson }}{% endfor %}";
+    let text = with_variables(source, json!({ "values": [null, 1, "a", [], {}] })).unwrap();
+    assert_eq!(
+        text,
+        "[false, false, false, false][false, false, false, false][true, true, false, true]\
+         [true, true, false, false][true, true, true, false]"
+    );
+}
+
 #[test]
 fn generation_blocks_are_transparent() {
     let source = "a\n{% generation %}\nb\n{%- endgeneration -%}\nc {%generation%}d{%endgeneration%}";

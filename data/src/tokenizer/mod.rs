@@ -17,10 +17,11 @@ pub(crate) use backend::Span;
 pub use gguf::GgufVocab;
 pub use stream::TextStream;
 
+use crate::read::read_at_most;
 use crate::template::{ChatTemplate, SpecialTokens};
 use backend::Backend;
 use config::TokenizerConfig;
-use file::TokenizerFile;
+use file::{MAX_FILE_BYTES, TokenizerFile};
 
 /// The files of a Hugging Face folder that belong to its tokenizer; all but the first may be missing.
 const FILES: [&str; 5] =
@@ -57,10 +58,8 @@ impl Tokenizer {
         let mut files = Vec::new();
         for name in FILES.into_iter().chain([GENERATION_CONFIG]) {
             let path = dir.join(name);
-            match std::fs::read(&path) {
-                Ok(bytes) => files.push((name.to_owned(), bytes)),
-                Err(e) if e.kind() == std::io::ErrorKind::NotFound && name != FILES[0] => {}
-                Err(e) => return Err(Error::io(path.display(), e)),
+            if name == FILES[0] || path.exists() {
+                files.push((name.to_owned(), read_at_most(&path, MAX_FILE_BYTES)?));
             }
         }
         Self::from_files(files).map_err(|e| e.context(dir.display()))

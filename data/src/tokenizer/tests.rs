@@ -386,10 +386,9 @@ fn sentence_piece_oracle(vocab: &GgufVocab, text: &str) -> Vec<u32> {
     loop {
         let mut best: Option<(f32, usize)> = None;
         for (at, pair) in symbols.windows(2).enumerate() {
-            if let Some(&id) = ids.get(pair.concat().as_str()) {
-                if best.is_none_or(|(score, _)| scores[id] > score) {
-                    best = Some((scores[id], at));
-                }
+            let better = |id: &&usize| best.is_none_or(|(score, _)| scores[**id] > score);
+            if let Some(&id) = ids.get(pair.concat().as_str()).filter(better) {
+                best = Some((scores[id], at));
             }
         }
         let Some((_, at)) = best else { break };

@@ -289,7 +289,7 @@ fn fill_folder(fs: &dyn Fs, temporary: &Path, fill: impl FnOnce(&mut Folder<'_>)
 }
 
 /// Renames a complete folder to `path`. A folder cannot be renamed over another in one step, so the
-/// other is set aside first, each step durable before the next: [`recover`] can tell them apart.
+/// other is set aside first, under a name from which [`recover`] puts it back.
 fn put_in_place(fs: &dyn Fs, temporary: &Path, path: &Path) -> Result<()> {
     let (parent, name) = split(path)?;
     let old = parent.join(old_name(name));
@@ -297,7 +297,7 @@ fn put_in_place(fs: &dyn Fs, temporary: &Path, path: &Path) -> Result<()> {
     if replacing {
         rename(fs, path, &old)?;
     }
-    let moved = sync_dir(fs, &parent).and_then(|()| rename(fs, temporary, path));
+    let moved = rename(fs, temporary, path);
     if moved.is_err() && replacing {
         // The first failure is the one to report; should this one fail too, `recover` does it.
         let _ = fs.rename(&old, path);
@@ -312,7 +312,6 @@ fn discard_old(fs: &dyn Fs, path: &Path) -> Result<()> {
     let (parent, name) = split(path)?;
     let temporary = free_temporary(fs, &parent, name)?;
     rename(fs, &parent.join(old_name(name)), &temporary)?;
-    sync_dir(fs, &parent)?;
     fs.remove_dir_all(&temporary).map_err(|e| cannot("delete", &temporary, e))
 }
 

@@ -1,0 +1,143 @@
+//! `kinglet generate`.
+
+use crate::args::GenerateArgs;
+use crate::session::Session;
+use kinglet_data::Message;
+use kinglet_models::{Finish, Request, Sampling, generate};
+use kinglet_tensor::{Error, Result};
+use serde_json::{Value, json};
+use std::io::{Read, Write};
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::time::Instant;
+
+/// # Errors
+/// When the input is at fault.
+pub(crate) fn run(args: &GenerateArgs) -> Result<()> {
+    let sampling =
+        Sampling { temperature: args.temperature, top_k: args.top_k, top_p: args.top_p, seed: args.seed };
+    sampling.validate()?;
+    let messages = conversation(args)?;
+    let session = Session::open(&args.model)?;
+    let encoder = session.base.encoder(usize::MAX)?;
+    let prompt = match &messages {
+        Conversation::Raw(text) => encoder.raw_prompt(text)?,
+        Conversation::Chat(messages) => encoder.chat_prompt(messages, None)?,
+    };
+    let prompt: Vec<i32> = prompt.into_iter().map(|id| id as i32).collect();
+    let stop: Vec<i32> = encoder.stop_ids()?.into_iter().map(|id| id as i32).collect();
+    let request = Request { prompt: &prompt, max_new_tokens: args.max_new_tokens, stop: &stop, sampling };
+    let mut output = Output::new(!args.json);
+    let mut stream = session.base.tokenizer.stream(true);
+    let start = Instant::now();
+    let made = generate(&session.model, &request, &session.ctx, |id| {
+        match stream.push(id as u32) {
+            Ok(piece) => output.print(&piece),
+            Err(error) => output.failed = Some(error),
+        }
+        if output.broken || output.failed.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    })?;
+    if let Some(error) = output.failed {
+        return Err(error);
+    }
+    output.print(&stream.finish()?);
+    let seconds = start.elapsed().as_secs_f64();
+    if args.json {
+        println!(
+            "{}",
+            json!({
+                "text": output.text,
+                "tokens": made.tokens,
+                "finish_reason": reason(made.finish),
+                "prompt_tokens": prompt.len(),
+                "seconds": seconds,
+            })
+        );
+    } else {
+        println!();
+    }
+    Ok(())
+}
+
+fn reason(finish: Finish) -> &'static str {
+    match finish {
+        Finish::Stop => "stop",
+        Finish::Length => "length",
+        Finish::Cancelled => "cancelled",
+    }
+}
+
+enum Conversation {
+    Raw(String),
+    Chat(Vec<Message>),
+}
+
+fn conversation(args: &GenerateArgs) -> Result<Conversation> {
+    let mut messages = match (&args.messages, &args.prompt) {
+        (Some(file), _) if args.model.raw => {
+            return Err(Error::invalid(format!("--messages {}: needs a chat template, not --raw", file.display())));
+        }
+        (Some(file), _) => read_messages(file)?,
+        (None, Some(prompt)) => {
+            let prompt = if prompt == "-" { read_stdin()? } else { prompt.clone() };
+            if args.model.raw {
+                if args.system.is_some() {
+                    return Err(Error::invalid("--system: needs a chat template, not --raw"));
+                }
+                return Ok(Conversation::Raw(prompt));
+            }
+            vec![Message::new("user", &prompt)]
+        }
+        (None, None) => return Err(Error::invalid("--prompt or --messages is needed")),
+    };
+    if let Some(system) = &args.system {
+        messages.insert(0, Message::new("system", system));
+    }
+    Ok(Conversation::Chat(messages))
+}
+
+fn read_stdin() -> Result<String> {
+    let mut text = String::new();
+    std::io::stdin().read_to_string(&mut text).map_err(|e| Error::io("standard input", e))?;
+    Ok(text)
+}
+
+fn read_messages(path: &Path) -> Result<Vec<Message>> {
+    let text = std::fs::read_to_string(path).map_err(|e| Error::io(path.display(), e))?;
+    let named = |e: Error| e.context(path.display());
+    let value: Value = serde_json::from_str(&text).map_err(|e| named(Error::invalid(e)))?;
+    let list = match value {
+        Value::Array(list) => list,
+        Value::Object(mut object) => match object.remove("messages") {
+            Some(Value::Array(list)) => list,
+            _ => return Err(named(Error::invalid("an object without a list `messages`"))),
+        },
+        _ => return Err(named(Error::invalid("must be a list of messages {role, content}"))),
+    };
+    if list.is_empty() {
+        return Err(named(Error::invalid("has no messages")));
+    }
+    list.into_iter().map(|m| Message::from_json(m).map_err(named)).collect()
+}
+
+/// Standard output that may be closed early (`| head`), which ends the generation.
+struct Output {
+    live: bool,
+    broken: bool,
+    failed: Option<Error>,
+    text: String,
+}
+
+impl Output {
+    fn new(live: bool) -> Self {
+        Output { live, broken: false, failed: None, text: String::new() }
+    }
+
+    fn print(&mut self, piece: &str) {
+        self.text.push_str(piece);
+        if self.live && !piece.is_empty() {
+            let mut out = std::io::stdout();
+            self.broken |= out.write_all(piece.as_bytes()).and_then(|()| out.flush()).is_err();
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! A base model with its tokenizer and chat template, opened from a folder or a GGUF file.
+
+use kinglet_data::{ChatTemplate, EncodeOptions, Encoder, GgufVocab, Tokenizer};
+use kinglet_models::gguf::Metadata;
+use kinglet_models::mmap::Mapped;
+use kinglet_models::{Decoder, LoadOptions, Source};
+use kinglet_tensor::{Error, Result};
+use std::path::Path;
+
+/// A model that is opened: its weights are mapped, not yet loaded.
+pub struct Base {
+    /// Configuration and weight files.
+    pub source: Source,
+    /// The model's own tokenizer.
+    pub tokenizer: Tokenizer,
+    /// The chat template in force, if there is one.
+    pub template: Option<ChatTemplate>,
+    raw: bool,
+}
+
+/// How to open a [`Base`].
+#[derive(Clone, Copy, Debug, Default)]
+pub struct OpenOptions<'a> {
+    /// A chat template to use instead of the model's.
+    pub chat_template: Option<&'a Path>,
+    /// Use no chat template.
+    pub raw: bool,
+    /// Read weight files into memory instead of mapping them.
+    pub no_mmap: bool,
+}
+
+impl Base {
+    /// Opens the model at `path`: a Hugging Face folder or a `.gguf` file.
+    ///
+    /// # Errors
+    /// When model, tokenizer or template cannot be read, are malformed, or ask for something unknown.
+    pub fn open(path: &Path, options: OpenOptions<'_>) -> Result<Self> {
+        let source = Source::open(path, if options.no_mmap { Mapped::open_unmapped } else { Mapped::open })?;
+        let tokenizer = match &source.gguf {
+            Some(metadata) => Tokenizer::from_gguf(&vocab(metadata)?).map_err(|e| e.context(path.display()))?,
+            None => Tokenizer::from_dir(path)?,
+        };
+        Self::new(source, tokenizer, options)
+    }
+
+    fn new(source: Source, mut tokenizer: Tokenizer, options: OpenOptions<'_>) -> Result<Self> {
+        if tokenizer.vocab_size() > source.config.vocab {
+            let sizes = format!("{} tokens for a model of {}", tokenizer.vocab_size(), source.config.vocab);
+            return Err(Error::invalid(format!("{}: the tokenizer has {sizes}", source.path.display())));
+        }
+        let known = source.stop_tokens()?.into_iter().filter(|&id| (id as usize) < tokenizer.vocab_size());
+        tokenizer.add_eos_ids(&known.collect::<Vec<_>>())?;
+        if let Some(file) = options.chat_template {
+            let text = std::fs::read_to_string(file).map_err(|e| Error::io(file.display(), e))?;
+            tokenizer.set_chat_template(&text, &file.display().to_string())?;
+        }
+        let template = if options.raw { None } else { tokenizer.chat_template()? };
+        Ok(Base { source, tokenizer, template, raw: options.raw })
+    }
+
+    /// The decoder.
+    ///
+    /// # Errors
+    /// As [`Decoder::load`].
+    pub fn load(&self, options: &LoadOptions) -> Result<Decoder> {
+        Decoder::load(&self.source, options).map_err(|e| e.context(self.source.path.display()))
+    }
+
+    /// Renders and tokenises rows of at most `max_length` tokens for this model.
+    ///
+    /// # Errors
+    /// When `max_length` is below 2.
+    pub fn encoder(&self, max_length: usize) -> Result<Encoder<'_>> {
+        Encoder::new(&self.tokenizer, self.template.as_ref(), EncodeOptions { raw: self.raw, max_length })
+    }
+}
+
+/// The tokenizer's part of a GGUF file's metadata.
+fn vocab(m: &Metadata) -> Result<GgufVocab> {
+    let string = |key: &str| m.get_str(key).map(|s| s.map(String::from));
+    let strings = |key: &str| m.get_strings(key).map(|s| s.map(<[String]>::to_vec));
+    let types = m.get_i64s("tokenizer.ggml.token_type")?;
+    Ok(GgufVocab {
+        model: m.require("tokenizer.ggml.model", string("tokenizer.ggml.model"))?,
+        pre: string("tokenizer.ggml.pre")?,
+        tokens: m.require("tokenizer.ggml.tokens", strings("tokenizer.ggml.tokens"))?,
+        scores: m.get_f32s("tokenizer.ggml.scores")?.map(<[f32]>::to_vec),
+        token_types: types.map(|t| t.iter().map(|&t| i32::try_from(t).unwrap_or(-1)).collect()),
+        merges: strings("tokenizer.ggml.merges")?.unwrap_or_default(),
+        bos: m.get_u32("tokenizer.ggml.bos_token_id")?,
+        eos: m.get_u32("tokenizer.ggml.eos_token_id")?,
+        unk: m.get_u32("tokenizer.ggml.unknown_token_id")?,
+        pad: m.get_u32("tokenizer.ggml.padding_token_id")?,
+        add_bos: m.get_bool("tokenizer.ggml.add_bos_token")?,
+        add_eos: m.get_bool("tokenizer.ggml.add_eos_token")?,
+        add_space_prefix: m.get_bool("tokenizer.ggml.add_space_prefix")?,
+        chat_template: string("tokenizer.chat_template")?,
+    })
+}
