@@ -14,8 +14,7 @@ use std::time::Instant;
 /// # Errors
 /// When the input is at fault.
 pub(crate) fn run(args: &GenerateArgs) -> Result<()> {
-    let sampling =
-        Sampling { temperature: args.temperature, top_k: args.top_k, top_p: args.top_p, seed: args.seed };
+    let sampling = Sampling { temperature: args.temperature, top_k: args.top_k, top_p: args.top_p, seed: args.seed };
     sampling.validate()?;
     let messages = conversation(args)?;
     let session = Session::open(&args.model)?;

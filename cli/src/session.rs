@@ -17,8 +17,12 @@ pub(crate) struct Session {
 impl Session {
     pub(crate) fn open(args: &ModelArgs) -> Result<Self> {
         let device = device(args.device.device.as_deref(), args.device.threads)?;
-        let options =
-            OpenOptions { chat_template: args.chat_template.as_deref(), raw: args.raw, no_mmap: args.no_mmap };
+        let options = OpenOptions {
+            chat_template: args.chat_template.as_deref(),
+            raw: args.raw,
+            no_mmap: args.no_mmap,
+            ..OpenOptions::default()
+        };
         let base = Base::open(&args.model, options)?;
         let quant = quantization(args.quant, !args.no_double_quant);
         let model = base.load(&LoadOptions { device, quant })?;

@@ -1,6 +1,6 @@
 //! Element types.
 
-use crate::cpu::Simd;
+use crate::cpu::{Simd, convert};
 use crate::{Error, Result};
 use half::{bf16, f16};
 
@@ -118,8 +118,8 @@ macro_rules! element {
 }
 element! {
     f32, F32, x => x, x;
-    bf16, BF16, x => x.to_f32(), bf16::from_f32(x);
-    f16, F16, x => x.to_f32(), f16::from_f32(x);
+    bf16, BF16, x => convert::bf16_to_f32(x), convert::bf16_from_f32(x);
+    f16, F16, x => convert::f16_to_f32(x), convert::f16_from_f32(x);
     i32, I32, x => x as f32, x as i32;
     i8, I8, x => f32::from(x), x as i8;
     u8, U8, x => f32::from(x), x as u8;

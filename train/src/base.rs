@@ -1,15 +1,17 @@
 //! A base model with its tokenizer and chat template, opened from a folder or a GGUF file.
 
+use crate::settings::{Method, Quant, Settings};
 use kinglet_data::{ChatTemplate, EncodeOptions, Encoder, GgufVocab, Tokenizer};
 use kinglet_models::gguf::Metadata;
 use kinglet_models::mmap::Mapped;
-use kinglet_models::{Decoder, LoadOptions, Source};
-use kinglet_tensor::{Error, Result};
+use kinglet_models::{Config, Decoder, LoadOptions, ModelFiles, QuantOptions, Source, WeightFiles};
+use kinglet_quant::nf4::Format;
+use kinglet_tensor::{Device, Error, Result};
 use std::path::Path;
 
 /// A model that is opened: its weights are mapped, not yet loaded.
 pub struct Base {
-    /// Configuration and weight files.
+    /// Configuration and weight files (none with [`OpenOptions::from_scratch`]).
     pub source: Source,
     /// The model's own tokenizer.
     pub tokenizer: Tokenizer,
@@ -27,6 +29,8 @@ pub struct OpenOptions<'a> {
     pub raw: bool,
     /// Read weight files into memory instead of mapping them.
     pub no_mmap: bool,
+    /// Open a folder with config.json and tokenizer alone: the weights will be random.
+    pub from_scratch: bool,
 }
 
 impl Base {
@@ -35,7 +39,8 @@ impl Base {
     /// # Errors
     /// When model, tokenizer or template cannot be read, are malformed, or ask for something unknown.
     pub fn open(path: &Path, options: OpenOptions<'_>) -> Result<Self> {
-        let source = Source::open(path, if options.no_mmap { Mapped::open_unmapped } else { Mapped::open })?;
+        let map = if options.no_mmap { Mapped::open_unmapped } else { Mapped::open };
+        let source = if options.from_scratch { without_weights(path)? } else { Source::open(path, map)? };
         let tokenizer = match &source.gguf {
             Some(metadata) => Tokenizer::from_gguf(&vocab(metadata)?).map_err(|e| e.context(path.display()))?,
             None => Tokenizer::from_dir(path)?,
@@ -58,6 +63,51 @@ impl Base {
         Ok(Base { source, tokenizer, template, raw: options.raw })
     }
 
+    /// Opens the base of a run.
+    ///
+    /// # Errors
+    /// As [`Base::open`].
+    pub fn of(settings: &Settings) -> Result<Self> {
+        let options = OpenOptions {
+            chat_template: settings.chat_template.as_deref(),
+            raw: settings.raw,
+            no_mmap: settings.no_mmap,
+            from_scratch: settings.from_scratch,
+        };
+        Self::open(&settings.model, options)
+    }
+
+    /// The model as a run with these settings trains it.
+    ///
+    /// # Errors
+    /// As [`Base::load`].
+    pub fn model(&self, settings: &Settings, device: &Device) -> Result<Decoder> {
+        if settings.from_scratch {
+            return Decoder::random(self.source.config.clone(), settings.seed, device);
+        }
+        self.load(&LoadOptions { device: device.clone(), quant: self.quant(settings) })
+    }
+
+    /// Whether the weights are stored in blocks of few bits.
+    #[must_use]
+    pub fn is_quantized(&self) -> bool {
+        let mut entries = self.source.weights.entries.values();
+        entries.any(|e| e.dtype.is_block() || kinglet_quant::bnb::companion_of(&e.name).is_some())
+    }
+
+    /// How a run holds the linear layers: as asked; by default in NF4 under qlora, unless they are quantised already.
+    #[must_use]
+    pub fn quant(&self, settings: &Settings) -> Option<QuantOptions> {
+        let by_default = settings.method == Method::Qlora && !self.is_quantized();
+        let format = match settings.quant {
+            Some(Quant::Nf4) => Format::Nf4,
+            Some(Quant::Fp4) => Format::Fp4,
+            None if by_default => Format::Nf4,
+            None | Some(Quant::None) => return None,
+        };
+        Some(QuantOptions { format, double: !settings.no_double_quant })
+    }
+
     /// The decoder.
     ///
     /// # Errors
@@ -73,6 +123,18 @@ impl Base {
     pub fn encoder(&self, max_length: usize) -> Result<Encoder<'_>> {
         Encoder::new(&self.tokenizer, self.template.as_ref(), EncodeOptions { raw: self.raw, max_length })
     }
+}
+
+/// A folder whose weights are not there, or not wanted.
+fn without_weights(path: &Path) -> Result<Source> {
+    let generation_config = Some(path.join("generation_config.json")).filter(|p| p.is_file());
+    Ok(Source {
+        path: path.into(),
+        config: Config::read(&path.join("config.json"))?,
+        weights: WeightFiles::default(),
+        gguf: None,
+        files: ModelFiles { generation_config, ..ModelFiles::default() },
+    })
 }
 
 /// The tokenizer's part of a GGUF file's metadata.

@@ -18,7 +18,7 @@ pub fn linear_cross_entropy<'t>(
     divisor: f32,
 ) -> Result<(Var<'t>, Tensor)> {
     let wants = Wants { hidden: hidden.is_tracked(), weight: weight.is_tracked() };
-    let made = ops::linear_cross_entropy(&hidden.value, &weight.value, targets, divisor, wants)?;
+    let made = ops::linear_cross_entropy(&hidden.value, &weight.value.contiguous()?, targets, divisor, wants)?;
     let saved = [&made.d_hidden, &made.d_weight].into_iter().flatten().map(Save::Tensor);
     // The gradients g of the loss are there: d = dy g
     let inputs = [hidden, weight];

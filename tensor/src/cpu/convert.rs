@@ -10,7 +10,7 @@ use half::{bf16, f16};
 
 /// bf16 is the upper half of an f32; a signalling NaN becomes quiet.
 #[inline(always)]
-fn bf16_to_f32(h: bf16) -> f32 {
+pub(crate) fn bf16_to_f32(h: bf16) -> f32 {
     let bits = u32::from(h.to_bits()) << 16;
     let quiet = if bits & 0x7FFF_FFFF > 0x7F80_0000 { 0x0040_0000 } else { 0 };
     f32::from_bits(bits | quiet)
@@ -18,7 +18,7 @@ fn bf16_to_f32(h: bf16) -> f32 {
 
 /// To nearest, ties to even: half a unit, less one when the kept part is even, carries into it.
 #[inline(always)]
-fn bf16_from_f32(x: f32) -> bf16 {
+pub(crate) fn bf16_from_f32(x: f32) -> bf16 {
     let bits = x.to_bits();
     let rounded = bits.wrapping_add(0x7FFF + (bits >> 16 & 1)) >> 16;
     let nan = bits >> 16 | 0x0040;
@@ -27,7 +27,7 @@ fn bf16_from_f32(x: f32) -> bf16 {
 
 /// Normal numbers change the bias of their exponent; denormal ones are small integers times 2^-24.
 #[inline(always)]
-fn f16_to_f32(h: f16) -> f32 {
+pub(crate) fn f16_to_f32(h: f16) -> f32 {
     const DENORMAL_UNIT: f32 = 1.0 / 16_777_216.0;
     let bits = u32::from(h.to_bits());
     let (sign, magnitude) = ((bits & 0x8000) << 16, bits & 0x7FFF);
@@ -41,7 +41,7 @@ fn f16_to_f32(h: f16) -> f32 {
 
 /// To nearest, ties to even. Below 2^-14, adding 0.5 (whose last place is 2^-24, the unit of f16's denormals) rounds.
 #[inline(always)]
-fn f16_from_f32(x: f32) -> f16 {
+pub(crate) fn f16_from_f32(x: f32) -> f16 {
     let (sign, magnitude) = (x.to_bits() >> 16 & 0x8000, x.to_bits() & 0x7FFF_FFFF);
     let rounded = magnitude.wrapping_add(0x0FFF + (magnitude >> 13 & 1));
     let normal = (rounded >> 13).wrapping_sub((127 - 15) << 10);

@@ -5,7 +5,7 @@
 
 pub mod adamw;
 pub mod attention;
-mod convert;
+pub(crate) mod convert;
 pub mod gemm;
 pub mod ggml;
 pub mod math;

@@ -9,16 +9,16 @@ use super::simd;
 /// How many partial sums run side by side.
 pub const LANES: usize = 64;
 
-/// Calls `step(lanes, chunk)` on each full chunk of N and on the rest, filled up with `fill`.
+/// Calls `step(lanes, chunk)` on each full chunk of 64 and on the rest, filled up with `fill`.
 #[inline(always)]
-fn lanes<T: Copy, const N: usize>(x: &[f32], fill: f32, init: T, step: impl Fn(&mut [T; N], &[f32; N])) -> [T; N] {
-    let mut acc = [init; N];
-    let (chunks, rest) = x.as_chunks::<N>();
+fn lanes<T: Copy>(x: &[f32], fill: f32, init: T, step: impl Fn(&mut [T; LANES], &[f32; LANES])) -> [T; LANES] {
+    let mut acc = [init; LANES];
+    let (chunks, rest) = x.as_chunks::<LANES>();
     for chunk in chunks {
         step(&mut acc, chunk);
     }
     if !rest.is_empty() {
-        let mut last = [fill; N];
+        let mut last = [fill; LANES];
         last[..rest.len()].copy_from_slice(rest);
         step(&mut acc, &last);
     }
@@ -60,22 +60,22 @@ pub(crate) fn dot_body(a: &[f32], b: &[f32]) -> f32 {
     fold(acc, |a, b| a + b)
 }
 
-/// The body of [`sum`] with N lanes (a power of two), for use inside other `simd!` bodies.
+/// The body of [`sum`], for use inside other `simd!` bodies.
 #[inline(always)]
-pub(crate) fn sum_body<const N: usize>(x: &[f32]) -> f32 {
-    let acc = lanes::<_, N>(x, 0.0, 0.0f32, |acc, x| {
-        for i in 0..N {
+pub(crate) fn sum_body(x: &[f32]) -> f32 {
+    let acc = lanes(x, 0.0, 0.0f32, |acc, x| {
+        for i in 0..LANES {
             acc[i] += x[i];
         }
     });
     fold(acc, |a, b| a + b)
 }
 
-/// The body of [`max`] with N lanes (a power of two), for use inside other `simd!` bodies.
+/// The body of [`max`], for use inside other `simd!` bodies.
 #[inline(always)]
-pub(crate) fn max_body<const N: usize>(x: &[f32]) -> f32 {
-    let acc = lanes::<_, N>(x, f32::NEG_INFINITY, f32::NEG_INFINITY, |acc, x| {
-        for i in 0..N {
+pub(crate) fn max_body(x: &[f32]) -> f32 {
+    let acc = lanes(x, f32::NEG_INFINITY, f32::NEG_INFINITY, |acc, x| {
+        for i in 0..LANES {
             acc[i] = larger(acc[i], x[i]);
         }
     });
@@ -96,12 +96,12 @@ simd! {
 
     /// The sum of x.
     pub fn sum(x: &[f32]) -> f32 {
-        sum_body::<LANES>(x)
+        sum_body(x)
     }
 
     /// The sum of x, added up in f64.
     pub fn sum_f64(x: &[f32]) -> f64 {
-        let acc = lanes::<_, LANES>(x, 0.0, 0.0f64, |acc, x| {
+        let acc = lanes(x, 0.0, 0.0f64, |acc, x| {
             for i in 0..LANES {
                 acc[i] += f64::from(x[i]);
             }
@@ -109,14 +109,14 @@ simd! {
         fold(acc, |a, b| a + b)
     }
 
-    /// The sum of x[i]^2.
+    /// The sum of `x[i]^2`.
     pub fn sum_sq(x: &[f32]) -> f32 {
         dot_body(x, x)
     }
 
-    /// The sum of x[i]^2, added up in f64 (where each square is exact).
+    /// The sum of `x[i]^2`, added up in f64 (where each square is exact).
     pub fn sum_sq_f64(x: &[f32]) -> f64 {
-        let acc = lanes::<_, LANES>(x, 0.0, 0.0f64, |acc, x| {
+        let acc = lanes(x, 0.0, 0.0f64, |acc, x| {
             for i in 0..LANES {
                 acc[i] += f64::from(x[i]) * f64::from(x[i]);
             }
@@ -126,10 +126,10 @@ simd! {
 
     /// The largest element: -inf of an empty slice, NaN where there is one.
     pub fn max(x: &[f32]) -> f32 {
-        max_body::<LANES>(x)
+        max_body(x)
     }
 
-    /// y[i] += alpha x[i], in fused steps.
+    /// XX, in fused steps.
     pub fn axpy(alpha: f32, x: &[f32], y: &mut [f32]) {
         for (x, y) in x.iter().zip(y) {
             *y = alpha.mul_add(*x, *y);

@@ -154,7 +154,7 @@ fn row_gradients<T: Float>(
 simd! {
     /// log Σ exp(x), stable: -inf of an empty row or one of -inf alone, NaN where there is one.
     pub(super) fn log_sum_exp(x: &[f32]) -> f32 {
-        let max = max_body::<LANES>(x);
+        let max = max_body(x);
         // Where every term is 0 or one is infinite, x - max would be NaN.
         let shift = if max.is_infinite() { 0.0 } else { max };
         let mut sums = [0.0f32; LANES];
@@ -167,7 +167,7 @@ simd! {
         for (sum, &x) in sums.iter_mut().zip(rest) {
             *sum += math::exp(x - shift);
         }
-        shift + math::log(sum_body::<LANES>(&sums))
+        shift + math::log(sum_body(&sums))
     }
 
     /// From a row of logits to its gradient: (softmax(x) - onehot(target)) · scale.

@@ -1,7 +1,7 @@
 //! Layer norm (Ba, Kiros and Hinton, 2016): y = (x - mean) / sqrt(variance + eps) · w + b over the last dimension.
 
 use super::sum_to;
-use crate::cpu::reduce::{LANES, dot_body, sum_body};
+use crate::cpu::reduce::{dot_body, sum_body};
 use crate::cpu::{Cpu, math, rows_per_task, simd};
 use crate::{DType, Error, Float, Result, Tensor, TensorMut, dispatch, kernel, same_device};
 
@@ -162,7 +162,7 @@ fn backward_weight<T: Float>(cpu: &Cpu, dy: &[T], x: &[T], width: usize, eps: f3
 /// Writes x - mean(x) and gives 1 / sqrt(variance + eps).
 #[inline(always)]
 fn centre(x: &[f32], eps: f32, centred: &mut [f32]) -> f32 {
-    let mean = sum_body::<LANES>(x) / x.len() as f32;
+    let mean = sum_body(x) / x.len() as f32;
     for (c, &x) in centred.iter_mut().zip(x) {
         *c = x - mean;
     }
@@ -183,7 +183,7 @@ simd! {
         for ((g, &dy), &w) in dx.iter_mut().zip(dy).zip(w) {
             *g = dy * w;
         }
-        let mean_g = sum_body::<LANES>(dx) / x.len() as f32;
+        let mean_g = sum_body(dx) / x.len() as f32;
         let mean_gn = dot_body(dx, centred) * r / x.len() as f32;
         for (g, &c) in dx.iter_mut().zip(&*centred) {
             *g = r * (-mean_gn * r).mul_add(c, *g - mean_g);

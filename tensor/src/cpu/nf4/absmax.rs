@@ -76,7 +76,7 @@ fn quantize_block(x: &[f32], offset: f32, codes: &mut [u8]) -> f32 {
 /// reference looks its codes up in a table of that length.
 fn nearest(x: f32) -> u8 {
     const STEPS: f32 = 65535.0;
-    let step = ((x.clamp(-1.0, 1.0) + 1.0) * 0.5).mul_add(STEPS, 0.5).trunc();
+    let step = ((x.clamp(-1.0, 1.0) + 1.0) * 0.5 * STEPS + 0.5).trunc();
     let x = -1.0 + 2.0 * step / STEPS;
     MIDPOINTS.partition_point(|&midpoint| midpoint < x) as u8
 }

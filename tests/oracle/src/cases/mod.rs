@@ -1,15 +1,25 @@
 //! One file an op: its truth, its shapes, how it runs.
 
 pub mod affine;
+pub mod attention;
 pub mod binary;
 pub mod cat;
 pub mod compare;
 pub mod copy;
+pub mod cross_entropy;
+pub mod dropout;
+pub mod embedding;
 pub mod gather;
+pub mod layer_norm;
+pub mod linear_cross_entropy;
 pub mod matmul;
 pub mod random;
 pub mod reduce;
+pub mod rms_norm;
+pub mod rope;
+pub mod scale;
 pub mod softmax;
+pub mod swiglu;
 pub mod unary;
 pub mod views;
 
@@ -21,15 +31,25 @@ macro_rules! for_each_case {
     ($callback:ident) => {
         $callback! {
             affine: Affine;
+            attention: Attention;
             binary: Binary;
             cat: Cat, Chunk, Stack;
             compare: Compare, Where;
             copy: Contiguous, ToDtype;
+            cross_entropy: CrossEntropy;
+            dropout: Dropout;
+            embedding: Embedding;
             gather: Gather, IndexSelect, ScatterAdd;
+            layer_norm: LayerNorm;
+            linear_cross_entropy: LinearCrossEntropy, FrozenLinearCrossEntropy, TokenLosses, Logits;
             matmul: MatMul;
             random: Random;
             reduce: ArgMax, Reduce;
+            rms_norm: RmsNorm;
+            rope: Rope;
+            scale: Scale, AddScaled;
             softmax: Softmax;
+            swiglu: Swiglu;
             unary: Unary;
             views: View;
         }

@@ -1,0 +1,133 @@
+//! Adapter folders as PEFT reads and writes them.
+
+use crate::adapter::{Adapter, Plan};
+use crate::config::{CONFIG_FILE, LoraConfig};
+use kinglet_autograd::ParamSet;
+use kinglet_models::fs::Folder;
+use kinglet_models::mmap::Mapped;
+use kinglet_models::safetensors::{TensorSpec, open_file, write_file};
+use kinglet_models::{Decoder, StoredType, WeightFiles};
+use kinglet_tensor::{DType, Device, Error, Result, Tensor};
+use std::collections::BTreeSet;
+use std::io::Write;
+use std::path::Path;
+
+/// The file of the weights in an adapter folder.
+pub const WEIGHTS_FILE: &str = "adapter_model.safetensors";
+
+impl Adapter {
+    /// Adds `adapter_config.json` and `adapter_model.safetensors` to `folder`, as PEFT's `save_pretrained` does.
+    ///
+    /// # Errors
+    /// When the file system fails.
+    pub fn save(&self, folder: &mut Folder<'_>) -> Result<()> {
+        folder.write(WEIGHTS_FILE, |out| self.write_weights(out))?;
+        folder.write_json(CONFIG_FILE, &self.config_json())
+    }
+
+    /// The contents of `adapter_config.json`.
+    #[must_use]
+    pub fn config_json(&self) -> serde_json::Value {
+        self.config.to_json(&self.target_names)
+    }
+
+    /// Writes the contents of `adapter_model.safetensors`.
+    ///
+    /// # Errors
+    /// When `out` fails.
+    pub fn write_weights(&self, out: &mut impl Write) -> Result<()> {
+        let specs: Vec<TensorSpec> = specs(&self.params);
+        write_file(out, &specs, |spec, out| write_param(&self.params, &spec.name, StoredType::F32, out))
+    }
+
+    /// Reads the adapter in `folder` for `model`.
+    ///
+    /// # Errors
+    /// When the configuration is one that kinglet does not read (see [`LoraConfig::read`]), or the weights are not
+    /// those that it asks of this model: the error names the file and the tensor.
+    pub fn load(folder: &Path, model: &Decoder) -> Result<Self> {
+        let config = LoraConfig::read(folder)?;
+        let path = folder.join(WEIGHTS_FILE);
+        if !path.exists() && folder.join("adapter_model.bin").exists() {
+            let what = "adapter_model.bin is a pickle, which can run code: save it again with safe_serialization=True";
+            return Err(Error::unsupported(format!("{}: {what}", folder.display())));
+        }
+        let plan = Plan::new(&config, model).map_err(|e| e.context(folder.join(CONFIG_FILE).display()))?;
+        let files = open_file(&path, Mapped::open_unmapped)?;
+        let values = plan.check_and_read(&files, model.device()).map_err(|e| e.context(path.display()))?;
+        Self::build(config, plan, values, model.device())
+    }
+}
+
+impl Plan {
+    /// The value of every slot from `files`, which must hold these and nothing else.
+    fn check_and_read(&self, files: &WeightFiles, device: &Device) -> Result<Vec<(String, Tensor)>> {
+        const ADVICE: &str = "was the adapter made for this base model?";
+        let known: BTreeSet<&str> = self.slots.iter().map(|s| s.name.as_str()).collect();
+        if let Some(name) = files.entries.keys().find(|name| !known.contains(name.as_str())) {
+            return Err(Error::invalid(format!("tensor {name:?} belongs to nothing that is adapted: {ADVICE}")));
+        }
+        let read = |slot: &crate::adapter::Slot| {
+            let name = &slot.name;
+            let missing = || Error::invalid(format!("tensor {name:?} is missing: {ADVICE}"));
+            let entry = files.entries.get(name).ok_or_else(missing)?;
+            if entry.shape != slot.shape {
+                let what = format!("tensor {name:?} has shape {:?}, not {:?}: {ADVICE}", entry.shape, slot.shape);
+                return Err(Error::invalid(what));
+            }
+            let dtype = match entry.dtype {
+                StoredType::F32 => DType::F32,
+                StoredType::BF16 => DType::BF16,
+                StoredType::F16 => DType::F16,
+                other => return Err(Error::invalid(format!("tensor {name:?} is {other}, not a float"))),
+            };
+            let bytes = files.bytes(entry)?;
+            let value = Tensor::from_shared(bytes.owner, bytes.range.start, dtype, &entry.shape, device)?;
+            Ok((name.clone(), value))
+        };
+        self.slots.iter().map(read).collect()
+    }
+}
+
+/// How the parameters of `set` are written: f32.
+fn specs(set: &ParamSet) -> Vec<TensorSpec> {
+    let spec = |p: &kinglet_autograd::Param| TensorSpec {
+        name: p.name.clone(),
+        dtype: StoredType::F32,
+        shape: p.shape.to_vec(),
+    };
+    set.params().iter().map(spec).collect()
+}
+
+/// Writes the parameter called `name` as little-endian `dtype` elements.
+///
+/// # Errors
+/// When there is no such parameter, `dtype` is no float, or `out` fails.
+pub fn write_param(set: &ParamSet, name: &str, dtype: StoredType, out: &mut dyn Write) -> Result<()> {
+    let id = set.id(name).ok_or_else(|| Error::invalid(format!("no parameter is called {name}")))?;
+    write_tensor(&set.tensor(id)?, dtype, out)
+}
+
+/// Writes a tensor as little-endian `dtype` elements.
+///
+/// # Errors
+/// When `dtype` is no float that is computed with, or `out` fails.
+pub fn write_tensor(t: &Tensor, dtype: StoredType, out: &mut dyn Write) -> Result<()> {
+    let t = t.to_dtype(float(dtype)?)?.contiguous()?;
+    let written = match t.dtype() {
+        DType::F32 => out.write_all(bytemuck::cast_slice(t.as_slice::<f32>()?)),
+        DType::BF16 => out.write_all(bytemuck::cast_slice(t.as_slice::<half::bf16>()?)),
+        _ => out.write_all(bytemuck::cast_slice(t.as_slice::<half::f16>()?)),
+    };
+    written.map_err(|e| Error::io("cannot write", e))
+}
+
+/// The dtype that a stored float type is computed in.
+fn float(dtype: StoredType) -> Result<DType> {
+    match dtype {
+        StoredType::F32 => Ok(DType::F32),
+        StoredType::BF16 => Ok(DType::BF16),
+        StoredType::F16 => Ok(DType::F16),
+        other => Err(Error::dtype("save", format!("weights are not written as {other}"))),
+    }
+}

@@ -1,0 +1,48 @@
+//! Rotary position embedding.
+
+use crate::{Array, Case, Input, Scalar, float};
+use kinglet_autograd::{Var, ops};
+use kinglet_tensor::{DType, Result};
+
+/// `x` of this shape, turned by `angles` angles a token.
+#[derive(Clone, Debug)]
+pub struct Rope {
+    shape: [usize; 3],
+    angles: usize,
+}
+
+impl Case for Rope {
+    const NAME: &'static str = "rope";
+
+    fn instances() -> Vec<Self> {
+        let sizes = [([1, 1, 2], 1), ([5, 3, 16], 8), ([7, 2, 20], 6), ([2, 3, 5], 0), ([130, 9, 64], 32)];
+        sizes.map(|(shape, angles)| Rope { shape, angles }).to_vec()
+    }
+
+    fn inputs(&self) -> Vec<Input> {
+        let table = |name| float(name, &[self.shape[0], self.angles]).within(-1.0, 1.0).frozen().always(DType::F32);
+        vec![float("x", &self.shape), table("cos"), table("sin")]
+    }
+
+    fn truth<S: Scalar>(&self, inputs: &[Array<S>]) -> Array<S> {
+        let (x, cos, sin, n) = (&inputs[0], &inputs[1], &inputs[2], self.angles);
+        Array::from_fn(&self.shape, |index| {
+            let &[token, head, i] = index else { unreachable!("three dimensions") };
+            let x = |i: usize| x.at(&[token, head, i]);
+            let (c, s) = (|i: usize| cos.at(&[token, i]), |i: usize| sin.at(&[token, i]));
+            match i {
+                i if i < n => x(i) * c(i) - x(i + n) * s(i),
+                i if i < 2 * n => x(i) * c(i - n) + x(i - n) * s(i - n),
+                i => x(i),
+            }
+        })
+    }
+
+    fn run<'t>(&self, inputs: &[Var<'t>]) -> Result<Var<'t>> {
+        ops::rope(&inputs[0], inputs[1].value(), inputs[2].value())
+    }
+
+    fn flops(&self) -> usize {
+        6 * self.shape[0] * self.shape[1] * self.angles
+    }
+}

@@ -1,0 +1,160 @@
+//! A model with what is trained of it, and one optimiser step.
+
+use crate::settings::{Method, Settings};
+use kinglet_autograd::{Grads, Options, ParamSet, Tape};
+use kinglet_data::TokenBatch;
+use kinglet_models::{AdapterMap, AdapterSet, Batch, Ctx, Decoder};
+use kinglet_optim::AdamW;
+use kinglet_peft::{Adapter, LoraConfig, Targets, full};
+use kinglet_tensor::philox::Key;
+use kinglet_tensor::{DType, Error, Result, Tensor};
+use std::sync::Arc;
+
+/// A model in training.
+pub(crate) struct Learner {
+    pub(crate) model: Decoder,
+    pub(crate) params: Arc<ParamSet>,
+    pub(crate) map: Arc<AdapterMap>,
+    /// The adapter's settings as PEFT has them; `None` in full fine-tuning.
+    pub(crate) config: Option<serde_json::Value>,
+    pub(crate) adamw: AdamW,
+    grads: Grads,
+    dtype: DType,
+    checkpoint: bool,
+    seed: u64,
+}
+
+/// What a step found.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct StepResult {
+    /// The mean over the step's target tokens, before the update.
+    pub(crate) loss: f64,
+    /// Before clipping. When it is not finite, nothing was changed.
+    pub(crate) grad_norm: f64,
+}
+
+impl Learner {
+    pub(crate) fn new(model: Decoder, settings: &Settings) -> Result<Self> {
+        let (params, map, config) = match settings.method {
+            Method::Full => {
+                let (params, map) = full(&model)?;
+                (Arc::new(params), Arc::new(map), None)
+            }
+            Method::Lora | Method::Qlora => {
+                let adapter = match &settings.init_adapter {
+                    Some(folder) => Adapter::load(folder, &model)?,
+                    None => Adapter::new(lora_config(settings), &model, settings.seed)?,
+                };
+                let config = adapter.config_json();
+                (adapter.params, adapter.map, Some(config))
+            }
+        };
+        let adamw = AdamW::new(&params, settings.adamw())?;
+        let grads = Grads::new(&params)?;
+        Ok(Learner {
+            model,
+            params,
+            map,
+            config,
+            adamw,
+            grads,
+            dtype: settings.dtype.into(),
+            checkpoint: settings.gradient_checkpointing,
+            seed: settings.seed,
+        })
+    }
+
+    /// Replaces parameters and moments by those of a checkpoint.
+    pub(crate) fn restore(&mut self, values: &Tensor, moments: [&Tensor; 2], adamw: AdamW) -> Result<()> {
+        let _ = moments;
+        let params = Arc::get_mut(&mut self.params).ok_or_else(held)?;
+        params.update(|place| kinglet_tensor::ops::copy_into(values, place))?;
+        self.adamw = adamw;
+        Ok(())
+    }
+
+    /// The context of an evaluation.
+    pub(crate) fn eval_ctx(&self) -> Ctx {
+        Ctx::eval(self.dtype).with_adapters(self.adapters())
+    }
+
+    /// What is trained, for a forward pass or a merge. To be dropped before the next step.
+    pub(crate) fn adapters(&self) -> AdapterSet {
+        AdapterSet { map: self.map.clone(), params: self.params.clone() }
+    }
+
+    /// The context of micro-batch `micro` of step `step`: everything random in it hangs on these two numbers.
+    fn train_ctx(&self, step: u64, micro: usize) -> Ctx {
+        Ctx {
+            train: true,
+            key: Key::derive(&[self.seed, step, micro as u64]),
+            checkpoint: self.checkpoint,
+            ..self.eval_ctx()
+        }
+    }
+
+    /// Step number `step` (from 1) at learning rate `rate` over all of `micro`.
+    pub(crate) fn step(&mut self, micro: &[TokenBatch], step: u64, rate: f64) -> Result<StepResult> {
+        let tape = Options { record: true, recompute: true, check: false };
+        let loss = self.accumulate(micro, step, tape).map_err(|(_, e)| e)?;
+        let params = Arc::get_mut(&mut self.params).ok_or_else(held)?;
+        let norm = self.adamw.step(params, &self.grads, rate)?;
+        Ok(StepResult { loss, grad_norm: f64::from(norm.item()?) })
+    }
+
+    /// The loss and, in `grads`, the gradient of the mean over all target tokens of `micro`. An error comes with the
+    /// micro-batch that it arose in.
+    fn accumulate(&mut self, micro: &[TokenBatch], step: u64, options: Options) -> Result<f64, (usize, Error)> {
+        self.grads.zero().map_err(|e| (0, e))?;
+        let targets: usize = micro.iter().map(TokenBatch::target_tokens).sum();
+        let mut sum = 0.0;
+        for (i, batch) in micro.iter().enumerate() {
+            let ctx = self.train_ctx(step, i);
+            sum += self.backward(batch, targets, &ctx, options).map_err(|e| (i, e))?;
+        }
+        Ok(sum)
+    }
+
+    /// Adds one micro-batch's gradient; returns its share of the loss.
+    fn backward(&mut self, batch: &TokenBatch, divisor: usize, ctx: &Ctx, options: Options) -> Result<f64> {
+        let device = self.model.device();
+        let targets = Tensor::from_slice(&batch.targets, &[batch.targets.len()], device)?;
+        let input = Batch::new(&batch.ids, &batch.segments, device)?;
+        let tape = Tape::with(options);
+        let loss = self.model.loss(&tape, &input, &targets, divisor as f32, ctx)?;
+        tape.backward(&loss, &mut self.grads)?;
+        if device.is_meta() { Ok(0.0) } else { Ok(f64::from(loss.value().item()?)) }
+    }
+
+    /// Why a step was not finite: runs it again with a look at every value and gradient. Nothing was updated since, so
+    /// the same numbers come.
+    pub(crate) fn explain(&mut self, micro: &[TokenBatch], step: u64) -> Error {
+        let tape = Options { record: true, recompute: true, check: true };
+        let Err((i, error)) = self.accumulate(micro, step, tape) else {
+            return Error::non_finite(format!("step {step}: the norm of the gradient is not finite, its parts are"));
+        };
+        let mut lines = micro[i].lines.clone();
+        lines.sort_unstable();
+        let lines: Vec<String> = lines.iter().map(usize::to_string).collect();
+        let place = format!("step {step}, micro-batch {}, data lines {}", i + 1, lines.join(", "));
+        error.context(place)
+    }
+}
+
+fn held() -> Error {
+    Error::aliased("the parameters are held elsewhere")
+}
+
+/// The adapter that the settings ask for.
+fn lora_config(settings: &Settings) -> LoraConfig {
+    LoraConfig {
+        r: settings.lora_r,
+        lora_alpha: settings.lora_alpha,
+        lora_dropout: settings.lora_dropout,
+        target_modules: Targets::parse(&settings.target_modules),
+        use_rslora: settings.use_rslora,
+        modules_to_save: settings.modules_to_save.clone(),
+        base_model_name_or_path: Some(settings.model.display().to_string()),
+        ..LoraConfig::default()
+    }
+}
