@@ -6,7 +6,7 @@ use kinglet_tensor::{Error, Result, Tensor};
 use std::sync::Arc;
 
 /// The output projection's module.
-pub(crate) const HEAD: &str = "lm_head";
+const HEAD: &str = "lm_head";
 
 /// What a module is to an adapter.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

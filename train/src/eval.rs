@@ -64,7 +64,7 @@ fn row_loss(model: &Decoder, ctx: &Ctx, row: &TokenBatch) -> Result<f64> {
 }
 
 /// How answers are generated for [`exact_match`].
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub struct Answering<'a> {
     /// Turns tokens into text.
     pub tokenizer: &'a Tokenizer,

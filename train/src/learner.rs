@@ -98,7 +98,7 @@ impl Learner {
         let loss = self.accumulate(micro, step, tape).map_err(|(_, e)| e)?;
         let params = Arc::get_mut(&mut self.params).ok_or_else(held)?;
         let norm = self.adamw.step(params, &self.grads, rate)?;
-        Ok(StepResult { loss, grad_norm: f64::from(norm.item()?) })
+        Ok(StepResult { loss, grad_norm: number(&norm)? })
     }
 
     /// The loss and, in `grads`, the gradient of the mean over all target tokens of `micro`. An error comes with the
@@ -122,7 +122,7 @@ impl Learner {
         let tape = Tape::with(options);
         let loss = self.model.loss(&tape, &input, &targets, divisor as f32, ctx)?;
         tape.backward(&loss, &mut self.grads)?;
-        if device.is_meta() { Ok(0.0) } else { Ok(f64::from(loss.value().item()?)) }
+        number(loss.value())
     }
 
     /// Why a step was not finite: runs it again with a look at every value and gradient. Nothing was updated since, so
@@ -138,6 +138,11 @@ impl Learner {
         let place = format!("step {step}, micro-batch {}, data lines {}", i + 1, lines.join(", "));
         error.context(place)
     }
+}
+
+/// The one element of `t`; on the meta device, which has no values, 0.
+fn number(t: &Tensor) -> Result<f64> {
+    if t.device().is_meta() { Ok(0.0) } else { t.item().map(f64::from) }
 }
 
 fn held() -> Error {

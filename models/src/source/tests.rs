@@ -36,7 +36,7 @@ fn a_folder_opens_with_its_files() {
     .unwrap();
     let source = Source::open(&path, Mapped::open).unwrap();
     let tensor = source.tensor("model.embed_tokens.weight", &[8, 4]).unwrap();
-    assert_eq!((tensor.rows, source.bytes(tensor).unwrap().as_ref()), (Rows::Same, &[7; 128][..]));
+    assert_eq!((tensor.rows, source.bytes(tensor).unwrap().as_ref()), (RowOrder::Plain, &[7; 128][..]));
     assert!(source.find("lm_head.weight").is_none());
     let error = source.tensor("model.embed_tokens.weight", &[4, 8]).unwrap_err();
     assert!(
@@ -75,7 +75,7 @@ fn a_gguf_file_answers_to_the_names_of_hugging_face() {
     for path in [&named, &path.join("blob")] {
         let source = Source::open(path, Mapped::open).unwrap();
         let q = source.tensor("model.layers.0.self_attn.q_proj.weight", &[8, 8]).unwrap();
-        assert_eq!((q.rows, q.entry.name.as_str()), (Rows::Interleaved { head_dim: 4 }, "blk.0.attn_q.weight"));
+        assert_eq!((q.rows, q.entry.name.as_str()), (RowOrder::Interleaved { head_dim: 4 }, "blk.0.attn_q.weight"));
         assert!(source.gguf.is_some() && source.files == ModelFiles::default());
         assert!(source.find("blk.0.attn_q.weight").is_none(), "GGUF's own names are not Hugging Face's");
     }
