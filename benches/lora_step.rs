@@ -105,7 +105,11 @@ fn bench(o: &Options) -> Result<()> {
     let mut rows: Vec<_> = times.lock().map(|t| t.clone()).unwrap_or_default().into_iter().collect();
     rows.sort_by_key(|(_, (_, time))| std::cmp::Reverse(*time));
     for (kernel, (count, time)) in rows {
-        println!("{kernel:24} {:6} launches {:9.2} ms a step", count / o.steps, time.as_secs_f64() * 1e3 / o.steps as f64);
+        println!(
+            "{kernel:24} {:6} launches {:9.2} ms a step",
+            count / o.steps,
+            time.as_secs_f64() * 1e3 / o.steps as f64
+        );
     }
     Ok(())
 }
