@@ -1,7 +1,7 @@
 //! Softmax and its logarithm along the last dimension.
 
 use crate::blocks::{Reader, write_rows};
-use crate::cpu::reduce::{LANES, dot_body, max_body, sum_body};
+use crate::cpu::reduce::{dot_body, max_body, sum_body};
 use crate::cpu::{Cpu, math, simd};
 use crate::{Result, Tensor, TensorMut, dispatch, kernel, same_device};
 
@@ -79,11 +79,11 @@ fn softmax_backward_cpu(cpu: &Cpu, args: SoftmaxBackward<'_>) -> Result<()> {
 
 simd! {
     fn forward(op: Softmax, x: &[f32], y: &mut [f32]) {
-        let max = max_body::<LANES>(x);
+        let max = max_body(x);
         for (x, y) in x.iter().zip(&mut *y) {
             *y = math::exp(x - max);
         }
-        let sum = sum_body::<LANES>(y);
+        let sum = sum_body(y);
         match op {
             Softmax::Plain => y.iter_mut().for_each(|y| *y /= sum),
             Softmax::Log => {
@@ -103,7 +103,7 @@ simd! {
                 }
             }
             Softmax::Log => {
-                let sum = sum_body::<LANES>(dy);
+                let sum = sum_body(dy);
                 for ((y, dy), dx) in y.iter().zip(dy).zip(dx) {
                     *dx = math::exp(*y).mul_add(-sum, *dy);
                 }
