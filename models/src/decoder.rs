@@ -25,6 +25,10 @@ pub struct Decoder {
 /// The embedding's name in files.
 pub const EMBEDDING: &str = "model.embed_tokens.weight";
 
+/// The output projection's name in files. Where it is the embedding, a parameter of this name replaces it in its role as
+/// projection only: one that trains both names them both.
+pub const HEAD: &str = "lm_head.weight";
+
 impl Decoder {
     /// The model's configuration.
     #[must_use]
@@ -132,7 +136,7 @@ impl Decoder {
     /// # Errors
     /// When shapes do not fit.
     pub fn logits<'t>(&self, hidden: &Var<'t>, ctx: &Ctx) -> Result<Var<'t>> {
-        let logits = match (&self.head, ctx.trained(hidden.tape(), EMBEDDING)?) {
+        let logits = match (&self.head, ctx.trained(hidden.tape(), HEAD)?) {
             (Some(head), _) => head.forward(hidden, ctx)?,
             (None, Some(weight)) => linear_trained(hidden, &weight, None)?,
             (None, None) => linear(hidden, &self.embedding, None)?,
@@ -169,7 +173,7 @@ impl Decoder {
                 return Err(Error::unsupported("an adapter on the output projection (lm_head)"));
             }
             Some(head) => (head.weight_name.as_str(), &head.weight),
-            None => (EMBEDDING, &self.embedding),
+            None => (HEAD, &self.embedding),
         };
         match ctx.trained(tape, name)? {
             Some(weight) => ops::linear_cross_entropy(hidden, &weight, targets, divisor),

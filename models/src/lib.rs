@@ -31,7 +31,7 @@ mod weights;
 pub use cache::KvCache;
 pub use config::{Architecture, Config, LayerConfig};
 pub use ctx::{AdapterMap, AdapterSet, Ctx, LoraPlace, Site};
-pub use decoder::{Decoder, EMBEDDING};
+pub use decoder::{Decoder, EMBEDDING, HEAD};
 pub use generate::{Finish, Generation, Request, generate};
 pub use layers::Linear;
 pub use load::{LoadOptions, QuantOptions};

@@ -5,8 +5,8 @@ use crate::modules::{Kind, Module, Stored, modules};
 use crate::targets::Matcher;
 use kinglet_autograd::ParamSet;
 use kinglet_models::{AdapterMap, AdapterSet, Decoder, LoraPlace};
-use kinglet_tensor::philox::{Key, uniform};
-use kinglet_tensor::{DType, Device, Error, Result, Tensor};
+use kinglet_tensor::philox::Key;
+use kinglet_tensor::{DType, Device, Error, Result, Tensor, ops};
 use std::sync::Arc;
 
 /// What PEFT puts before a module's name in files.
@@ -101,10 +101,12 @@ impl Slot {
             Start::Zero => Tensor::zeros(&self.shape, DType::F32, device),
             Start::Base(name, stored) => stored.dense(name),
             Start::Random => match config.init {
-                Init::Kaiming => kaiming(&self.shape, self.key(seed), device),
-                Init::Gaussian => {
-                    kinglet_tensor::ops::normal(&self.shape, 1.0 / self.shape[0] as f32, self.key(seed), device)
+                // torch's kaiming_uniform_ with a = sqrt(5).
+                Init::Kaiming => {
+                    let bound = 1.0 / (self.shape[1] as f32).sqrt();
+                    ops::uniform(&self.shape, -bound, bound, self.key(seed), device)
                 }
+                Init::Gaussian => ops::normal(&self.shape, 1.0 / self.shape[0] as f32, self.key(seed), device),
             },
         }
     }
@@ -114,15 +116,6 @@ impl Slot {
         let parts: Vec<u64> = [seed].into_iter().chain(self.name.bytes().map(u64::from)).collect();
         Key::derive(&parts)
     }
-}
-
-/// torch's `kaiming_uniform_` with a = sqrt(5): uniform in ±1/sqrt(inputs).
-fn kaiming(shape: &[usize], key: Key, device: &Device) -> Result<Tensor> {
-    let bound = 1.0 / (shape[1] as f32).sqrt();
-    let len: usize = shape.iter().product();
-    let words = (0..len.div_ceil(4) as u64).flat_map(|i| key.words(i));
-    let values: Vec<f32> = words.take(len).map(|word| bound * (2.0 * uniform(word) - 1.0)).collect();
-    Tensor::from_vec(values, shape, device)
 }
 
 /// The parameters that a configuration asks of a model, in the order of its modules, A before B.

@@ -2,7 +2,7 @@
 
 use crate::adapter::{Adapter, Plan};
 use crate::config::{CONFIG_FILE, LoraConfig};
-use kinglet_autograd::ParamSet;
+use kinglet_autograd::{Param, ParamSet};
 use kinglet_models::fs::Folder;
 use kinglet_models::mmap::Mapped;
 use kinglet_models::safetensors::{TensorSpec, open_file, write_file};
@@ -21,7 +21,7 @@ impl Adapter {
     /// # Errors
     /// When the file system fails.
     pub fn save(&self, folder: &mut Folder<'_>) -> Result<()> {
-        folder.write(WEIGHTS_FILE, |out| self.write_weights(out))?;
+        folder.write(WEIGHTS_FILE, |out| write_params(&self.params, out))?;
         folder.write_json(CONFIG_FILE, &self.config_json())
     }
 
@@ -29,15 +29,6 @@ impl Adapter {
     #[must_use]
     pub fn config_json(&self) -> serde_json::Value {
         self.config.to_json(&self.target_names)
-    }
-
-    /// Writes the contents of `adapter_model.safetensors`.
-    ///
-    /// # Errors
-    /// When `out` fails.
-    pub fn write_weights(&self, out: &mut impl Write) -> Result<()> {
-        let specs: Vec<TensorSpec> = specs(&self.params);
-        write_file(out, &specs, |spec, out| write_param(&self.params, &spec.name, StoredType::F32, out))
     }
 
     /// Reads the adapter in `folder` for `model`.
@@ -89,23 +80,17 @@ impl Plan {
     }
 }
 
-/// How the parameters of `set` are written: f32.
-fn specs(set: &ParamSet) -> Vec<TensorSpec> {
-    let spec = |p: &kinglet_autograd::Param| TensorSpec {
-        name: p.name.clone(),
-        dtype: StoredType::F32,
-        shape: p.shape.to_vec(),
-    };
-    set.params().iter().map(spec).collect()
-}
-
-/// Writes the parameter called `name` as little-endian `dtype` elements.
+/// Writes parameters as a safetensors file, under their names and as f32: `adapter_model.safetensors` of an adapter.
 ///
 /// # Errors
-/// When there is no such parameter, `dtype` is no float, or `out` fails.
-pub fn write_param(set: &ParamSet, name: &str, dtype: StoredType, out: &mut dyn Write) -> Result<()> {
-    let id = set.id(name).ok_or_else(|| Error::invalid(format!("no parameter is called {name}")))?;
-    write_tensor(&set.tensor(id)?, dtype, out)
+/// When `out` fails.
+pub fn write_params(set: &ParamSet, out: &mut impl Write) -> Result<()> {
+    let spec = |p: &Param| TensorSpec { name: p.name.clone(), dtype: StoredType::F32, shape: p.shape.to_vec() };
+    let specs: Vec<TensorSpec> = set.params().iter().map(spec).collect();
+    write_file(out, &specs, |spec, out| {
+        let id = set.id(&spec.name).ok_or_else(|| Error::invalid("no parameter of this name"))?;
+        write_tensor(&set.tensor(id)?, spec.dtype, out)
+    })
 }
 
 /// Writes a tensor as little-endian `dtype` elements.

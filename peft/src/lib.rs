@@ -14,6 +14,7 @@ mod targets;
 
 pub use adapter::{Adapter, full};
 pub use config::{CONFIG_FILE, Init, LoraConfig};
-pub use files::{WEIGHTS_FILE, write_param, write_tensor};
+pub use files::{WEIGHTS_FILE, write_params, write_tensor};
 pub use merge::{MergeOptions, logit_gap, merge};
+pub use modules::count_parameters;
 pub use targets::Targets;

@@ -1,11 +1,11 @@
 //! Writing a model with its trained parameters as one dense Hugging Face model.
 
 use crate::files::write_tensor;
-use crate::modules::{HEAD, Kind, Stored, modules};
+use crate::modules::{Kind, Stored, modules};
 use kinglet_autograd::Tape;
 use kinglet_models::fs::Folder;
 use kinglet_models::safetensors::{TensorSpec, write_model};
-use kinglet_models::{AdapterSet, Batch, Ctx, Decoder, EMBEDDING, LoraPlace, StoredType};
+use kinglet_models::{AdapterSet, Batch, Ctx, Decoder, EMBEDDING, HEAD, LoraPlace, StoredType};
 use kinglet_quant::{Direction, Weight};
 use kinglet_tensor::cpu::gemm::Accumulate;
 use kinglet_tensor::{DType, Error, Result, Tensor, ops};
@@ -43,7 +43,7 @@ const TILE: usize = 256;
 pub fn merge(model: &Decoder, trained: &AdapterSet, options: &MergeOptions, folder: &mut Folder<'_>) -> Result<()> {
     let jobs = jobs(model, trained, options)?;
     let mut config = model.config().clone();
-    config.tied = config.tied && !jobs.iter().any(|job| job.spec.name == HEAD_WEIGHT);
+    config.tied = config.tied && !jobs.iter().any(|job| job.spec.name == HEAD);
     let dtype = jobs.first().map_or(StoredType::BF16, |job| job.spec.dtype);
     folder.write_json("config.json", &config.to_json(config_name(dtype))?)?;
     let specs: Vec<TensorSpec> = jobs.iter().map(|job| job.spec.clone()).collect();
@@ -72,9 +72,6 @@ pub fn logit_gap(a: (&Decoder, &Ctx), b: (&Decoder, &Ctx), ids: &[i32]) -> Resul
         .fold(0.0, |max, gap| if gap > max || gap.is_nan() { gap } else { max }))
 }
 
-/// The name of the output projection's weight in files.
-const HEAD_WEIGHT: &str = "lm_head.weight";
-
 /// One tensor to be written.
 struct Job {
     spec: TensorSpec,
@@ -85,11 +82,10 @@ struct Job {
 
 fn jobs(model: &Decoder, trained: &AdapterSet, options: &MergeOptions) -> Result<Vec<Job>> {
     let map = &trained.map;
-    let untied = map.tensors.get(EMBEDDING) != map.tensors.get(HEAD_WEIGHT);
+    let untied = map.tensors.get(EMBEDDING) != map.tensors.get(HEAD);
     let from_gguf = model.config().json.is_none();
     let mut jobs = Vec::new();
     for module in modules(model).into_iter().filter(|m| m.kind != Kind::TiedHead || untied) {
-        debug_assert!(module.kind != Kind::TiedHead || module.name == HEAD);
         for (name, base) in module.tensors {
             let dtype = match options.dtype {
                 Some(dtype) => dtype,

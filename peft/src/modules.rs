@@ -6,7 +6,7 @@ use kinglet_tensor::{Error, Result, Tensor};
 use std::sync::Arc;
 
 /// The output projection's module.
-pub(crate) const HEAD: &str = "lm_head";
+const HEAD: &str = "lm_head";
 
 /// What a module is to an adapter.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -84,4 +84,11 @@ pub(crate) fn modules(model: &Decoder) -> Vec<Module> {
         None => Module { name: HEAD.into(), kind: Kind::TiedHead, tensors: vec![matrix(HEAD, model.embedding())] },
     });
     modules
+}
+
+/// Elements of all weights of `model`; those of a tied output projection count once.
+#[must_use]
+pub fn count_parameters(model: &Decoder) -> usize {
+    let own = modules(model).into_iter().filter(|m| m.kind != Kind::TiedHead);
+    own.flat_map(|m| m.tensors).map(|(_, t)| t.shape().iter().product::<usize>()).sum()
 }

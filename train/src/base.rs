@@ -125,6 +125,16 @@ impl Base {
     }
 }
 
+impl Base {
+    /// Checks that no weight file changed since it was opened.
+    ///
+    /// # Errors
+    /// When one did: the error names it.
+    pub fn check_unchanged(&self) -> Result<()> {
+        self.source.check_unchanged()
+    }
+}
+
 /// A folder whose weights are not there, or not wanted.
 fn without_weights(path: &Path) -> Result<Source> {
     let generation_config = Some(path.join("generation_config.json")).filter(|p| p.is_file());

@@ -16,7 +16,7 @@ pub(crate) struct Learner {
     pub(crate) params: Arc<ParamSet>,
     pub(crate) map: Arc<AdapterMap>,
     /// The adapter's settings as PEFT has them; `None` in full fine-tuning.
-    pub(crate) config: Option<serde_json::Value>,
+    pub(crate) adapter_config: Option<serde_json::Value>,
     pub(crate) adamw: AdamW,
     grads: Grads,
     dtype: DType,
@@ -35,7 +35,7 @@ pub(crate) struct StepResult {
 
 impl Learner {
     pub(crate) fn new(model: Decoder, settings: &Settings) -> Result<Self> {
-        let (params, map, config) = match settings.method {
+        let (params, map, adapter_config) = match settings.method {
             Method::Full => {
                 let (params, map) = full(&model)?;
                 (Arc::new(params), Arc::new(map), None)
@@ -55,7 +55,7 @@ impl Learner {
             model,
             params,
             map,
-            config,
+            adapter_config,
             adamw,
             grads,
             dtype: settings.dtype.into(),
@@ -65,8 +65,7 @@ impl Learner {
     }
 
     /// Replaces parameters and moments by those of a checkpoint.
-    pub(crate) fn restore(&mut self, values: &Tensor, moments: [&Tensor; 2], adamw: AdamW) -> Result<()> {
-        let _ = moments;
+    pub(crate) fn restore(&mut self, values: &Tensor, adamw: AdamW) -> Result<()> {
         let params = Arc::get_mut(&mut self.params).ok_or_else(held)?;
         params.update(|place| kinglet_tensor::ops::copy_into(values, place))?;
         self.adamw = adamw;
@@ -99,7 +98,7 @@ impl Learner {
         let loss = self.accumulate(micro, step, tape).map_err(|(_, e)| e)?;
         let params = Arc::get_mut(&mut self.params).ok_or_else(held)?;
         let norm = self.adamw.step(params, &self.grads, rate)?;
-        Ok(StepResult { loss, grad_norm: f64::from(norm.item()?) })
+        Ok(StepResult { loss, grad_norm: number(&norm)? })
     }
 
     /// The loss and, in `grads`, the gradient of the mean over all target tokens of `micro`. An error comes with the
@@ -123,7 +122,7 @@ impl Learner {
         let tape = Tape::with(options);
         let loss = self.model.loss(&tape, &input, &targets, divisor as f32, ctx)?;
         tape.backward(&loss, &mut self.grads)?;
-        if device.is_meta() { Ok(0.0) } else { Ok(f64::from(loss.value().item()?)) }
+        number(loss.value())
     }
 
     /// Why a step was not finite: runs it again with a look at every value and gradient. Nothing was updated since, so
@@ -139,6 +138,11 @@ impl Learner {
         let place = format!("step {step}, micro-batch {}, data lines {}", i + 1, lines.join(", "));
         error.context(place)
     }
+}
+
+/// The one element of `t`; on the meta device, which has no values, 0.
+fn number(t: &Tensor) -> Result<f64> {
+    if t.device().is_meta() { Ok(0.0) } else { t.item().map(f64::from) }
 }
 
 fn held() -> Error {

@@ -5,9 +5,20 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod base;
+mod checkpoint;
+mod eval;
+mod fingerprint;
+mod learner;
+mod log;
+mod output;
+mod plan;
 mod report;
+mod rows;
+mod run;
 mod settings;
 
 pub use base::{Base, OpenOptions};
+pub use eval::{Answering, Loss, evaluate_loss, exact_match};
 pub use report::{EvalRow, Plan, Reporter, Silent, StepRow};
+pub use run::{End, Outcome, RunOptions, Start, run};
 pub use settings::{DtypeName, Method, Quant, SchedulerType, Settings};

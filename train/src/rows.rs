@@ -2,7 +2,7 @@
 
 use crate::base::Base;
 use crate::settings::Settings;
-use kinglet_data::{BatchOptions, Batches, Dataset, EncodeOptions, EncodeReport, Encoder, Epoch, Example, TokenBatch};
+use kinglet_data::{BatchOptions, Batches, Dataset, EncodeReport, Encoded, Epoch, Example, TokenBatch};
 use kinglet_tensor::{Error, Result};
 use std::path::Path;
 
@@ -84,11 +84,10 @@ impl Feed<'_> {
 }
 
 /// Reads and encodes the rows of a file as this run does.
-pub(crate) fn encode(path: &Path, settings: &Settings, base: &Base) -> Result<kinglet_data::Encoded> {
+pub(crate) fn encode(path: &Path, settings: &Settings, base: &Base) -> Result<Encoded> {
     let dataset = Dataset::from_file(path)?;
-    let options = EncodeOptions { raw: settings.raw, max_length: settings.max_length };
-    let encoded = Encoder::new(&base.tokenizer, base.template.as_ref(), options)?.encode(&dataset)?;
-    match encoded.examples.iter().find_map(|e| e.ids.iter().find(|&&id| id as usize >= base.config.vocab)) {
+    let encoded = base.encoder(settings.max_length)?.encode(&dataset)?;
+    match encoded.examples.iter().find_map(|e| e.ids.iter().find(|&&id| id as usize >= base.source.config.vocab)) {
         Some(id) => Err(Error::invalid(format!("{}: token {id} is outside of the model's vocabulary", path.display()))),
         None => Ok(encoded),
     }

@@ -1,9 +1,10 @@
 //! Layer norm (Ba, Kiros and Hinton, 2016): y = (x - mean) / sqrt(variance + eps) · w + b over the last dimension.
 
+use super::rms_norm::{like, wide_weight};
 use super::sum_to;
 use crate::cpu::reduce::{dot_body, sum_body};
 use crate::cpu::{Cpu, math, rows_per_task, simd};
-use crate::{DType, Error, Float, Result, Tensor, TensorMut, dispatch, kernel, same_device};
+use crate::{DType, Float, Result, Tensor, TensorMut, dispatch, kernel, same_device};
 
 struct Forward<'a> {
     x: &'a Tensor,
@@ -39,7 +40,7 @@ kernel!(BACKWARD_WEIGHT = "layer_norm_backward_weight", BackwardWeight, backward
 /// When `weight` or `bias` is not as wide as the rows of `x`, a dtype is no float type, or devices differ.
 pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f32) -> Result<Tensor> {
     let device = same_device("layer_norm", &[x, weight, bias])?;
-    let (weight, bias) = (wide(x, weight)?, wide(x, bias)?);
+    let (weight, bias) = (wide_weight("layer_norm", x, weight)?, wide_weight("layer_norm", x, bias)?);
     let mut out = device.alloc(x.shape(), x.dtype())?;
     device.run(&FORWARD, Forward { x: &x.contiguous()?, weight: &weight, bias: &bias, eps, out: out.view() })?;
     Ok(out.finish())
@@ -51,8 +52,8 @@ pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f32) -> Resul
 /// As [`layer_norm`], and when `dy` is not like `x`.
 pub fn layer_norm_backward(dy: &Tensor, x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
     let device = same_device("layer_norm_backward", &[dy, x, weight])?;
-    let weight = wide(x, weight)?;
-    let (dy, x) = (like(dy, x)?, x.contiguous()?);
+    let weight = wide_weight("layer_norm", x, weight)?;
+    let (dy, x) = (like("layer_norm_backward", dy, x)?, x.contiguous()?);
     let mut out = device.alloc(x.shape(), x.dtype())?;
     device.run(&BACKWARD, Backward { dy: &dy, x: &x, weight: &weight, eps, out: out.view() })?;
     Ok(out.finish())
@@ -65,32 +66,11 @@ pub fn layer_norm_backward(dy: &Tensor, x: &Tensor, weight: &Tensor, eps: f32) -
 pub fn layer_norm_backward_weight(dy: &Tensor, x: &Tensor, eps: f32) -> Result<(Tensor, Tensor)> {
     let device = same_device("layer_norm_backward_weight", &[dy, x])?;
     let (rows, width) = x.dims_rows("layer_norm_backward_weight")?;
-    let (dy, x) = (like(dy, x)?, x.contiguous()?);
+    let (dy, x) = (like("layer_norm_backward", dy, x)?, x.contiguous()?);
     let mut partial = device.alloc(&[rows.div_ceil(rows_per_task(width)), 2, width], DType::F32)?;
     device.run(&BACKWARD_WEIGHT, BackwardWeight { dy: &dy, x: &x, eps, partial: partial.view() })?;
     let sums = sum_to(&partial.finish(), &[2, width])?;
     Ok((sums.select(0, 0)?, sums.select(0, 1)?))
-}
-
-/// A weight or bias in f32, checked against the rows of `x`.
-fn wide(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
-    let (_, width) = x.dims_rows("layer_norm")?;
-    if *weight.shape() != [width] {
-        let shapes = format!("weight or bias {:?} for rows of {:?}", weight.shape(), x.shape());
-        return Err(Error::shape("layer_norm", shapes));
-    }
-    if !weight.dtype().is_float() {
-        return Err(Error::dtype("layer_norm", format!("a weight or bias of {}", weight.dtype())));
-    }
-    weight.to_dtype(DType::F32)?.contiguous()
-}
-
-/// `dy` in the order and dtype of `x`, whose shape it has.
-fn like(dy: &Tensor, x: &Tensor) -> Result<Tensor> {
-    if dy.shape() != x.shape() {
-        return Err(Error::shape("layer_norm", format!("gradient {:?} of {:?}", dy.shape(), x.shape())));
-    }
-    dy.to_dtype(x.dtype())?.contiguous()
 }
 
 fn forward_cpu(cpu: &Cpu, mut args: Forward<'_>) -> Result<()> {

@@ -8,15 +8,18 @@ use crate::{DType, Element, Error, Float, Output, Result, Tensor, TensorMut, dis
 
 const OP: &str = "linear_cross_entropy";
 
-/// Target rows whose logits exist at once.
-const ROWS: usize = 128;
+/// Target rows whose logits exist at once: the weight is packed once for each such chunk, so few rows cost time and
+/// many cost memory. At most 64 MiB of logits unless even 64 rows take more.
+fn rows_at_once(classes: usize) -> usize {
+    ((1 << 24) / classes / 32 * 32).clamp(64, 256)
+}
 
 struct Args<'a> {
     hidden: &'a Tensor,
     weight: &'a dyn Projection,
     targets: &'a Tensor,
     divisor: f32,
-    /// Room for one chunk of rows in f32: hidden states [ROWS, d], their gradients [ROWS, d], logits [ROWS, classes].
+    /// Room for one chunk of rows in f32: hidden states [rows, d], their gradients [rows, d], logits [rows, classes].
     rows: TensorMut<'a>,
     d_rows: TensorMut<'a>,
     logits: TensorMut<'a>,
@@ -106,7 +109,7 @@ pub fn linear_cross_entropy(
     let (classes, _) = check_widths(hidden, weight)?;
     check_targets(OP, targets, tokens, divisor)?;
     let (hidden, targets) = (hidden.contiguous()?, targets.contiguous()?);
-    let held = ROWS.min(tokens);
+    let held = rows_at_once(classes).min(tokens);
     let mut rows = device.alloc(&[held, width], DType::F32)?;
     let mut d_rows = device.alloc(&[held, width], DType::F32)?;
     let mut logits = device.alloc(&[held, classes], DType::F32)?;
@@ -182,7 +185,7 @@ fn linear_cross_entropy_cpu(cpu: &Cpu, mut args: Args<'_>) -> Result<()> {
         if let Some(d_hidden) = &mut args.d_hidden {
             d_hidden.as_mut_slice::<T>()?.fill(T::from_f32(0.0));
         }
-        rows.chunks(ROWS).try_for_each(|rows| chunk::<T>(cpu, &mut args, rows))
+        rows.chunks(rows_at_once(classes)).try_for_each(|rows| chunk::<T>(cpu, &mut args, rows))
     })?;
     let loss = mean_loss(args.losses.as_mut_slice()?, args.divisor);
     args.loss.as_mut_slice()?[0] = loss;

@@ -38,7 +38,7 @@ kernel!(BACKWARD_WEIGHT = "rms_norm_backward_weight", BackwardWeight, backward_w
 /// When `weight` is not as wide as the rows of `x`, a dtype is no float type, or devices differ.
 pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
     let device = same_device("rms_norm", &[x, weight])?;
-    let weight = wide_weight(x, weight)?;
+    let weight = wide_weight("rms_norm", x, weight)?;
     let mut out = device.alloc(x.shape(), x.dtype())?;
     device.run(&FORWARD, Forward { x: &x.contiguous()?, weight: &weight, eps, out: out.view() })?;
     Ok(out.finish())
@@ -50,8 +50,8 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
 /// As [`rms_norm`], and when `dy` is not like `x`.
 pub fn rms_norm_backward(dy: &Tensor, x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
     let device = same_device("rms_norm_backward", &[dy, x, weight])?;
-    let weight = wide_weight(x, weight)?;
-    let (dy, x) = (like(dy, x)?, x.contiguous()?);
+    let weight = wide_weight("rms_norm", x, weight)?;
+    let (dy, x) = (like("rms_norm_backward", dy, x)?, x.contiguous()?);
     let mut out = device.alloc(x.shape(), x.dtype())?;
     device.run(&BACKWARD, Backward { dy: &dy, x: &x, weight: &weight, eps, out: out.view() })?;
     Ok(out.finish())
@@ -64,29 +64,28 @@ pub fn rms_norm_backward(dy: &Tensor, x: &Tensor, weight: &Tensor, eps: f32) -> 
 pub fn rms_norm_backward_weight(dy: &Tensor, x: &Tensor, eps: f32) -> Result<Tensor> {
     let device = same_device("rms_norm_backward_weight", &[dy, x])?;
     let (rows, width) = x.dims_rows("rms_norm_backward_weight")?;
-    let (dy, x) = (like(dy, x)?, x.contiguous()?);
+    let (dy, x) = (like("rms_norm_backward", dy, x)?, x.contiguous()?);
     let mut partial = device.alloc(&[rows.div_ceil(rows_per_task(width)), width], DType::F32)?;
     device.run(&BACKWARD_WEIGHT, BackwardWeight { dy: &dy, x: &x, eps, partial: partial.view() })?;
     sum_to(&partial.finish(), &[width])
 }
 
-/// The weight in f32, checked against the rows of `x`.
-fn wide_weight(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
-    let (_, width) = x.dims_rows("rms_norm")?;
+/// A weight or bias of a norm in f32, checked against the rows of `x`.
+pub(super) fn wide_weight(op: &str, x: &Tensor, weight: &Tensor) -> Result<Tensor> {
+    let (_, width) = x.dims_rows(op)?;
     if *weight.shape() != [width] {
-        let shapes = format!("weight {:?} for rows of {:?}", weight.shape(), x.shape());
-        return Err(Error::shape("rms_norm", shapes));
+        return Err(Error::shape(op, format!("weight or bias {:?} for rows of {:?}", weight.shape(), x.shape())));
     }
     if !weight.dtype().is_float() {
-        return Err(Error::dtype("rms_norm", format!("a weight of {}", weight.dtype())));
+        return Err(Error::dtype(op, format!("a weight or bias of {}", weight.dtype())));
     }
     weight.to_dtype(DType::F32)?.contiguous()
 }
 
-/// `dy` in the order and dtype of `x`, whose shape it has.
-fn like(dy: &Tensor, x: &Tensor) -> Result<Tensor> {
+/// The gradient `dy` of an output like `x`, in the order and dtype of `x`.
+pub(super) fn like(op: &str, dy: &Tensor, x: &Tensor) -> Result<Tensor> {
     if dy.shape() != x.shape() {
-        return Err(Error::shape("rms_norm", format!("gradient {:?} of {:?}", dy.shape(), x.shape())));
+        return Err(Error::shape(op, format!("gradient {:?} of {:?}", dy.shape(), x.shape())));
     }
     dy.to_dtype(x.dtype())?.contiguous()
 }

@@ -1,7 +1,7 @@
 //! Rotary position embedding (Su et al., "RoFormer", 2021), split-half as in Hugging Face's Llama: element i of a head
 //! turns with element i + n by the angle position · inv_freq[i], where n is the number of frequencies.
 
-use crate::cpu::{Cpu, math, rows_per_task, simd};
+use crate::cpu::{Cpu, Simd, math, rows_per_task, simd};
 use crate::{DType, Device, Error, Float, Result, Tensor, TensorMut, dispatch, kernel, same_device};
 
 struct Rope<'a> {
@@ -20,15 +20,13 @@ kernel!(ROPE = "rope", Rope, rope_cpu);
 /// When a position is negative, an angle is too large for f32 to know its turn, or memory runs out.
 pub fn rope_table(positions: &[i32], inv_freq: &[f32], scaling: f32, device: &Device) -> Result<(Tensor, Tensor)> {
     let shape = [positions.len(), inv_freq.len()];
-    let (mut cos, mut sin) = (Vec::with_capacity(shape[0] * shape[1]), Vec::with_capacity(shape[0] * shape[1]));
-    for &position in positions {
-        for &frequency in inv_freq {
-            let (s, c) = math::sin_cos(position as f32 * frequency);
-            if position < 0 || s.is_nan() {
-                return Err(Error::invalid(format!("rope: position {position} with frequency {frequency}")));
-            }
-            cos.push(c * scaling);
-            sin.push(s * scaling);
+    let simd = device.as_cpu().map_or_else(|_| Simd::detect(), Cpu::simd);
+    let (mut cos, mut sin) = (vec![0.0; shape[0] * shape[1]], vec![0.0; shape[0] * shape[1]]);
+    let rows = cos.chunks_exact_mut(shape[1].max(1)).zip(sin.chunks_exact_mut(shape[1].max(1)));
+    for (&position, (cos, sin)) in positions.iter().zip(rows) {
+        angles(simd, position as f32, inv_freq, scaling, cos, sin);
+        if position < 0 || sin.iter().any(|s| s.is_nan()) {
+            return Err(Error::invalid(format!("rope: position {position} with frequencies {inv_freq:?}")));
         }
     }
     Ok((Tensor::from_vec(cos, &shape, device)?, Tensor::from_vec(sin, &shape, device)?))
@@ -104,6 +102,14 @@ fn rope_tokens<T: Float>(
 }
 
 simd! {
+    /// cos and sin of position · frequency, scaled.
+    fn angles(position: f32, inv_freq: &[f32], scaling: f32, cos: &mut [f32], sin: &mut [f32]) {
+        for ((c, s), f) in cos.iter_mut().zip(sin).zip(inv_freq) {
+            let (sin, cos) = math::sin_cos(position * f);
+            (*c, *s) = (cos * scaling, sin * scaling);
+        }
+    }
+
     /// (a, b) -> (a cos - b sin, b cos + a sin) for the two halves a, b of each head.
     fn rope_token(x: &[f32], cos: &[f32], sin: &[f32], sign: f32, width: usize, y: &mut [f32]) {
         let n = cos.len();

@@ -21,7 +21,7 @@ impl Sizes {
         let weight = learns.then_some(DType::F32);
         let mut all = vec![sizes(1, 1, 1, weight), sizes(5, 9, 33, weight), sizes(30, 16, 67, weight)];
         // Across chunks of rows.
-        all.push(sizes(220, 5, 11, weight));
+        all.push(sizes(450, 5, 11, weight));
         if !learns {
             all.extend([DType::F32, DType::BF16, DType::F16].map(|w| sizes(14, 20, 37, Some(w))));
         }

@@ -1,0 +1,6 @@
+//! The training run against PEFT, bitsandbytes and torch (fixtures by scripts/make-train-fixtures), and against itself:
+//! interrupted, resumed, on other threads.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+mod curves;

@@ -1,0 +1,185 @@
+//! Checkpoints: everything that a run needs to go on bit for bit, beside files that others load.
+//!
+//! `checkpoint-N/` holds the adapter in PEFT's form (or the whole model in Hugging Face's), the tokenizer's files, and
+//! the state: `kinglet_state.safetensors` with the parameters and both moments as flat f32, `kinglet_state.json` with
+//! the rest. Data order and random numbers are functions of seed and step, so the step is all there is to their state.
+
+use crate::base::Base;
+use crate::fingerprint;
+use crate::learner::Learner;
+use crate::settings::Settings;
+use kinglet_models::fs::{Disk, Folder, write_folder_atomic};
+use kinglet_models::mmap::Mapped;
+use kinglet_models::safetensors::{TensorSpec, open_file, write_file};
+use kinglet_models::{StoredType, WeightFiles};
+use kinglet_optim::AdamW;
+use kinglet_peft::{MergeOptions, merge, write_tensor};
+use kinglet_tensor::{DType, Device, Error, Result, Tensor};
+use serde::{Deserialize, Serialize};
+use std::path::Path;
+
+/// Names of state files begin so.
+pub(crate) const STATE: &str = "kinglet_state";
+const STATE_JSON: &str = "kinglet_state.json";
+const STATE_TENSORS: &str = "kinglet_state.safetensors";
+/// Of the files' form: a reader of this version reads no other.
+const VERSION: u32 = 1;
+
+/// What must be the same when a run goes on.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(crate) struct Identity {
+    pub(crate) base: String,
+    pub(crate) data: String,
+    pub(crate) eval_data: Option<String>,
+    /// The SIMD level: another one may round differently.
+    pub(crate) simd: String,
+}
+
+impl Identity {
+    pub(crate) fn new(settings: &Settings, base: &Base, device: &Device) -> Result<Self> {
+        Ok(Identity {
+            base: fingerprint::of_base(base)?,
+            data: fingerprint::of_file(&settings.data)?,
+            eval_data: settings.eval_data.as_deref().map(fingerprint::of_file).transpose()?,
+            simd: format!("{:?}", device.as_cpu()?.simd().level()).to_lowercase(),
+        })
+    }
+
+    /// Refuses to go on with something else than the run began with.
+    fn check(&self, saved: &Identity, settings: &Settings) -> Result<()> {
+        let changed = |what: &str, path: &Path| {
+            Err(Error::invalid(format!(
+                "the {what} {} changed since the run began: restore it, or start anew with --overwrite",
+                path.display()
+            )))
+        };
+        if self.base != saved.base {
+            return changed("base model", &settings.model);
+        }
+        if self.data != saved.data {
+            return changed("data file", &settings.data);
+        }
+        if self.eval_data != saved.eval_data {
+            return changed("evaluation file", settings.eval_data.as_deref().unwrap_or(Path::new("")));
+        }
+        if self.simd != saved.simd {
+            let what = format!("the run began at SIMD level {}, this is {}", saved.simd, self.simd);
+            return Err(Error::invalid(format!("{what}: its numbers would differ in the last bits")));
+        }
+        Ok(())
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+struct State {
+    version: u32,
+    kinglet: String,
+    step: u64,
+    optimizer_steps: u64,
+    identity: Identity,
+    settings: Settings,
+}
+
+/// Writes the checkpoint after `step` steps to `path`, wholly or not at all.
+pub(crate) fn save(
+    path: &Path,
+    step: u64,
+    learner: &Learner,
+    settings: &Settings,
+    base: &Base,
+    identity: &Identity,
+) -> Result<()> {
+    write_folder_atomic(&Disk, path, true, |folder| {
+        save_result(folder, learner, settings, base)?;
+        save_state(folder, learner)?;
+        let state = State {
+            version: VERSION,
+            kinglet: env!("CARGO_PKG_VERSION").into(),
+            step,
+            optimizer_steps: learner.adamw.steps(),
+            identity: identity.clone(),
+            settings: settings.clone(),
+        };
+        folder.write_json(STATE_JSON, &state)
+    })
+}
+
+/// The files that others load: adapter or model, tokenizer, template.
+fn save_result(folder: &mut Folder<'_>, learner: &Learner, settings: &Settings, base: &Base) -> Result<()> {
+    match &learner.adapter_config {
+        Some(config) => {
+            folder.write(kinglet_peft::WEIGHTS_FILE, |out| kinglet_peft::write_params(&learner.params, out))?;
+            folder.write_json(kinglet_peft::CONFIG_FILE, config)?;
+        }
+        None => {
+            let options = MergeOptions { dtype: result_dtype(settings, base), ..MergeOptions::default() };
+            merge(&learner.model, &learner.adapters(), &options, folder)?;
+            if let Some(path) = &base.source.files.generation_config {
+                folder.copy("generation_config.json", path)?;
+            }
+        }
+    }
+    base.tokenizer.files().iter().try_for_each(|(name, bytes)| folder.write_bytes(name, bytes))
+}
+
+/// A model that is trained from scratch is written in the dtype that its config.json names, any other as its base is
+/// stored.
+fn result_dtype(settings: &Settings, base: &Base) -> Option<DType> {
+    if !settings.from_scratch {
+        return None;
+    }
+    let json = base.source.config.json.as_ref()?;
+    match json.get("dtype").or_else(|| json.get("torch_dtype"))?.as_str()? {
+        "bfloat16" => Some(DType::BF16),
+        "float16" => Some(DType::F16),
+        "float32" => Some(DType::F32),
+        _ => None,
+    }
+}
+
+fn save_state(folder: &mut Folder<'_>, learner: &Learner) -> Result<()> {
+    let [m, v] = learner.adamw.moments();
+    let tensors = [("values", learner.params.values()), ("m", m), ("v", v)];
+    let spec = |(name, t): &(&str, &Tensor)| TensorSpec {
+        name: (*name).into(),
+        dtype: StoredType::F32,
+        shape: t.shape().to_vec(),
+    };
+    let specs: Vec<TensorSpec> = tensors.iter().map(spec).collect();
+    folder.write(STATE_TENSORS, |out| {
+        write_file(out, &specs, |spec, out| {
+            let tensor = tensors.iter().find(|(name, _)| *name == spec.name);
+            let (_, tensor) = tensor.ok_or_else(|| Error::invalid("not a tensor of the state"))?;
+            write_tensor(tensor, StoredType::F32, out)
+        })
+    })
+}
+
+/// Puts `learner` where the checkpoint at `path` was, and returns its step.
+pub(crate) fn restore(path: &Path, learner: &mut Learner, settings: &Settings, identity: &Identity) -> Result<u64> {
+    let file = path.join(STATE_JSON);
+    let text = std::fs::read_to_string(&file).map_err(|e| Error::io(file.display(), e))?;
+    let state: State = serde_json::from_str(&text).map_err(|e| Error::invalid(format!("{}: {e}", file.display())))?;
+    if state.version != VERSION {
+        let what = format!("state of version {}, this kinglet reads version {VERSION}", state.version);
+        return Err(Error::unsupported(format!("{}: {what}", file.display())));
+    }
+    state.settings.check_resumable_as(settings)?;
+    identity.check(&state.identity, settings)?;
+    let tensors = path.join(STATE_TENSORS);
+    let files = open_file(&tensors, Mapped::open_unmapped)?;
+    let flat = |name: &str| flat(&files, name, &learner.model).map_err(|e| e.context(tensors.display()));
+    let (values, m, v) = (flat("values")?, flat("m")?, flat("v")?);
+    let adamw = AdamW::resume(&learner.params, settings.adamw(), &m, &v, state.optimizer_steps)?;
+    learner.restore(&values, adamw)?;
+    Ok(state.step)
+}
+
+fn flat(files: &WeightFiles, name: &str, model: &kinglet_models::Decoder) -> Result<Tensor> {
+    let entry = files.get(name)?;
+    if entry.dtype != StoredType::F32 {
+        return Err(Error::invalid(format!("tensor {name:?} is {}, not F32", entry.dtype)));
+    }
+    let bytes = files.bytes(entry)?;
+    Tensor::from_shared(bytes.owner, bytes.range.start, DType::F32, &entry.shape, model.device())
+}

@@ -1,0 +1,115 @@
+//! Measuring a model on rows: loss, perplexity, exact match.
+//!
+//! Rows go through the model one at a time, so that no number depends on how they are grouped, and memory stays that of
+//! the longest row.
+
+use kinglet_autograd::Tape;
+use kinglet_data::{Example, Prompt, TokenBatch, Tokenizer};
+use kinglet_models::{Batch, Ctx, Decoder, Request, Sampling, generate};
+use kinglet_tensor::{Error, Result, Tensor};
+use std::ops::ControlFlow;
+
+/// The loss over a file.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Loss {
+    /// The mean of -log p over all target tokens.
+    pub mean: f64,
+    /// Target tokens.
+    pub tokens: usize,
+}
+
+impl Loss {
+    /// e to the loss.
+    #[must_use]
+    pub fn perplexity(&self) -> f64 {
+        self.mean.exp()
+    }
+}
+
+/// The loss of `model` over `rows`. `on_row` is called after each and may end the evaluation.
+///
+/// # Errors
+/// `is_non_finite` when the loss of a row is no number: the error names its line. When there is no row, a row does not
+/// fit the model, or `on_row` broke off.
+pub fn evaluate_loss(
+    model: &Decoder,
+    ctx: &Ctx,
+    rows: &[Example],
+    mut on_row: impl FnMut() -> ControlFlow<()>,
+) -> Result<Loss> {
+    let (mut sum, mut tokens) = (0.0, 0);
+    for row in rows {
+        let loss = row_loss(model, ctx, &TokenBatch::of([row])).map_err(|e| e.context(format!("line {}", row.line)))?;
+        if !loss.is_finite() {
+            return Err(Error::non_finite(format!("line {}: the loss is {loss}", row.line)));
+        }
+        sum += loss;
+        tokens += row.target_tokens();
+        if on_row().is_break() {
+            return Err(Error::invalid("the evaluation was broken off"));
+        }
+    }
+    if tokens == 0 {
+        return Err(Error::invalid("there is no target token to evaluate on"));
+    }
+    Ok(Loss { mean: sum / tokens as f64, tokens })
+}
+
+/// The sum of -log p over the targets of one row.
+fn row_loss(model: &Decoder, ctx: &Ctx, row: &TokenBatch) -> Result<f64> {
+    let tape = Tape::inert();
+    let batch = Batch::new(&row.ids, &row.segments, model.device())?;
+    let targets = Tensor::from_slice(&row.targets, &[row.targets.len()], model.device())?;
+    Ok(f64::from(model.loss(&tape, &batch, &targets, 1.0, ctx)?.value().item()?))
+}
+
+/// How answers are generated for [`exact_match`].
+#[derive(Clone, Copy)]
+pub struct Answering<'a> {
+    /// Turns tokens into text.
+    pub tokenizer: &'a Tokenizer,
+    /// Tokens that end an answer.
+    pub stop: &'a [i32],
+    /// The most tokens of an answer.
+    pub max_new_tokens: usize,
+}
+
+/// The share of `prompts`, 0 to 1, whose greedy continuation is the row's answer, white space at both ends apart.
+/// `on_row` gets whether each one was, and may end the evaluation.
+///
+/// # Errors
+/// When there is no prompt, one does not fit the model, or `on_row` broke off.
+pub fn exact_match(
+    model: &Decoder,
+    ctx: &Ctx,
+    prompts: &[Prompt],
+    how: &Answering<'_>,
+    mut on_row: impl FnMut(bool) -> ControlFlow<()>,
+) -> Result<f64> {
+    if prompts.is_empty() {
+        return Err(Error::invalid("there is no row to answer"));
+    }
+    let mut right = 0;
+    for prompt in prompts {
+        let answer = answer(model, ctx, prompt, how).map_err(|e| e.context(format!("line {}", prompt.line)))?;
+        let same = answer.trim() == prompt.reference.trim();
+        right += usize::from(same);
+        if on_row(same).is_break() {
+            return Err(Error::invalid("the evaluation was broken off"));
+        }
+    }
+    Ok(right as f64 / prompts.len() as f64)
+}
+
+/// The greedy answer to one prompt.
+fn answer(model: &Decoder, ctx: &Ctx, prompt: &Prompt, how: &Answering<'_>) -> Result<String> {
+    let request = Request {
+        prompt: &prompt.ids,
+        max_new_tokens: how.max_new_tokens,
+        stop: how.stop,
+        sampling: Sampling::default(),
+    };
+    let generation = generate(model, &request, ctx, |_| ControlFlow::Continue(()))?;
+    let ids: Vec<u32> = generation.tokens.iter().map(|&id| id as u32).collect();
+    how.tokenizer.decode(&ids, true)
+}

@@ -1,0 +1,175 @@
+//! The folder that a run writes: whose it is, its checkpoints, its result.
+
+use crate::log::LOG;
+use crate::settings::Settings;
+use kinglet_models::fs::{Disk, MANIFEST, recover_inside, verify_manifest, write_file_atomic};
+use kinglet_tensor::{Error, Result};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+/// What is in the folder before a run.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum Contents {
+    /// Nothing, or no folder.
+    Nothing,
+    /// A run, finished or not.
+    Run,
+    /// Something else, such as this.
+    Foreign(String),
+}
+
+/// The output folder.
+pub(crate) struct Output {
+    pub(crate) path: PathBuf,
+}
+
+/// Files of a run in OUTPUT, besides `checkpoint-N/` and the model's shards.
+const OURS: [&str; 11] = [
+    Settings::FILE,
+    LOG,
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "special_tokens_map.json",
+    "added_tokens.json",
+];
+
+const CHECKPOINT: &str = "checkpoint-";
+
+impl Output {
+    pub(crate) fn new(path: &Path) -> Self {
+        Output { path: path.into() }
+    }
+
+    /// What is there. A symbolic link to a folder is that folder; a file in its place is an error.
+    pub(crate) fn contents(&self) -> Result<Contents> {
+        if self.path.join(Settings::FILE).exists() {
+            return Ok(Contents::Run);
+        }
+        let names = self.names()?;
+        // A process that was killed before it wrote its settings leaves a temporary file at most.
+        let foreign = names.into_iter().find(|name| !is_temporary(name));
+        Ok(foreign.map_or(Contents::Nothing, Contents::Foreign))
+    }
+
+    fn names(&self) -> Result<Vec<String>> {
+        let entries = match std::fs::read_dir(&self.path) {
+            Ok(entries) => entries,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(e) => return Err(Error::io(format!("{}: cannot be the output", self.path.display()), e)),
+        };
+        let mut names = entries
+            .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
+            .collect::<std::io::Result<Vec<_>>>()
+            .map_err(|e| Error::io(self.path.display(), e))?;
+        names.sort_unstable();
+        Ok(names)
+    }
+
+    /// Deletes the run in the folder, and nothing else.
+    pub(crate) fn clear(&self) -> Result<()> {
+        recover_inside(&Disk, &self.path)?;
+        // The settings go last: as long as they are there, the folder is known to be a run's.
+        let mut names = self.names()?;
+        names.sort_by_key(|name| name == Settings::FILE);
+        for name in names.iter().filter(|name| is_ours(name)) {
+            let path = self.path.join(name);
+            let gone = if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
+            gone.map_err(|e| Error::io(format!("{}: cannot delete it", path.display()), e))?;
+        }
+        Ok(())
+    }
+
+    /// Makes the folder a run's.
+    pub(crate) fn begin(&self, settings: &Settings) -> Result<()> {
+        recover_inside(&Disk, &self.path)?;
+        let mut text = serde_json::to_string_pretty(settings).map_err(|e| Error::invalid(format!("settings: {e}")))?;
+        text.push('\n');
+        self.write(Settings::FILE, text.as_bytes())
+    }
+
+    fn write(&self, name: &str, bytes: &[u8]) -> Result<()> {
+        write_file_atomic(&Disk, &self.path.join(name), |out| {
+            out.write_all(bytes).map_err(|e| Error::io("cannot write", e))
+        })
+    }
+
+    /// The folder of the checkpoint after `step` steps.
+    pub(crate) fn checkpoint(&self, step: u64) -> PathBuf {
+        self.path.join(format!("{CHECKPOINT}{step}"))
+    }
+
+    /// Steps of all checkpoint folders, newest first.
+    pub(crate) fn checkpoints(&self) -> Result<Vec<u64>> {
+        let names = self.names()?;
+        let mut steps: Vec<u64> = names.iter().filter_map(|name| step_of(name)).collect();
+        steps.sort_unstable_by(|a, b| b.cmp(a));
+        Ok(steps)
+    }
+
+    /// The newest checkpoint whose files are whole. `damaged` hears of those that are not.
+    pub(crate) fn newest(&self, mut damaged: impl FnMut(&Error)) -> Result<Option<u64>> {
+        recover_inside(&Disk, &self.path)?;
+        for step in self.checkpoints()? {
+            match verify_manifest(&Disk, &self.checkpoint(step)) {
+                Ok(_) => return Ok(Some(step)),
+                Err(e) => damaged(&e),
+            }
+        }
+        Ok(None)
+    }
+
+    /// Deletes all but the `limit` newest checkpoints.
+    pub(crate) fn rotate(&self, limit: usize) -> Result<()> {
+        for step in self.checkpoints()?.into_iter().skip(limit) {
+            let path = self.checkpoint(step);
+            // Without its manifest the folder is no checkpoint, however far the deletion gets.
+            let gone = std::fs::remove_file(path.join(MANIFEST)).and_then(|()| std::fs::remove_dir_all(&path));
+            gone.map_err(|e| Error::io(format!("{}: cannot delete it", path.display()), e))?;
+        }
+        Ok(())
+    }
+
+    /// Copies the result out of the last checkpoint. The configuration comes last: it says that the result is whole.
+    pub(crate) fn publish(&self, step: u64) -> Result<()> {
+        let from = self.checkpoint(step);
+        let mut files = verify_manifest(&Disk, &from)?.files;
+        files.retain(|file| !file.name.starts_with(crate::checkpoint::STATE));
+        files.sort_by_key(|file| is_configuration(&file.name));
+        for file in files {
+            let source = from.join(&file.name);
+            let mut reader = std::fs::File::open(&source).map_err(|e| Error::io(source.display(), e))?;
+            write_file_atomic(&Disk, &self.path.join(&file.name), |out| {
+                std::io::copy(&mut reader, out).map(drop).map_err(|e| Error::io(source.display(), e))
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Whether the result is there.
+    pub(crate) fn is_published(&self) -> bool {
+        ["adapter_config.json", "config.json"].iter().any(|name| self.path.join(name).exists())
+    }
+}
+
+fn is_ours(name: &str) -> bool {
+    let is_shard = name.starts_with("model") && (name.ends_with(".safetensors") || name.ends_with(".safetensors.index.json"));
+    OURS.contains(&name) || is_shard || step_of(name).is_some()
+}
+
+/// N of `checkpoint-N`.
+fn step_of(name: &str) -> Option<u64> {
+    name.strip_prefix(CHECKPOINT)?.parse().ok()
+}
+
+fn is_configuration(name: &str) -> bool {
+    name == "adapter_config.json" || name == "config.json"
+}
+
+fn is_temporary(name: &str) -> bool {
+    name.starts_with('.') && name.contains(".kinglet-")
+}

@@ -1,0 +1,236 @@
+//! The one training loop.
+
+use crate::base::Base;
+use crate::checkpoint::{self, Identity};
+use crate::eval::evaluate_loss;
+use crate::learner::Learner;
+use crate::log::Log;
+use crate::output::{Contents, Output};
+use crate::plan::plan;
+use crate::report::{EvalRow, Plan, Reporter, StepRow};
+use crate::rows::{Rows, encode};
+use crate::settings::{Quant, Settings};
+use kinglet_data::{Example, TokenBatch};
+use kinglet_optim::Schedule;
+use kinglet_tensor::{Device, Error, Result};
+use std::ops::ControlFlow;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+/// What to do about a run that is in OUTPUT already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Start {
+    /// Refuse.
+    #[default]
+    New,
+    /// Go on from its newest checkpoint.
+    Resume,
+    /// Delete it.
+    Overwrite,
+}
+
+/// How a run is started and ended.
+#[derive(Clone, Copy, Debug)]
+pub struct RunOptions<'a> {
+    /// What to do about a run that is in OUTPUT already.
+    pub start: Start,
+    /// Stop before step 1, and write nothing.
+    pub dry_run: bool,
+    /// Once it is set, the run saves a checkpoint after the current step and returns.
+    pub stop: &'a AtomicBool,
+}
+
+/// How a run ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// All steps are done and the result is saved.
+    Finished,
+    /// It was asked to stop; it can be resumed.
+    Stopped,
+    /// It was a dry run.
+    Planned,
+    /// There was nothing left to do: the run in OUTPUT is finished.
+    AlreadyFinished,
+}
+
+/// What [`run`] did.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Outcome {
+    /// How it ended.
+    pub end: End,
+    /// Optimiser steps done, those before a resume among them.
+    pub steps: u64,
+    /// The loss of the last step that was made now.
+    pub loss: Option<f64>,
+    /// The last evaluation that was made now.
+    pub eval_loss: Option<f64>,
+}
+
+/// Runs `settings` on `device`: loads base and data, trains, evaluates, saves.
+///
+/// # Errors
+/// When the settings, the model, the data or OUTPUT are at fault, before anything is written; `is_non_finite` when a
+/// loss or gradient is no number: the error names the op, the layer and the rows.
+pub fn run(
+    settings: &Settings,
+    device: &Device,
+    options: RunOptions<'_>,
+    reporter: &mut dyn Reporter,
+) -> Result<Outcome> {
+    settings.validate()?;
+    let output = Output::new(&settings.output);
+    let resuming = check_output(&output, settings, options.start)?;
+    let base = Base::of(settings)?;
+    warn_of_requantisation(settings, &base, reporter);
+    let rows = Rows::new(settings, &base)?;
+    if let Some(text) = rows.report.warning() {
+        reporter.warning(&text);
+    }
+    let checkpoint = if resuming { output.newest(|e| reporter.warning(&e.to_string()))? } else { None };
+    if checkpoint.is_some_and(|step| step >= rows.steps) && output.is_published() {
+        return Ok(Outcome { end: End::AlreadyFinished, steps: rows.steps, loss: None, eval_loss: None });
+    }
+    let eval = settings.eval_data.as_deref().map(|path| encode(path, settings, &base)).transpose()?;
+    let identity = Identity::new(settings, &base, device)?;
+    let mut learner = Learner::new(base.model(settings, device)?, settings)?;
+    let done = match checkpoint {
+        Some(step) => checkpoint::restore(&output.checkpoint(step), &mut learner, settings, &identity)?,
+        None => 0,
+    };
+    let plan = plan(settings, &base, &rows, &learner)?;
+    if options.start == Start::Resume {
+        reporter.resumed(done);
+    }
+    reporter.planned(&plan);
+    if options.dry_run {
+        return Ok(Outcome { end: End::Planned, steps: done, loss: None, eval_loss: None });
+    }
+    if options.start == Start::Overwrite {
+        output.clear()?;
+    }
+    if !resuming || checkpoint.is_none() {
+        output.begin(settings)?;
+    }
+    let log = Log::open(&output.path, done)?;
+    let eval = eval.map(|e| e.examples);
+    let schedule = settings.schedule(rows.steps);
+    let mut run = Run { settings, base, rows: &rows, eval, identity, learner, output, log, plan, schedule, reporter };
+    run.go(done, options.stop)
+}
+
+/// Whether OUTPUT holds a run to go on with.
+fn check_output(output: &Output, settings: &Settings, start: Start) -> Result<bool> {
+    let shown = settings.output.display();
+    match (output.contents()?, start) {
+        (Contents::Foreign(name), _) => Err(Error::invalid(format!(
+            "{shown}: holds {name:?}, which is no part of a run: choose another folder for --output"
+        ))),
+        (Contents::Run, Start::New) => Err(Error::invalid(format!(
+            "{shown}: holds a run already: go on with it by --resume, or replace it by --overwrite"
+        ))),
+        (Contents::Run, Start::Resume) => {
+            Settings::read(&settings.output)?.check_resumable_as(settings)?;
+            Ok(true)
+        }
+        (Contents::Nothing, _) | (Contents::Run, Start::Overwrite) => Ok(false),
+    }
+}
+
+fn warn_of_requantisation(settings: &Settings, base: &Base, reporter: &mut dyn Reporter) {
+    if base.is_quantized() && settings.quant.is_some_and(|q| q != Quant::None) {
+        reporter.warning("the base is quantised already: --quant rounds its decoded weights a second time");
+    }
+}
+
+/// A run in progress.
+struct Run<'a> {
+    settings: &'a Settings,
+    base: Base,
+    rows: &'a Rows,
+    eval: Option<Vec<Example>>,
+    identity: Identity,
+    learner: Learner,
+    output: Output,
+    log: Log,
+    plan: Plan,
+    schedule: Schedule,
+    reporter: &'a mut dyn Reporter,
+}
+
+impl Run<'_> {
+    /// All steps after `done`, and the saves between them.
+    fn go(&mut self, done: u64, stop: &AtomicBool) -> Result<Outcome> {
+        let rows = self.rows;
+        let mut feed = rows.feed();
+        let mut outcome = Outcome { end: End::Finished, steps: done, loss: None, eval_loss: None };
+        while outcome.steps < rows.steps {
+            let step = outcome.steps + 1;
+            outcome.loss = Some(self.step(&feed.step(step - 1)?, step)?);
+            outcome.steps = step;
+            let last = step == rows.steps;
+            if last || self.settings.eval_steps.is_some_and(|n| step.is_multiple_of(n)) {
+                outcome.eval_loss = self.evaluate(step)?.or(outcome.eval_loss);
+            }
+            let stopped = stop.load(Ordering::Relaxed) && !last;
+            let due = self.settings.save_steps > 0 && step.is_multiple_of(self.settings.save_steps);
+            if due || last || stopped {
+                self.save(step)?;
+            }
+            if stopped {
+                outcome.end = End::Stopped;
+                return Ok(outcome);
+            }
+        }
+        self.output.publish(rows.steps)?;
+        self.reporter.saved(&self.output.path);
+        Ok(outcome)
+    }
+
+    /// One optimiser step and its row of the log; the loss.
+    fn step(&mut self, micro: &[TokenBatch], step: u64) -> Result<f64> {
+        let start = Instant::now();
+        if (step - 1).is_multiple_of(self.rows.steps_per_epoch) {
+            self.base.check_unchanged()?;
+        }
+        let rate = self.schedule.rate(step as usize - 1);
+        let result = self.learner.step(micro, step, rate)?;
+        if !(result.loss.is_finite() && result.grad_norm.is_finite()) {
+            return Err(self.learner.explain(micro, step));
+        }
+        let tokens: usize = micro.iter().map(|b| b.ids.len()).sum();
+        let row = StepRow {
+            step,
+            loss: result.loss,
+            learning_rate: rate,
+            grad_norm: result.grad_norm,
+            tokens_per_second: tokens as f64 / start.elapsed().as_secs_f64().max(1e-9),
+            epoch: self.rows.epochs(step),
+        };
+        self.log.step(&row)?;
+        self.reporter.stepped(&row, &self.plan);
+        Ok(row.loss)
+    }
+
+    /// The loss over the evaluation rows, if there are any.
+    fn evaluate(&mut self, step: u64) -> Result<Option<f64>> {
+        let Some(rows) = &self.eval else { return Ok(None) };
+        let ctx = self.learner.eval_ctx();
+        let loss = evaluate_loss(&self.learner.model, &ctx, rows, || ControlFlow::Continue(()))?;
+        let row = EvalRow { step, eval_loss: loss.mean, epoch: self.rows.epochs(step) };
+        self.log.eval(&row)?;
+        self.reporter.evaluated(&row);
+        Ok(Some(row.eval_loss))
+    }
+
+    fn save(&mut self, step: u64) -> Result<()> {
+        self.base.check_unchanged()?;
+        self.log.sync()?;
+        let path = self.output.checkpoint(step);
+        checkpoint::save(&path, step, &self.learner, self.settings, &self.base, &self.identity)?;
+        if let Some(limit) = self.settings.save_total_limit {
+            self.output.rotate(limit)?;
+        }
+        self.reporter.saved(&path);
+        Ok(())
+    }
+}
