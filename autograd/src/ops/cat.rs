@@ -11,7 +11,7 @@ impl<'t> Var<'t> {
     /// When there is none, or they differ in dtype, device or in a dimension other than `dim`.
     pub fn cat(parts: &[&Var<'t>], dim: usize) -> Result<Var<'t>> {
         let first = parts.first().ok_or_else(|| Error::shape("cat", "takes at least one tensor"))?;
-        let values: Vec<Tensor> = parts.iter().map(|v| v.value.clone()).collect();
+        let values: Vec<&Tensor> = parts.iter().map(|v| &v.value).collect();
         let y = ops::cat(&values, dim)?;
         let sizes: Vec<usize> = values.iter().map(|x| x.shape()[dim]).collect();
         // Each part's gradient is its piece of dy.

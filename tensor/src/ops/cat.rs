@@ -11,34 +11,36 @@ struct Cat<'a> {
 }
 kernel!(CAT = "cat", Cat, cat_cpu);
 
-/// The tensors of `xs` one after another along `dim`.
+/// The tensors one after another along `dim`.
 ///
 /// # Errors
 /// When there is none, or they differ in dtype, device or in a dimension other than `dim`.
-pub fn cat(xs: &[Tensor], dim: usize) -> Result<Tensor> {
-    let device = same_device("cat", &xs.iter().collect::<Vec<_>>())?;
-    let first = &xs[0];
+pub fn cat(xs: &[&Tensor], dim: usize) -> Result<Tensor> {
+    let device = same_device("cat", xs)?;
+    let first = xs[0];
     let fits = |x: &Tensor| {
         let same = |d: usize| d == dim || x.shape()[d] == first.shape()[d];
         x.dtype() == first.dtype() && x.rank() == first.rank() && (0..first.rank()).all(same)
     };
-    if dim >= first.rank() || !xs.iter().all(fits) {
+    if dim >= first.rank() || !xs.iter().all(|x| fits(x)) {
         let all: Vec<String> = xs.iter().map(|x| format!("{:?} {}", x.shape(), x.dtype())).collect();
         return Err(Error::shape("cat", format!("{} along dimension {dim}", all.join(", "))));
     }
     let mut shape = first.shape().to_vec();
     shape[dim] = xs.iter().map(|x| x.shape()[dim]).sum();
+    let xs: Vec<Tensor> = xs.iter().map(|&x| x.clone()).collect();
     let mut out = device.alloc(&shape, first.dtype())?;
-    device.run(&CAT, Cat { xs, dim, out: out.view() })?;
+    device.run(&CAT, Cat { xs: &xs, dim, out: out.view() })?;
     Ok(out.finish())
 }
 
-/// The tensors of `xs`, of one shape, along a new dimension before `dim`.
+/// The tensors, of one shape, along a new dimension before `dim`.
 ///
 /// # Errors
 /// As [`cat`].
-pub fn stack(xs: &[Tensor], dim: usize) -> Result<Tensor> {
-    cat(&xs.iter().map(|x| x.unsqueeze(dim)).collect::<Result<Vec<_>>>()?, dim)
+pub fn stack(xs: &[&Tensor], dim: usize) -> Result<Tensor> {
+    let xs: Vec<Tensor> = xs.iter().map(|x| x.unsqueeze(dim)).collect::<Result<_>>()?;
+    cat(&xs.iter().collect::<Vec<_>>(), dim)
 }
 
 /// `x` with `before` zeros in front of it and `after` behind it along `dim`: the gradient of a narrowed view.
@@ -53,7 +55,7 @@ pub fn pad(x: &Tensor, dim: usize, before: usize, after: usize) -> Result<Tensor
         shape[dim] = len;
         zero.broadcast_to(&shape)
     };
-    cat(&[zeros(before)?, x.clone(), zeros(after)?], dim)
+    cat(&[&zeros(before)?, x, &zeros(after)?], dim)
 }
 
 fn cat_cpu(cpu: &Cpu, mut args: Cat<'_>) -> Result<()> {
