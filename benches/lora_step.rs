@@ -57,7 +57,7 @@ fn bench(o: &Options) -> Result<()> {
     let ids: Vec<i32> = (0..tokens).map(|i| (Key::derive(&[1]).words(i as u64)[0] % vocab) as i32).collect();
     let offsets: Vec<usize> = (0..=o.batch).map(|i| i * o.length).collect();
     let batch = Batch::new(&ids, &offsets, &device)?;
-    let last = |i: usize| (i + 1) % o.length == 0;
+    let last = |i: usize| (i + 1).is_multiple_of(o.length);
     let targets: Vec<i32> = (0..tokens).map(|i| if last(i) { -1 } else { ids[i + 1] }).collect();
     let divisor = targets.iter().filter(|&&t| t >= 0).count() as f32;
     let targets = Tensor::from_vec(targets, &[tokens], &device)?;

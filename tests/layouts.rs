@@ -97,7 +97,7 @@ fn apply(view: &View, tensor: &Tensor, array: &Array<f32>) -> (Tensor, Array<f32
         }
         View::Split(d, by) if rank < 5 => {
             let (d, by) = (d % rank, 1 + by % 4);
-            if shape[d] % by != 0 {
+            if !shape[d].is_multiple_of(by) {
                 return unchanged();
             }
             shape[d] /= by;
