@@ -1,7 +1,7 @@
 //! The command line. Names follow transformers' TrainingArguments, PEFT's LoraConfig and bitsandbytes' configuration.
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use std::path::PathBuf;
 
 /// Fine-tune and run Llama-style language models: LoRA, QLoRA and full, in Hugging Face's file formats.
@@ -139,18 +139,20 @@ pub(crate) struct FinetuneOptions {
     pub(crate) lora_dropout: Option<f32>,
     /// all-linear, names separated by commas, or a regular expression [default: all-linear]
     #[arg(long, value_name = "T")]
+    #[serde(deserialize_with = "names")]
     pub(crate) target_modules: Option<String>,
     /// Scale by alpha / sqrt(r)
-    #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
     pub(crate) use_rslora: Option<bool>,
     /// Modules to train in full and save beside the adapter, separated by commas
     #[arg(long, value_name = "NAMES")]
+    #[serde(deserialize_with = "names")]
     pub(crate) modules_to_save: Option<String>,
-    /// nf4, fp4 or none: how qlora stores the base [default: nf4]
+    /// nf4, fp4 or none: how the base is held; by default nf4 under qlora unless it is quantised already [default: nf4]
     #[arg(long, value_name = "KIND")]
     pub(crate) quant: Option<Quant>,
     /// Keep block scales in f32 instead of quantising them too
-    #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
     pub(crate) no_double_quant: Option<bool>,
     /// Peak learning rate [default: 2e-4]
     #[arg(long, value_name = "X")]
@@ -186,16 +188,16 @@ pub(crate) struct FinetuneOptions {
     #[arg(long, value_name = "N")]
     pub(crate) max_length: Option<usize>,
     /// Put several rows into one sequence of max-length; no row sees another
-    #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL", overrides_with = "no_packing")]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", overrides_with = "no_packing")]
     pub(crate) packing: Option<bool>,
     /// One row a sequence (the default)
-    #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
     pub(crate) no_packing: Option<bool>,
     /// Take rows in the order of the file
-    #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
     pub(crate) no_shuffle: Option<bool>,
     /// Run each layer again in the backward pass: less memory, more time
-    #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
     pub(crate) gradient_checkpointing: Option<bool>,
     /// Seed of everything random [default: 42]
     #[arg(long, value_name = "N")]
@@ -228,26 +230,40 @@ pub(crate) struct FinetuneOptions {
     #[arg(long, value_name = "DIR")]
     pub(crate) init_adapter: Option<PathBuf>,
     /// No chat template: prompt and completion are joined as they are
-    #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
     pub(crate) raw: Option<bool>,
     /// A Jinja chat template to use instead of the model's
     #[arg(long, value_name = "FILE")]
     pub(crate) chat_template: Option<PathBuf>,
     /// Train a new model: MODEL has a config.json and a tokenizer but no weights
-    #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
     pub(crate) from_scratch: Option<bool>,
     /// Read weight files into memory instead of mapping them
-    #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
     pub(crate) no_mmap: Option<bool>,
     /// Continue the run in OUTPUT from its newest checkpoint
-    #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL", conflicts_with = "overwrite")]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", conflicts_with = "overwrite")]
     pub(crate) resume: Option<bool>,
     /// Replace the run in OUTPUT
-    #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
     pub(crate) overwrite: Option<bool>,
     /// Print the plan and stop before step 1
-    #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
     pub(crate) dry_run: Option<bool>,
+}
+
+/// Names in run.toml: a text, as a flag takes it, or a list.
+fn names<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "must be a text or a list of names")]
+    enum Names {
+        Text(String),
+        List(Vec<String>),
+    }
+    Ok(Some(match Names::deserialize(from)? {
+        Names::Text(text) => text,
+        Names::List(list) => list.join(","),
+    }))
 }
 
 #[derive(Args, Clone, Debug)]
@@ -296,7 +312,7 @@ pub(crate) struct EvalArgs {
     /// Tokens of a row; longer rows lose their end
     #[arg(long, value_name = "N", default_value_t = 1024)]
     pub(crate) max_length: usize,
-    /// Rows at a time; results do not depend on it
+    /// Rows that may be taken together; results do not depend on it (rows go one at a time today)
     #[arg(long, value_name = "N", default_value_t = 8)]
     pub(crate) batch_size: usize,
     /// The most tokens of an answer under exact-match

@@ -1,12 +1,13 @@
 //! `kinglet generate`.
 
 use crate::args::GenerateArgs;
+use crate::console::{next, out};
 use crate::session::Session;
 use kinglet_data::Message;
 use kinglet_models::{Finish, Request, Sampling, generate};
 use kinglet_tensor::{Error, Result};
 use serde_json::{Value, json};
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::time::Instant;
@@ -36,25 +37,23 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<()> {
         }
         if output.broken || output.failed.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     })?;
+    output.print(&stream.finish()?);
     if let Some(error) = output.failed {
         return Err(error);
     }
-    output.print(&stream.finish()?);
     let seconds = start.elapsed().as_secs_f64();
     if args.json {
-        println!(
-            "{}",
-            json!({
-                "text": output.text,
-                "tokens": made.tokens,
-                "finish_reason": reason(made.finish),
-                "prompt_tokens": prompt.len(),
-                "seconds": seconds,
-            })
-        );
-    } else {
-        println!();
+        out(json!({
+            "text": output.text,
+            "tokens": made.tokens,
+            "finish_reason": reason(made.finish),
+            "prompt_tokens": prompt.len(),
+            "seconds": seconds,
+        }))?;
+    } else if !output.broken {
+        out("")?;
     }
+    next(format!("eval {} --data ROWS.jsonl", session.shown));
     Ok(())
 }
 
@@ -90,6 +89,9 @@ fn conversation(args: &GenerateArgs) -> Result<Conversation> {
         (None, None) => return Err(Error::invalid("--prompt or --messages is needed")),
     };
     if let Some(system) = &args.system {
+        if messages[0].role() == "system" {
+            return Err(Error::invalid("--system: the messages begin with a system message already"));
+        }
         messages.insert(0, Message::new("system", system));
     }
     Ok(Conversation::Chat(messages))
@@ -136,7 +138,11 @@ impl Output {
         self.text.push_str(piece);
         if self.live && !piece.is_empty() {
             let mut out = std::io::stdout();
-            self.broken |= out.write_all(piece.as_bytes()).and_then(|()| out.flush()).is_err();
+            match out.write_all(piece.as_bytes()).and_then(|()| out.flush()) {
+                Err(e) if e.kind() == ErrorKind::BrokenPipe => self.broken = true,
+                Err(e) => self.failed = Some(Error::io("standard output", e)),
+                Ok(()) => {}
+            }
         }
     }
 }

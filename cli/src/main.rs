@@ -3,18 +3,51 @@
 //! Exit codes: 0 done; 2 the input is at fault, with one line on standard error that says what and what to do; 1 a
 //! fault of kinglet itself.
 #![forbid(unsafe_code)]
+#![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod args;
+mod console;
+mod demo;
+mod eval;
+mod finetune;
 mod generate;
+mod inspect;
+mod merge;
 mod options;
+mod progress;
+mod quantize;
 mod session;
+mod settings;
+mod target;
 
 use args::{Cli, Command};
 use clap::Parser;
 use clap::error::ErrorKind;
+use console::{note, one_line};
+use std::panic::{AssertUnwindSafe, PanicHookInfo, catch_unwind, set_hook};
 use std::process::ExitCode;
 
+const INPUT_AT_FAULT: u8 = 2;
+const KINGLET_AT_FAULT: u8 = 1;
+
 fn main() -> ExitCode {
+    set_hook(Box::new(ask_to_report));
+    // Nothing is looked at after a panic, so nothing broken can be seen.
+    match catch_unwind(AssertUnwindSafe(parse_and_run)) {
+        Ok(code) => code,
+        Err(_) => ExitCode::from(KINGLET_AT_FAULT),
+    }
+}
+
+/// A panic is a fault of ours: one line that helps to find it.
+fn ask_to_report(panic: &PanicHookInfo<'_>) {
+    let what = panic.payload_as_str().unwrap_or("no message");
+    let place = panic.location().map(|at| format!(" at {}:{}", at.file(), at.line())).unwrap_or_default();
+    let version = env!("CARGO_PKG_VERSION");
+    note(one_line(&format!("kinglet: a fault in kinglet {version} itself, please report it: {what}{place}")));
+}
+
+fn parse_and_run() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return usage(&error),
@@ -22,22 +55,52 @@ fn main() -> ExitCode {
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("kinglet: {error}");
-            ExitCode::from(2)
+            note(format!("kinglet: {}", one_line(&error.to_string())));
+            ExitCode::from(INPUT_AT_FAULT)
         }
     }
 }
 
-/// Prints help and version on standard output with 0, everything else on standard error with 2.
-fn usage(error: &clap::Error) -> ExitCode {
-    let help = matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
-    let _ = error.print();
-    if help { ExitCode::SUCCESS } else { ExitCode::from(2) }
-}
-
 fn run(cli: Cli) -> kinglet_tensor::Result<()> {
     match cli.command {
+        None => demo::run(),
+        Some(Command::Finetune(args)) => finetune::run(*args),
         Some(Command::Generate(args)) => generate::run(&args),
-        _ => Err(kinglet_tensor::Error::unsupported("not in this build yet")),
+        Some(Command::Eval(args)) => eval::run(&args),
+        Some(Command::Merge(args)) => merge::run(&args),
+        Some(Command::Quantize(args)) => quantize::run(&args),
+        Some(Command::Inspect(args)) => inspect::run(&args),
+    }
+}
+
+/// Prints help and version on standard output with 0, everything else as one line on standard error with 2.
+fn usage(error: &clap::Error) -> ExitCode {
+    if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
+        // A closed pipe (`| head`) is no fault of anybody.
+        let _ = error.print();
+        return ExitCode::SUCCESS;
+    }
+    note(usage_line(&error.render().to_string()));
+    ExitCode::from(INPUT_AT_FAULT)
+}
+
+/// clap's message without the usage below it, as one line.
+fn usage_line(message: &str) -> String {
+    let is_footer = |line: &&str| !(line.starts_with("Usage:") || line.starts_with("For more information"));
+    let lines: Vec<&str> = message.lines().take_while(is_footer).map(str::trim).filter(|l| !l.is_empty()).collect();
+    let text = lines.join(" ");
+    format!("kinglet: {}; --help lists the options", text.strip_prefix("error: ").unwrap_or(&text))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_usage_error_is_one_line() {
+        let error = Cli::try_parse_from(["kinglet", "merge", "--model", "m"]).err().unwrap();
+        let line = usage_line(&error.render().to_string());
+        assert!(line.starts_with("kinglet: ") && line.contains("--adapter") && line.contains("--output"), "{line}");
+        assert!(!line.contains('\n') && !line.contains("Usage"), "{line}");
     }
 }

@@ -1,17 +1,23 @@
-//! What generate and eval share: a device, a model on it, and the context to run it in.
+//! What the commands share: a device, a model on it, and the context to run it in.
 
 use crate::args::{DeviceArgs, Dtype, ModelArgs, Quant};
+use crate::console::{quoted, warn};
 use kinglet_models::{Ctx, Decoder, LoadOptions, QuantOptions};
+use kinglet_peft::Adapter;
 use kinglet_quant::nf4::Format;
 use kinglet_tensor::cpu::{Level, Simd};
 use kinglet_tensor::{CpuOptions, DType, Device, Error, Result};
-use kinglet_train::{Base, OpenOptions};
+use kinglet_train::{Base, OpenOptions, Settings};
+use std::path::Path;
 
 /// A loaded model.
 pub(crate) struct Session {
     pub(crate) base: Base,
     pub(crate) model: Decoder,
+    /// With the adapter in force, if one was asked for.
     pub(crate) ctx: Ctx,
+    /// The options that named it, for the next command.
+    pub(crate) shown: String,
 }
 
 impl Session {
@@ -25,16 +31,59 @@ impl Session {
         };
         let base = Base::open(&args.model, options)?;
         let quant = quantization(args.quant, !args.no_double_quant);
-        let model = base.load(&LoadOptions { device, quant })?;
-        let ctx = Ctx::eval(compute_dtype(&args.device));
-        if let Some(adapter) = &args.adapter {
-            return Err(Error::unsupported(format!("--adapter {}: not in this build yet", adapter.display())));
+        if quant.is_some() {
+            check_requantisation(&base)?;
         }
-        Ok(Session { base, model, ctx })
+        let model = base.load(&LoadOptions { device, quant })?;
+        let mut ctx = Ctx::eval(compute_dtype(&args.device));
+        let mut shown = format!("--model {}", quoted(&args.model));
+        if let Some(folder) = &args.adapter {
+            ctx = ctx.with_adapters(adapter(folder, &model)?.set());
+            shown += &format!(" --adapter {}", quoted(folder));
+        }
+        Ok(Session { base, model, ctx, shown })
     }
 }
 
-fn quantization(quant: Option<Quant>, double: bool) -> Option<QuantOptions> {
+/// Quantising what is quantised already loses more than either alone.
+///
+/// # Errors
+/// When the base is in bitsandbytes' blocks, which stay as they are.
+pub(crate) fn check_requantisation(base: &Base) -> Result<()> {
+    if !base.is_quantized() {
+        return Ok(());
+    }
+    let shown = base.source.path.display();
+    if base.source.gguf.is_none() {
+        return Err(Error::invalid(format!(
+            "{shown}: is in 4 bits already: leave out --quant, or give the original model"
+        )));
+    }
+    warn(format!("{shown}: is quantised already: its decoded weights are rounded a second time"));
+    Ok(())
+}
+
+/// The adapter in a PEFT folder, a checkpoint or the output of a run.
+///
+/// # Errors
+/// When there is none, or it does not fit the model.
+pub(crate) fn adapter(folder: &Path, model: &Decoder) -> Result<Adapter> {
+    let has = |name: &str| folder.join(name).exists();
+    if !has(kinglet_peft::CONFIG_FILE) {
+        let shown = folder.display();
+        if has("config.json") {
+            return Err(Error::invalid(format!("{shown}: a whole model, not an adapter: give it as --model")));
+        }
+        if has(Settings::FILE) {
+            let what = "the run is not finished: give one of its checkpoint-N folders";
+            return Err(Error::invalid(format!("{shown}: {what}, or go on with finetune --resume --output {shown}")));
+        }
+    }
+    Adapter::load(folder, model)
+}
+
+/// How `--quant` and `--no-double-quant` ask the linear layers to be held.
+pub(crate) fn quantization(quant: Option<Quant>, double: bool) -> Option<QuantOptions> {
     let format = match quant? {
         Quant::Nf4 => Format::Nf4,
         Quant::Fp4 => Format::Fp4,
@@ -52,6 +101,9 @@ fn compute_dtype(args: &DeviceArgs) -> DType {
 
 /// The device called `name`, with the SIMD level of KINGLET_SIMD (portable, avx2 or avx512) if that is set.
 pub(crate) fn device(name: Option<&str>, threads: Option<usize>) -> Result<Device> {
+    if threads == Some(0) {
+        return Err(Error::invalid("--threads must be at least 1"));
+    }
     match name.unwrap_or("cpu") {
         "cpu" => Device::cpu(CpuOptions { threads, simd: simd()?, ..CpuOptions::default() }),
         other if other == "emulated" || other == "cuda" || other.starts_with("cuda:") => {

@@ -1,0 +1,92 @@
+//! `kinglet finetune`.
+
+use crate::args::FinetuneArgs;
+use crate::console::{next, note, out, quoted};
+use crate::options::gather;
+use crate::progress::{Progress, describe};
+use crate::settings::{settings, start};
+use crate::{demo, session};
+use kinglet_tensor::{Error, Result};
+use kinglet_train::{End, Method, Outcome, RunOptions, Settings, run as train};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::flag;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+/// # Errors
+/// When the input is at fault.
+pub(crate) fn run(args: FinetuneArgs) -> Result<()> {
+    if args.is_empty() {
+        return demo::run();
+    }
+    let options = gather(args)?;
+    let settings = settings(&options)?;
+    let device = session::device(Some(&settings.device), settings.threads)?;
+    let dry_run = options.dry_run == Some(true);
+    let stop = stop_on_signal()?;
+    let mut progress = Progress::new(&settings, dry_run);
+    let outcome = train(&settings, &device, RunOptions { start: start(&options), dry_run, stop: &stop }, &mut progress);
+    progress.finish();
+    report(&outcome?, &settings, &progress)
+}
+
+impl FinetuneArgs {
+    fn is_empty(&self) -> bool {
+        self.config.is_none() && self.options == Default::default()
+    }
+}
+
+/// A flag that the first SIGTERM or Ctrl-C sets; the second ends the process at once.
+fn stop_on_signal() -> Result<Arc<AtomicBool>> {
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM] {
+        // A process that a signal ends has this status in a shell.
+        flag::register_conditional_shutdown(signal, 128 + signal, stop.clone())
+            .and_then(|_| flag::register(signal, stop.clone()))
+            .map_err(|e| Error::io("cannot listen for signals", e))?;
+    }
+    Ok(stop)
+}
+
+/// Says how the run ended and what may come next.
+fn report(outcome: &Outcome, settings: &Settings, progress: &Progress) -> Result<()> {
+    let output = quoted(&settings.output);
+    let (model, data) = (quoted(&settings.model), quoted(&settings.data));
+    match outcome.end {
+        End::Planned => {
+            out(progress.plan.as_ref().map(describe).unwrap_or_default())?;
+            note("a dry run: nothing was trained or written");
+            next(format!(
+                "finetune --model {model} --data {data} --output {output}, and the same options but --dry-run"
+            ));
+            return Ok(());
+        }
+        End::Stopped => {
+            out(format!("stopped after step {}; it is saved in {}", outcome.steps, settings.output.display()))?;
+            next(format!("finetune --resume --output {output}"));
+            return Ok(());
+        }
+        End::AlreadyFinished => out(format!("the run in {} is finished: nothing to do", settings.output.display()))?,
+        End::Finished => out(finished(outcome, settings))?,
+    }
+    let trained = match settings.method {
+        Method::Full => format!("--model {output}"),
+        Method::Lora | Method::Qlora => format!("--model {model} --adapter {output}"),
+    };
+    match &settings.eval_data {
+        Some(rows) => next(format!("eval {trained} --data {} --metrics loss,exact-match", quoted(rows))),
+        None => next(format!("generate {trained} --prompt 'Hello'")),
+    }
+    Ok(())
+}
+
+fn finished(outcome: &Outcome, settings: &Settings) -> String {
+    let mut text = format!("{} steps done", outcome.steps);
+    if let Some(loss) = outcome.loss {
+        text += &format!(", loss {loss:.4}");
+    }
+    if let Some(loss) = outcome.eval_loss {
+        text += &format!(", eval loss {loss:.4}");
+    }
+    text + &format!("; the result is in {}", settings.output.display())
+}
