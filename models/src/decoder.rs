@@ -124,7 +124,7 @@ impl Decoder {
                 tensor_ops::rope_table(positions, &f.inv_freq, f.attention_factor, &self.device)
             });
             let (cos, sin): (Vec<_>, Vec<_>) = tables.collect::<Result<Vec<_>>>()?.into_iter().unzip();
-            (tensor_ops::cat(&cos, 0)?, tensor_ops::cat(&sin, 0)?)
+            (rows(&cos)?, rows(&sin)?)
         } else {
             tensor_ops::rope_table(&batch.positions, &whole.inv_freq, whole.attention_factor, &self.device)?
         };
@@ -180,6 +180,11 @@ impl Decoder {
             None => ops::linear_cross_entropy_frozen(hidden, &**weight, targets, divisor),
         }
     }
+}
+
+/// Tables of several sequences, one after another.
+fn rows(tables: &[Tensor]) -> Result<Tensor> {
+    tensor_ops::cat(&tables.iter().collect::<Vec<_>>(), 0)
 }
 
 /// A block that keeps only its input and runs again in the backward pass.
