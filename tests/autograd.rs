@@ -4,8 +4,6 @@
 use kinglet_autograd::{Grads, Options, ParamSet, Save, Tape, Var};
 use kinglet_tensor::cpu::Cpu;
 use kinglet_tensor::{CpuOptions, DType, Device, Result, Tensor, TensorMut, kernel, ops};
-use std::cell::RefCell;
-use std::rc::Rc;
 use std::sync::{Arc, Mutex};
 
 fn device() -> Device {
@@ -145,9 +143,9 @@ fn a_parameter_is_ready_after_the_last_of_its_uses() {
     let device = device();
     let set = params(&device);
     let mut grads = Grads::new(&set).unwrap();
-    let order = Rc::new(RefCell::new(Vec::new()));
+    let order = Arc::new(Mutex::new(Vec::new()));
     let seen = order.clone();
-    grads.on_ready(move |id| seen.borrow_mut().push(id));
+    grads.on_ready(move |id| seen.lock().unwrap().push(id));
     for _ in 0..2 {
         let tape = Tape::new();
         let x = tape.constant(values(&[2, 8], 1, &device));
@@ -155,7 +153,7 @@ fn a_parameter_is_ready_after_the_last_of_its_uses() {
         let y = [1, 0, 1, 2].iter().try_fold(x, |x, &id| x.matmul(&tape.param(&set, id)?)).unwrap();
         tape.backward(&y.sum_all().unwrap(), &mut grads).unwrap();
     }
-    assert_eq!(*order.borrow(), [2, 0, 1, 2, 0, 1]);
+    assert_eq!(*order.lock().unwrap(), [2, 0, 1, 2, 0, 1]);
 }
 
 #[test]
