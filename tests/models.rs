@@ -1,6 +1,8 @@
 //! Every architecture against transformers: logits, loss and gradients of small random models, see
 //! `scripts/make-model-fixtures`.
 
+#![allow(clippy::unwrap_used)]
+
 use kinglet::autograd::{Grads, ParamSet, Tape};
 use kinglet::models::mmap::Mapped;
 use kinglet::models::{AdapterMap, AdapterSet, Batch, Ctx, Decoder, LoadOptions, Source, WeightFiles, safetensors};

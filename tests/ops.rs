@@ -1,4 +1,5 @@
-//! Every op against the oracle, at the SIMD level that `KINGLET_SIMD` names (portable, avx2 or avx512; the machine's best by default).
+//! Every op against the oracle, at the SIMD level that `KINGLET_SIMD` names: portable, avx2 or avx512; by default the
+//! machine's best.
 
 use kinglet_oracle::{Checker, cases, for_each_case};
 use kinglet_tensor::cpu::{Level, Simd};

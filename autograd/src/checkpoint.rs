@@ -48,20 +48,28 @@ pub(crate) fn replay(
     options: Options,
 ) -> Result<()> {
     let tape = Tape::with(options);
-    let inputs = (0..node.inputs.len()).map(|i| {
+    let mut inputs: Vec<Var<'_>> = Vec::with_capacity(node.inputs.len());
+    // Each tracked input once, though it may be given several times: the leaf here, the value on the outer tape.
+    let mut leaves = Vec::new();
+    for (i, outer) in node.inputs.iter().enumerate() {
         let value = saved.tensor(i)?.clone();
-        Ok(if node.inputs[i].is_some() { tape.leaf(value) } else { tape.constant(value) })
-    });
-    let inputs: Vec<Var<'_>> = inputs.collect::<Result<_>>()?;
+        inputs.push(match (outer, node.inputs[..i].iter().position(|other| other == outer)) {
+            (None, _) => tape.constant(value),
+            (Some(_), Some(first)) => inputs[first].clone(),
+            (Some(outer), None) => {
+                let leaf = tape.leaf(value);
+                leaves.extend(leaf.id.map(|id| (id, *outer)));
+                leaf
+            }
+        });
+    }
     let outputs = forward(&tape, &inputs)?;
     if outputs.len() != dys.len() {
         return Err(Error::invalid("checkpoint: the block gave another number of outputs when run again"));
     }
     let mut walk = Walk::new(tape.spend()?, options);
-    for (leaf, outer) in inputs.iter().zip(&node.inputs) {
-        if let (Some(leaf), Some(outer)) = (leaf.id, outer) {
-            walk.running[leaf] = running[*outer].take();
-        }
+    for &(leaf, outer) in &leaves {
+        walk.running[leaf] = running[outer].take();
     }
     for (output, dy) in outputs.iter().zip(dys) {
         if let (Some(id), Some(dy)) = (output.id, dy) {
@@ -69,10 +77,8 @@ pub(crate) fn replay(
         }
     }
     walk.run(grads, false)?;
-    for (leaf, outer) in inputs.iter().zip(&node.inputs) {
-        if let (Some(leaf), Some(outer)) = (leaf.id, outer) {
-            running[*outer] = walk.running[leaf].take();
-        }
+    for (leaf, outer) in leaves {
+        running[outer] = walk.running[leaf].take();
     }
     Ok(())
 }

@@ -122,7 +122,7 @@ impl ParamSet {
 }
 
 /// Called with each parameter whose gradient of this backward pass is complete.
-type OnReady = Box<dyn FnMut(ParamId)>;
+type OnReady = Box<dyn FnMut(ParamId) + Send>;
 
 /// The gradients of a [`ParamSet`]: allocated once, added to by every backward pass until zeroed.
 pub struct Grads {
@@ -150,7 +150,7 @@ impl Grads {
     }
 
     /// Calls `f` in every backward pass as soon as a parameter's gradient is complete: where data parallelism hooks in.
-    pub fn on_ready(&mut self, f: impl FnMut(ParamId) + 'static) {
+    pub fn on_ready(&mut self, f: impl FnMut(ParamId) + Send + 'static) {
         self.on_ready = Some(Box::new(f));
     }
 

@@ -64,7 +64,7 @@ fn trained_or<'t>(
 }
 
 /// Root-mean-square norm with a weight.
-pub struct Norm {
+pub(crate) struct Norm {
     pub(crate) weight_name: String,
     pub(crate) weight: Tensor,
     pub(crate) eps: f32,
@@ -75,7 +75,7 @@ impl Norm {
     ///
     /// # Errors
     /// When the last dimension is not the weight's.
-    pub fn forward<'t>(&self, x: &Var<'t>, ctx: &Ctx) -> Result<Var<'t>> {
+    pub(crate) fn forward<'t>(&self, x: &Var<'t>, ctx: &Ctx) -> Result<Var<'t>> {
         let weight = match ctx.trained(x.tape(), &self.weight_name)? {
             Some(weight) => weight,
             None => x.tape().constant(self.weight.clone()),
@@ -85,7 +85,7 @@ impl Norm {
 }
 
 /// Grouped-query self-attention with rotary positions.
-pub struct Attention {
+pub(crate) struct Attention {
     pub(crate) q: Linear,
     pub(crate) k: Linear,
     pub(crate) v: Linear,
@@ -133,7 +133,7 @@ impl Attention {
 }
 
 /// down(silu(gate(x)) · up(x))
-pub struct Mlp {
+pub(crate) struct Mlp {
     pub(crate) gate: Linear,
     pub(crate) up: Linear,
     pub(crate) down: Linear,
@@ -148,7 +148,7 @@ impl Mlp {
 }
 
 /// One decoder layer: x + attention(norm(x)), then x + mlp(norm(x)).
-pub struct Block {
+pub(crate) struct Block {
     pub(crate) name: Arc<str>,
     pub(crate) input_norm: Norm,
     pub(crate) attention: Attention,

@@ -27,7 +27,8 @@ pub(crate) fn device(threads: usize) -> Device {
 pub(crate) fn case(name: &str, output: &Path) -> (Settings, Value) {
     let folder = fixtures().join(name);
     let golden: Value = serde_json::from_str(&std::fs::read_to_string(folder.join("golden.json")).unwrap()).unwrap();
-    let mut settings = Settings::new(fixtures().join(golden["base"].as_str().unwrap()), folder.join("data.jsonl"), output);
+    let mut settings =
+        Settings::new(fixtures().join(golden["base"].as_str().unwrap()), folder.join("data.jsonl"), output);
     settings.method = serde_json::from_value(golden["method"].clone()).unwrap();
     settings.init_adapter = Some(folder.join("adapter-init"));
     settings.learning_rate = golden["learning_rate"].as_f64().unwrap();

@@ -27,7 +27,10 @@ fn follows_peft(name: &str) {
             close(&row[key], &step[key], &format!("{name}, step {}, {key}", row["step"]));
         }
     }
-    same_adapter(&folder.join("adapter_model.safetensors"), &fixtures().join(name).join("adapter-final/adapter_model.safetensors"));
+    same_adapter(
+        &folder.join("adapter_model.safetensors"),
+        &fixtures().join(name).join("adapter-final/adapter_model.safetensors"),
+    );
 }
 
 /// The trained weights have PEFT's names and shapes, and their values up to the drift of 20 steps.

@@ -4,3 +4,5 @@
 
 mod common;
 mod curves;
+mod folder;
+mod resume;

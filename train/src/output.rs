@@ -157,7 +157,8 @@ impl Output {
 }
 
 fn is_ours(name: &str) -> bool {
-    let is_shard = name.starts_with("model") && (name.ends_with(".safetensors") || name.ends_with(".safetensors.index.json"));
+    let is_shard =
+        name.starts_with("model") && (name.ends_with(".safetensors") || name.ends_with(".safetensors.index.json"));
     OURS.contains(&name) || is_shard || step_of(name).is_some()
 }
 

@@ -1,4 +1,5 @@
-//! Differentiable operations: each pairs a forward function of `kinglet_tensor::ops` with its gradient rule.
+//! Differentiable operations: each pairs a forward function of `kinglet_tensor::ops` with its gradient rule. What acts on
+//! one or two variables is a method of [`crate::Var`]; the ops of models are functions.
 
 mod affine;
 mod attention;

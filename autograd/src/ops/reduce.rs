@@ -75,7 +75,7 @@ impl<'t> Var<'t> {
         // The element that was chosen has all of the gradient.
         self.tape.record(name, &[self], given).save(saved).rule(move |dy, saved, sink| {
             let (x, y) = (saved.tensor(0)?, saved.tensor(1)?);
-            sink.add(0, ops::extreme_grad(x, y, &dy.reshape(y.shape())?, &reduced)?)
+            sink.add(0, ops::extreme_backward(x, y, &dy.reshape(y.shape())?, &reduced)?)
         })
     }
 }

@@ -26,6 +26,6 @@ impl<'t> Var<'t> {
         self.tape
             .record(name, &[self], y.clone())
             .save([Save::Tensor(&y)])
-            .rule(move |dy, saved, sink| sink.add(0, ops::softmax_grad(op, saved.tensor(0)?, dy)?))
+            .rule(move |dy, saved, sink| sink.add(0, ops::softmax_backward(op, saved.tensor(0)?, dy)?))
     }
 }

@@ -11,7 +11,7 @@ impl<'t> Var<'t> {
             .record(name, &[self], y)
             .save([Save::Var(self)])
             .recipe(move |saved| ops::unary(op, saved.tensor(0)?))
-            .rule(move |dy, saved, sink| sink.add(0, ops::unary_grad(op, saved.tensor(0)?, dy)?))
+            .rule(move |dy, saved, sink| sink.add(0, ops::unary_backward(op, saved.tensor(0)?, dy)?))
     }
 }
 

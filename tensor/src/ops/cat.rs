@@ -18,7 +18,6 @@ kernel!(CAT = "cat", Cat, cat_cpu);
 pub fn cat(xs: &[&Tensor], dim: usize) -> Result<Tensor> {
     let device = same_device("cat", xs)?;
     let first = xs[0];
-    let mut shape = first.shape().to_vec();
     let fits = |x: &Tensor| {
         let same = |d: usize| d == dim || x.shape()[d] == first.shape()[d];
         x.dtype() == first.dtype() && x.rank() == first.rank() && (0..first.rank()).all(same)
@@ -27,6 +26,7 @@ pub fn cat(xs: &[&Tensor], dim: usize) -> Result<Tensor> {
         let all: Vec<String> = xs.iter().map(|x| format!("{:?} {}", x.shape(), x.dtype())).collect();
         return Err(Error::shape("cat", format!("{} along dimension {dim}", all.join(", "))));
     }
+    let mut shape = first.shape().to_vec();
     shape[dim] = xs.iter().map(|x| x.shape()[dim]).sum();
     let xs: Vec<Tensor> = xs.iter().map(|&x| x.clone()).collect();
     let mut out = device.alloc(&shape, first.dtype())?;

@@ -39,10 +39,10 @@ pub use layer_norm::{layer_norm, layer_norm_backward, layer_norm_backward_weight
 pub use linear_cross_entropy::{LinearCrossEntropy, Projection, Wants, linear_cross_entropy, logits, token_losses};
 pub use matmul::{matmul, matmul_into};
 pub use random::{normal, uniform};
-pub use reduce::{Reduce, argmax, extreme_grad, kept_shape, reduce, sum_to};
+pub use reduce::{Reduce, argmax, extreme_backward, kept_shape, reduce, sum_to};
 pub use rms_norm::{rms_norm, rms_norm_backward, rms_norm_backward_weight};
 pub use rope::{rope, rope_backward, rope_table};
 pub use scale::{add_scaled, scale};
-pub use softmax::{Softmax, softmax, softmax_grad};
+pub use softmax::{Softmax, softmax, softmax_backward};
 pub use swiglu::{swiglu, swiglu_backward};
-pub use unary::{Unary, unary, unary_grad};
+pub use unary::{Unary, unary, unary_backward};

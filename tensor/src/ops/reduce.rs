@@ -36,14 +36,14 @@ struct ReduceArgs<'a> {
 }
 kernel!(REDUCE = "reduce", ReduceArgs, reduce_cpu);
 
-struct ExtremeGrad<'a> {
+struct ExtremeBackward<'a> {
     /// The kept dimensions, then the reduced ones.
     x: &'a Tensor,
     y: &'a Tensor,
     dy: &'a Tensor,
     dx: TensorMut<'a>,
 }
-kernel!(EXTREME_GRAD = "extreme_grad", ExtremeGrad, extreme_grad_cpu);
+kernel!(EXTREME_BACKWARD = "extreme_backward", ExtremeBackward, extreme_backward_cpu);
 
 struct ArgMax<'a> {
     /// The kept dimensions, then the reduced one.
@@ -79,16 +79,16 @@ pub fn kept_shape(x: &Tensor, dims: &[usize]) -> Vec<usize> {
 ///
 /// # Errors
 /// When the shapes do not fit together.
-pub fn extreme_grad(x: &Tensor, y: &Tensor, dy: &Tensor, dims: &[usize]) -> Result<Tensor> {
-    let device = same_device("extreme_grad", &[x, y, dy])?;
-    let (moved, kept) = reduced_last("extreme_grad", x, dims)?;
-    y.expect_like("extreme_grad", dy)?;
+pub fn extreme_backward(x: &Tensor, y: &Tensor, dy: &Tensor, dims: &[usize]) -> Result<Tensor> {
+    let device = same_device("extreme_backward", &[x, y, dy])?;
+    let (moved, kept) = reduced_last("extreme_backward", x, dims)?;
+    y.expect_like("extreme_backward", dy)?;
     if *y.shape() != moved.shape()[..kept] || y.dtype() != x.dtype() {
-        return Err(Error::shape("extreme_grad", format!("{:?} of {:?} over {dims:?}", y.shape(), x.shape())));
+        return Err(Error::shape("extreme_backward", format!("{:?} of {:?} over {dims:?}", y.shape(), x.shape())));
     }
     let (y, dy) = (y.contiguous()?, dy.contiguous()?);
     let mut dx = device.alloc(moved.shape(), x.dtype())?;
-    device.run(&EXTREME_GRAD, ExtremeGrad { x: &moved, y: &y, dy: &dy, dx: dx.view() })?;
+    device.run(&EXTREME_BACKWARD, ExtremeBackward { x: &moved, y: &y, dy: &dy, dx: dx.view() })?;
     // Back from [kept, reduced] to the order of x.
     let order = kept_then_reduced(x, dims);
     let back: Vec<usize> = (0..x.rank()).filter_map(|d| order.iter().position(|&o| o == d)).collect();
@@ -301,10 +301,10 @@ fn join_all(op: Reduce, lanes: &mut [f32], x: &[f32]) {
     }
 }
 
-fn extreme_grad_cpu(cpu: &Cpu, args: ExtremeGrad<'_>) -> Result<()> {
-    let ExtremeGrad { x, y, dy, mut dx } = args;
+fn extreme_backward_cpu(cpu: &Cpu, args: ExtremeBackward<'_>) -> Result<()> {
+    let ExtremeBackward { x, y, dy, mut dx } = args;
     let count = x.len() / y.len().max(1);
-    dispatch!(float x.dtype(), "extreme_grad", T => {
+    dispatch!(float x.dtype(), "extreme_backward", T => {
         let (x, y, dy) = (Reader::<T>::new(x)?, y.as_slice::<T>()?, dy.as_slice::<T>()?);
         write_rows(cpu, &mut dx, count, 1, |row, dx, scratch| {
             let extreme = y[row].to_f32();

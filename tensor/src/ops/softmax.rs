@@ -3,7 +3,7 @@
 use crate::blocks::{Reader, write_rows};
 use crate::cpu::reduce::{dot_body, max_body, sum_body};
 use crate::cpu::{Cpu, math, simd};
-use crate::{Error, Result, Tensor, TensorMut, dispatch, kernel, same_device};
+use crate::{Result, Tensor, TensorMut, dispatch, kernel, same_device};
 
 /// Which of the two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,20 +21,20 @@ struct SoftmaxArgs<'a> {
 }
 kernel!(SOFTMAX = "softmax", SoftmaxArgs, softmax_cpu);
 
-struct SoftmaxGrad<'a> {
+struct SoftmaxBackward<'a> {
     op: Softmax,
     y: &'a Tensor,
     dy: &'a Tensor,
     dx: TensorMut<'a>,
 }
-kernel!(SOFTMAX_GRAD = "softmax_grad", SoftmaxGrad, softmax_grad_cpu);
+kernel!(SOFTMAX_BACKWARD = "softmax_backward", SoftmaxBackward, softmax_backward_cpu);
 
 /// Softmax (or its logarithm) along the last dimension.
 ///
 /// # Errors
-/// When there is no dimension, or the dtype is no float.
+/// When there is no last dimension or it is empty, or the dtype is no float.
 pub fn softmax(op: Softmax, x: &Tensor) -> Result<Tensor> {
-    width("softmax", x)?;
+    x.dims_rows("softmax")?;
     let mut y = x.device().alloc(x.shape(), x.dtype().expect_float("softmax")?)?;
     x.device().run(&SOFTMAX, SoftmaxArgs { op, x, y: y.view() })?;
     Ok(y.finish())
@@ -44,22 +44,18 @@ pub fn softmax(op: Softmax, x: &Tensor) -> Result<Tensor> {
 ///
 /// # Errors
 /// When `y` and `dy` differ in shape, dtype or device.
-pub fn softmax_grad(op: Softmax, y: &Tensor, dy: &Tensor) -> Result<Tensor> {
-    let device = same_device("softmax_grad", &[y, dy])?;
-    width("softmax_grad", y)?;
-    dy.expect_like("softmax_grad", y)?;
-    let mut dx = device.alloc(y.shape(), y.dtype().expect_float("softmax_grad")?)?;
-    device.run(&SOFTMAX_GRAD, SoftmaxGrad { op, y, dy, dx: dx.view() })?;
+pub fn softmax_backward(op: Softmax, y: &Tensor, dy: &Tensor) -> Result<Tensor> {
+    let device = same_device("softmax_backward", &[y, dy])?;
+    y.dims_rows("softmax_backward")?;
+    dy.expect_like("softmax_backward", y)?;
+    let mut dx = device.alloc(y.shape(), y.dtype().expect_float("softmax_backward")?)?;
+    device.run(&SOFTMAX_BACKWARD, SoftmaxBackward { op, y, dy, dx: dx.view() })?;
     Ok(dx.finish())
-}
-
-fn width(op: &str, x: &Tensor) -> Result<usize> {
-    x.shape().last().copied().ok_or_else(|| Error::shape(op, "takes at least one dimension"))
 }
 
 fn softmax_cpu(cpu: &Cpu, args: SoftmaxArgs<'_>) -> Result<()> {
     let SoftmaxArgs { op, x, mut y } = args;
-    let n = width("softmax", x)?;
+    let (_, n) = x.dims_rows("softmax")?;
     dispatch!(float x.dtype(), "softmax", T => {
         let x = Reader::<T>::new(x)?;
         write_rows(cpu, &mut y, n, 1, |row, y, scratch| {
@@ -68,10 +64,10 @@ fn softmax_cpu(cpu: &Cpu, args: SoftmaxArgs<'_>) -> Result<()> {
     })
 }
 
-fn softmax_grad_cpu(cpu: &Cpu, args: SoftmaxGrad<'_>) -> Result<()> {
-    let SoftmaxGrad { op, y, dy, mut dx } = args;
-    let n = width("softmax_grad", y)?;
-    dispatch!(float y.dtype(), "softmax_grad", T => {
+fn softmax_backward_cpu(cpu: &Cpu, args: SoftmaxBackward<'_>) -> Result<()> {
+    let SoftmaxBackward { op, y, dy, mut dx } = args;
+    let (_, n) = y.dims_rows("softmax_backward")?;
+    dispatch!(float y.dtype(), "softmax_backward", T => {
         let (y, dy) = (Reader::<T>::new(y)?, Reader::<T>::new(dy)?);
         write_rows(cpu, &mut dx, n, 2, |row, dx, scratch| {
             let (a, b) = scratch.split_at_mut(n);

@@ -49,13 +49,13 @@ struct UnaryArgs<'a> {
 }
 kernel!(UNARY = "unary", UnaryArgs, unary_cpu);
 
-struct UnaryGrad<'a> {
+struct UnaryBackward<'a> {
     op: Unary,
     x: &'a Tensor,
     dy: &'a Tensor,
     dx: TensorMut<'a>,
 }
-kernel!(UNARY_GRAD = "unary_grad", UnaryGrad, unary_grad_cpu);
+kernel!(UNARY_BACKWARD = "unary_backward", UnaryBackward, unary_backward_cpu);
 
 /// `op` of every element.
 ///
@@ -71,11 +71,11 @@ pub fn unary(op: Unary, x: &Tensor) -> Result<Tensor> {
 ///
 /// # Errors
 /// When `x` and `dy` differ in shape, dtype or device.
-pub fn unary_grad(op: Unary, x: &Tensor, dy: &Tensor) -> Result<Tensor> {
-    let device = same_device("unary_grad", &[x, dy])?;
-    dy.expect_like("unary_grad", x)?;
-    let mut dx = device.alloc(x.shape(), x.dtype().expect_float("unary_grad")?)?;
-    device.run(&UNARY_GRAD, UnaryGrad { op, x, dy, dx: dx.view() })?;
+pub fn unary_backward(op: Unary, x: &Tensor, dy: &Tensor) -> Result<Tensor> {
+    let device = same_device("unary_backward", &[x, dy])?;
+    dy.expect_like("unary_backward", x)?;
+    let mut dx = device.alloc(x.shape(), x.dtype().expect_float("unary_backward")?)?;
+    device.run(&UNARY_BACKWARD, UnaryBackward { op, x, dy, dx: dx.view() })?;
     Ok(dx.finish())
 }
 
@@ -87,12 +87,12 @@ fn unary_cpu(cpu: &Cpu, args: UnaryArgs<'_>) -> Result<()> {
     })
 }
 
-fn unary_grad_cpu(cpu: &Cpu, args: UnaryGrad<'_>) -> Result<()> {
-    let UnaryGrad { op, x, dy, mut dx } = args;
-    dispatch!(float x.dtype(), "unary_grad", T => {
+fn unary_backward_cpu(cpu: &Cpu, args: UnaryBackward<'_>) -> Result<()> {
+    let UnaryBackward { op, x, dy, mut dx } = args;
+    dispatch!(float x.dtype(), "unary_backward", T => {
         let (x, dy) = (Reader::<T>::new(x)?, Reader::<T>::new(dy)?);
         write(cpu, &mut dx, Old::Ignored, |range, dx, [a, b, _]| {
-            apply_grad(cpu.simd(), op, x.read(range.clone(), a), dy.read(range, b), dx);
+            apply_slope(cpu.simd(), op, x.read(range.clone(), a), dy.read(range, b), dx);
         })
     })
 }
@@ -123,7 +123,7 @@ simd! {
         }
     }
 
-    fn apply_grad(op: Unary, x: &[f32], dy: &[f32], dx: &mut [f32]) {
+    fn apply_slope(op: Unary, x: &[f32], dy: &[f32], dx: &mut [f32]) {
         match op {
             Unary::Neg => map2(x, dy, dx, |_, dy| -dy),
             Unary::Abs => map2(x, dy, dx, |x, dy| if x > 0.0 { dy } else if x < 0.0 { -dy } else { 0.0 * x }),

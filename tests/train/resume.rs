@@ -1,0 +1,153 @@
+//! A run that was stopped and resumed, on another number of threads, ends with the bytes of one that was not.
+
+use crate::common::{case, device, output, timeless_log, train};
+use kinglet_train::{End, Method, Plan, Reporter, RunOptions, Settings, Start, StepRow, run};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Everything at once: shuffle, dropout, accumulation, packing, warm-up, an epoch boundary, decay.
+fn settings(method: Method, output: &Path) -> Settings {
+    let (mut settings, _) = case("llama-lora", output);
+    settings.method = method;
+    settings.init_adapter = None;
+    settings.lora_r = 4;
+    settings.lora_dropout = 0.1;
+    settings.no_shuffle = false;
+    settings.packing = true;
+    settings.max_length = 96;
+    settings.gradient_accumulation_steps = 2;
+    settings.warmup_steps = 3;
+    settings.weight_decay = 0.01;
+    settings.max_steps = Some(9);
+    settings.save_steps = 4;
+    settings.save_total_limit = Some(2);
+    settings
+}
+
+/// Sets the flag after a number of steps, as a signal would.
+struct StopAfter<'a>(u64, &'a AtomicBool);
+
+impl Reporter for StopAfter<'_> {
+    fn stepped(&mut self, row: &StepRow, _: &Plan) {
+        if row.step == self.0 {
+            self.1.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
+fn files(folder: &Path) -> Vec<(String, Vec<u8>)> {
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        // The log has the clock in it, and settings name their folder.
+        if path.is_file()
+            && !["log.jsonl", "kinglet_settings.json", "kinglet_state.json", "manifest.json"].contains(&&*name)
+        {
+            files.push((name, std::fs::read(&path).unwrap()));
+        }
+    }
+    files.sort();
+    files
+}
+
+fn resumes_bit_for_bit(method: Method, name: &str) {
+    let (whole, cut) = (output(&format!("whole-{name}")), output(&format!("cut-{name}")));
+    let outcome = train(&settings(method, &whole), Start::New, 2).unwrap();
+    assert_eq!((outcome.end, outcome.steps), (End::Finished, 9));
+
+    let stop = AtomicBool::new(false);
+    let options = RunOptions { start: Start::New, dry_run: false, stop: &stop };
+    let outcome = run(&settings(method, &cut), &device(1), options, &mut StopAfter(3, &stop)).unwrap();
+    assert_eq!((outcome.end, outcome.steps), (End::Stopped, 3));
+    assert!(!cut.join("adapter_config.json").exists() && !cut.join("config.json").exists());
+    let outcome = train(&settings(method, &cut), Start::Resume, 3).unwrap();
+    assert_eq!((outcome.end, outcome.steps), (End::Finished, 9));
+
+    assert_eq!(timeless_log(&whole), timeless_log(&cut));
+    assert_eq!(files(&whole), files(&cut));
+    assert_eq!(files(&whole.join("checkpoint-9")), files(&cut.join("checkpoint-9")));
+    assert!(files(&whole.join("checkpoint-9")).iter().any(|f| f.0 == "kinglet_state.safetensors"));
+}
+
+#[test]
+fn lora() {
+    resumes_bit_for_bit(Method::Lora, "lora");
+}
+
+#[test]
+fn qlora() {
+    resumes_bit_for_bit(Method::Qlora, "qlora");
+}
+
+#[test]
+fn full() {
+    resumes_bit_for_bit(Method::Full, "full");
+}
+
+#[test]
+fn rows_after_the_checkpoint_are_made_again() {
+    let (whole, cut) = (output("rows-whole"), output("rows-cut"));
+    train(&settings(Method::Lora, &whole), Start::New, 1).unwrap();
+    train(&settings(Method::Lora, &cut), Start::New, 1).unwrap();
+    // As if the process had been killed after step 9 was logged and before it was saved, in the middle of a row.
+    std::fs::remove_dir_all(cut.join("checkpoint-9")).unwrap();
+    std::fs::remove_file(cut.join("adapter_config.json")).unwrap();
+    let log = std::fs::read_to_string(cut.join("log.jsonl")).unwrap();
+    std::fs::write(cut.join("log.jsonl"), &log[..log.len() - 20]).unwrap();
+    let outcome = train(&settings(Method::Lora, &cut), Start::Resume, 1).unwrap();
+    assert_eq!(outcome.end, End::Finished);
+    assert_eq!(timeless_log(&whole), timeless_log(&cut));
+    assert_eq!(files(&whole), files(&cut));
+}
+
+#[test]
+fn a_damaged_checkpoint_is_passed_over() {
+    #[derive(Default)]
+    struct Hears(Vec<String>, Option<u64>);
+    impl Reporter for Hears {
+        fn warning(&mut self, text: &str) {
+            self.0.push(text.into());
+        }
+        fn resumed(&mut self, done: u64) {
+            self.1 = Some(done);
+        }
+    }
+    let folder = output("damaged");
+    let mut all = settings(Method::Lora, &folder);
+    all.save_total_limit = None;
+    train(&all, Start::New, 1).unwrap();
+    let state = folder.join("checkpoint-9/kinglet_state.safetensors");
+    let mut bytes = std::fs::read(&state).unwrap();
+    let last = bytes.len() - 1;
+    bytes[last] ^= 1;
+    std::fs::write(&state, bytes).unwrap();
+    let mut hears = Hears::default();
+    crate::common::train_with(&all, Start::Resume, 1, &mut hears).unwrap();
+    assert_eq!(hears.1, Some(8));
+    assert!(hears.0.iter().any(|w| w.contains("checkpoint-9") && w.contains("CRC-32")), "{:?}", hears.0);
+}
+
+#[test]
+fn what_changed_is_refused_by_name() {
+    let folder = output("changed");
+    let data = folder.with_extension("jsonl");
+    std::fs::create_dir_all(folder.parent().unwrap()).unwrap();
+    let mut run = settings(Method::Lora, &folder);
+    std::fs::copy(&run.data, &data).unwrap();
+    run.data = data.clone();
+    run.max_steps = Some(2);
+    let stop = AtomicBool::new(true);
+    let options = RunOptions { start: Start::New, dry_run: false, stop: &stop };
+    assert_eq!(kinglet_train::run(&run, &device(1), options, &mut kinglet_train::Silent).unwrap().end, End::Stopped);
+
+    let mut other = run.clone();
+    other.learning_rate = 0.5;
+    let error = train(&other, Start::Resume, 1).unwrap_err().to_string();
+    assert!(error.contains("--learning-rate"), "{error}");
+
+    let text = std::fs::read_to_string(&data).unwrap();
+    std::fs::write(&data, text.replacen("Synopsis?", "Synopsis!", 1)).unwrap();
+    let error = train(&run, Start::Resume, 1).unwrap_err().to_string();
+    assert!(error.contains("changed") && error.contains(&*data.display().to_string()), "{error}");
+}
