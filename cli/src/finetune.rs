@@ -6,8 +6,10 @@ use crate::options::gather;
 use crate::progress::{Progress, describe};
 use crate::settings::{settings, start};
 use crate::{demo, session};
+use kinglet_models::QuantOptions;
+use kinglet_quant::nf4::Format;
 use kinglet_tensor::{Error, Result};
-use kinglet_train::{End, Method, Outcome, RunOptions, Settings, run as train};
+use kinglet_train::{Base, End, Method, Outcome, RunOptions, Settings, Start, run as train};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
 use std::sync::Arc;
@@ -21,13 +23,22 @@ pub(crate) fn run(args: FinetuneArgs) -> Result<()> {
     }
     let options = gather(args)?;
     let settings = settings(&options)?;
+    train_settings(&settings, start(&options), options.dry_run == Some(true)).map(drop)
+}
+
+/// Runs `settings`, reports on the way and says what may come next. Returns whether the run is complete.
+///
+/// # Errors
+/// When the input is at fault.
+pub(crate) fn train_settings(settings: &Settings, start: Start, dry_run: bool) -> Result<bool> {
     let device = session::device(Some(&settings.device), settings.threads)?;
-    let dry_run = options.dry_run == Some(true);
     let stop = stop_on_signal()?;
-    let mut progress = Progress::new(&settings, dry_run);
-    let outcome = train(&settings, &device, RunOptions { start: start(&options), dry_run, stop: &stop }, &mut progress);
+    let mut progress = Progress::new(settings, dry_run);
+    let outcome = train(settings, &device, RunOptions { start, dry_run, stop: &stop }, &mut progress);
     progress.finish();
-    report(&outcome?, &settings, &progress)
+    let outcome = outcome?;
+    report(&outcome, settings, &progress)?;
+    Ok(matches!(outcome.end, End::Finished | End::AlreadyFinished))
 }
 
 impl FinetuneArgs {
@@ -71,13 +82,25 @@ fn report(outcome: &Outcome, settings: &Settings, progress: &Progress) -> Result
     }
     let trained = match settings.method {
         Method::Full => format!("--model {output}"),
-        Method::Lora | Method::Qlora => format!("--model {model} --adapter {output}"),
+        Method::Lora | Method::Qlora => format!("--model {model} --adapter {output}{}", quantized(settings)),
     };
     match &settings.eval_data {
         Some(rows) => next(format!("eval {trained} --data {} --metrics loss,exact-match", quoted(rows))),
         None => next(format!("generate {trained} --prompt 'Hello'")),
     }
     Ok(())
+}
+
+/// The options by which generate and eval hold the base as the run did.
+fn quantized(settings: &Settings) -> String {
+    // The base was opened a moment ago; should it be gone by now, that is no fault of the run.
+    let quant = Base::of(settings).ok().and_then(|base| base.quant(settings));
+    let kind = match quant {
+        None => return String::new(),
+        Some(QuantOptions { format: Format::Nf4, .. }) => " --quant nf4",
+        Some(QuantOptions { format: Format::Fp4, .. }) => " --quant fp4",
+    };
+    format!("{kind}{}", if settings.no_double_quant { " --no-double-quant" } else { "" })
 }
 
 fn finished(outcome: &Outcome, settings: &Settings) -> String {

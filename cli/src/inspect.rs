@@ -32,6 +32,9 @@ pub(crate) fn run(args: &InspectArgs) -> Result<()> {
     match found["kind"].as_str() {
         Some("model") => next(format!("generate --model {shown} --prompt 'Hello'")),
         Some("adapter" | "checkpoint") => next(format!("generate --model BASE --adapter {shown} --prompt 'Hello'")),
+        Some("run") if found["finished"] == true => {
+            next(format!("eval --model BASE --adapter {shown} --data ROWS.jsonl"))
+        }
         Some("run") => next(format!("finetune --resume --output {shown}")),
         _ => next("inspect FOLDER"),
     }

@@ -86,10 +86,11 @@ fn usage(error: &clap::Error) -> ExitCode {
 
 /// clap's message without the usage below it, as one line.
 fn usage_line(message: &str) -> String {
-    let is_footer = |line: &&str| !(line.starts_with("Usage:") || line.starts_with("For more information"));
-    let lines: Vec<&str> = message.lines().take_while(is_footer).map(str::trim).filter(|l| !l.is_empty()).collect();
-    let text = lines.join(" ");
-    format!("kinglet: {}; --help lists the options", text.strip_prefix("error: ").unwrap_or(&text))
+    let message = message.strip_prefix("error: ").unwrap_or(message);
+    let is_footer = |part: &&str| part.starts_with("Usage:") || part.starts_with("For more information");
+    let parts = message.split("\n\n").map(str::trim).take_while(|part| !is_footer(part));
+    let lines: Vec<String> = parts.map(|part| part.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
+    format!("kinglet: {}; --help lists the options", lines.join("; "))
 }
 
 #[cfg(test)]

@@ -54,7 +54,7 @@ fn fresh(o: &FinetuneOptions) -> Result<Settings> {
     }
     let given = [("--model", o.model.is_some()), ("--data", o.data.is_some()), ("--output", o.output.is_some())];
     let missing: Vec<&str> = given.iter().filter(|(_, given)| !given).map(|(name, _)| *name).collect();
-    Err(Error::invalid(format!("finetune needs {} too", missing.join(" and "))))
+    Err(Error::invalid(format!("finetune: {} missing; --help lists the options", missing.join(", "))))
 }
 
 impl From<Method> for train::Method {

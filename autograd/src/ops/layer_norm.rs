@@ -3,7 +3,7 @@
 use crate::{Save, Var};
 use kinglet_tensor::{Result, ops};
 
-/// `x` [.., d] normalised over its last dimension, scaled by `weight` [d] and shifted by `bias` [d]; see
+/// `x` [.., d] normalised over its last dimension, scaled by `weight` `[d]` and shifted by `bias` `[d]`; see
 /// [`ops::layer_norm`].
 ///
 /// # Errors

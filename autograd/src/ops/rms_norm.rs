@@ -3,7 +3,7 @@
 use crate::{Save, Var};
 use kinglet_tensor::{Result, ops};
 
-/// `x` [.., d] normalised over its last dimension and scaled by `weight` [d]; see [`ops::rms_norm`].
+/// `x` [.., d] normalised over its last dimension and scaled by `weight` `[d]`; see [`ops::rms_norm`].
 ///
 /// # Errors
 /// When shapes, dtypes or devices do not fit.

@@ -118,10 +118,10 @@ pub fn attention(q: &Tensor, kv: KvView<'_>, segments: &Segments, mask: Mask, sc
     Ok((out.finish().to_dtype(q.dtype())?, lse.finish()))
 }
 
-/// The gradients of [`attention`] with respect to q, k and v, given its outputs.
+/// The gradients of [`attention()`] with respect to q, k and v, given its outputs.
 ///
 /// # Errors
-/// As [`attention`].
+/// As [`attention()`].
 #[allow(clippy::too_many_arguments)]
 pub fn attention_backward(
     d_out: &Tensor,

@@ -24,7 +24,7 @@ struct Backward<'a> {
 kernel!(BACKWARD = "cross_entropy_backward", Backward, backward_cpu);
 
 /// The sum of -log softmax(`logits`)\[target\] over the rows that have one, over `divisor`: a scalar of f32. `logits`
-/// is [rows, classes], `targets` [rows] of i32 where -1 means none. The second result is the logarithm of each row's
+/// is [rows, classes], `targets` `[rows]` of i32 where -1 means none. The second result is the logarithm of each row's
 /// softmax sum, which [`cross_entropy_backward`] needs.
 ///
 /// # Errors

@@ -33,7 +33,7 @@ struct BackwardWeight<'a> {
 }
 kernel!(BACKWARD_WEIGHT = "layer_norm_backward_weight", BackwardWeight, backward_weight_cpu);
 
-/// `x` [.., d] normalised over its last dimension, scaled by `weight` [d] and shifted by `bias` [d], which may have
+/// `x` [.., d] normalised over its last dimension, scaled by `weight` `[d]` and shifted by `bias` `[d]`, which may have
 /// another float dtype. Computed in f32 and rounded once.
 ///
 /// # Errors

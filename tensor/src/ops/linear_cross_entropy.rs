@@ -93,7 +93,7 @@ impl Projection for Tensor {
 
 /// The sum of -log softmax(`hidden` · `weight`ᵀ)\[target\] over the rows that have a target, over `divisor`; and the
 /// gradients that are wanted, for a gradient of 1 of the loss. `hidden` is [tokens, d], `weight` [classes, d],
-/// `targets` [tokens] of i32 where -1 means none.
+/// `targets` `[tokens]` of i32 where -1 means none.
 ///
 /// # Errors
 /// When a target is no class, shapes or dtypes do not fit, `divisor` is not positive, or devices differ.

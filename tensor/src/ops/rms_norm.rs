@@ -31,7 +31,7 @@ struct BackwardWeight<'a> {
 }
 kernel!(BACKWARD_WEIGHT = "rms_norm_backward_weight", BackwardWeight, backward_weight_cpu);
 
-/// `x` [.., d] normalised over its last dimension and scaled by `weight` [d], which may have another float dtype.
+/// `x` [.., d] normalised over its last dimension and scaled by `weight` `[d]`, which may have another float dtype.
 /// As Hugging Face's LlamaRMSNorm: computed in f32, rounded to the dtype of `x`, then scaled.
 ///
 /// # Errors

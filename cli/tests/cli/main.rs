@@ -1,0 +1,9 @@
+//! The real binary on small models: what it prints, where, and with which exit code.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+mod finetune;
+mod folders;
+mod inference;
+mod malformed;
+mod usage;

@@ -1,0 +1,104 @@
+//! Help, options, the two streams and exit codes.
+
+use crate::common::*;
+use std::fs::File;
+use std::io::Read;
+
+#[test]
+fn help_names_every_option_and_its_default() {
+    let help = ok(&["finetune", "--help"]);
+    assert_eq!(help.err, "");
+    let one_line = help.out.split_whitespace().collect::<Vec<_>>().join(" ");
+    for (option, default) in [
+        ("method", "qlora"),
+        ("lora-r", "16"),
+        ("lora-alpha", "32"),
+        ("lora-dropout", "0"),
+        ("target-modules", "all-linear"),
+        ("quant", "nf4"),
+        ("learning-rate", "2e-4"),
+        ("lr-scheduler-type", "linear"),
+        ("warmup-ratio", "0"),
+        ("warmup-steps", "0"),
+        ("weight-decay", "0"),
+        ("max-grad-norm", "1"),
+        ("num-train-epochs", "1"),
+        ("per-device-train-batch-size", "8"),
+        ("gradient-accumulation-steps", "1"),
+        ("max-length", "1024"),
+        ("seed", "42"),
+        ("dtype", "f32"),
+        ("device", "cpu"),
+        ("save-steps", "50"),
+        ("logging-steps", "1"),
+    ] {
+        let about = one_line.split(&format!(" --{option} ")).nth(1).unwrap_or_else(|| panic!("no --{option}"));
+        let shown = about.split("[default: ").nth(1).unwrap().split(']').next().unwrap();
+        assert_eq!(shown, default, "--{option}");
+    }
+    contains(&ok(&["generate", "--help"]).out, &["[default: 128]", "[default: 0]", "[default: 42]"]);
+    contains(&ok(&["eval", "--help"]).out, &["[default: loss,perplexity]", "[default: 1024]", "[default: 128]"]);
+    contains(&ok(&["--help"]).out, &["finetune", "generate", "eval", "merge", "quantize", "inspect"]);
+    contains(&ok(&["--version"]).out, &[env!("CARGO_PKG_VERSION")]);
+}
+
+#[test]
+fn what_is_missing_or_wrong_is_named() {
+    contains(&refused(&["finetune", "--threads", "1"]), &["--model", "--data", "--output"]);
+    contains(&refused(&["finetune", "--model", "m", "--data", "d"]), &["--output"]);
+    contains(&refused(&["finetune", "--lora-rank", "4"]), &["--lora-rank", "--lora-r"]);
+    contains(&refused(&["finetune", "--method", "dora"]), &["dora", "qlora, lora, full"]);
+    contains(&refused(&["finetune", "--resume", "--overwrite"]), &["--resume", "--overwrite"]);
+    contains(&refused(&["merge", "--model", "m"]), &["--adapter", "--output"]);
+    contains(&refused(&["generate", "--model", "m"]), &["--prompt"]);
+    contains(&refused(&["generate", "--model", "m", "--prompt", "x", "--messages", "f"]), &["--messages"]);
+    contains(&refused(&["distil"]), &["distil"]);
+    contains(&refused(&["generate", "--model", "no/such", "--prompt", "x"]), &["no/such"]);
+    contains(&refused(&["inspect", "no/such"]), &["no/such"]);
+    contains(&refused(&["quantize", "--model", &model(), "--quant", "none", "--output", "o"]), &["--quant none"]);
+}
+
+#[test]
+fn devices_that_are_not_in_this_build_are_refused() {
+    for device in ["cuda:0", "emulated"] {
+        let line = refused(&["generate", "--model", &model(), "--prompt", "x", "--device", device]);
+        contains(&line, &[device, "not in this build"]);
+        let args = ["finetune", "--model", "m", "--data", "d", "--output", "o", "--device", device];
+        contains(&refused(&args), &[device, "not in this build"]);
+    }
+    contains(&refused(&["generate", "--model", &model(), "--prompt", "x", "--device", "tpu"]), &["tpu", "cpu"]);
+    contains(&refused(&["generate", "--model", &model(), "--prompt", "x", "--threads", "0"]), &["--threads"]);
+}
+
+#[test]
+fn the_simd_level_comes_from_the_environment() {
+    let model = model();
+    let args = ["generate", "--model", &model, "--prompt", "x", "--max-new-tokens", "4"];
+    let mut spoilt = command(&args);
+    let done = spoilt.env("KINGLET_SIMD", "mmx").output().unwrap().into();
+    contains(&refusal(done, &args), &["KINGLET_SIMD=mmx", "portable, avx2 or avx512"]);
+    let portable: Done = command(&args).env("KINGLET_SIMD", "portable").output().unwrap().into();
+    assert_eq!(portable.code, 0, "{}", portable.err);
+}
+
+#[test]
+fn a_reader_that_goes_away_is_no_fault() {
+    let mut child = spawn(&["inspect", &model()]);
+    drop(child.stdout.take());
+    let mut err = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut err).unwrap();
+    assert!(child.wait().unwrap().success(), "{err}");
+    assert!(!err.contains("panic") && !err.contains("fault"), "{err}");
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_full_disk_is_the_inputs_fault() {
+    for args in
+        [&["inspect", &model()][..], &["generate", "--model", &model(), "--prompt", "x", "--max-new-tokens", "4"]]
+    {
+        let full = File::options().write(true).open("/dev/full").unwrap();
+        let done: Done = command(args).stdout(full).output().unwrap().into();
+        contains(&refusal(done, args), &["standard output"]);
+    }
+}
