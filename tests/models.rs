@@ -5,8 +5,11 @@
 
 use kinglet::autograd::{Grads, ParamSet, Tape};
 use kinglet::models::mmap::Mapped;
-use kinglet::models::{AdapterMap, AdapterSet, Batch, Ctx, Decoder, LoadOptions, Source, WeightFiles, safetensors};
+use kinglet::models::{
+    AdapterMap, AdapterSet, Batch, Ctx, Decoder, EMBEDDING, HEAD, LoadOptions, Source, WeightFiles, safetensors,
+};
 use kinglet::tensor::{CpuOptions, DType, Device, Tensor};
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -89,7 +92,10 @@ fn check(name: &str) {
     for checkpoint in [false, true] {
         let values = wanted.iter().map(|n| (n.clone(), golden_weight(&source, n, &device))).collect();
         let params = Arc::new(ParamSet::new(values, &device).unwrap());
-        let tensors = wanted.iter().enumerate().map(|(id, n)| (n.clone(), id)).collect();
+        let mut tensors: HashMap<String, usize> = wanted.iter().enumerate().map(|(id, n)| (n.clone(), id)).collect();
+        if let (true, Some(&embedding)) = (model.config().tied, tensors.get(EMBEDDING)) {
+            tensors.insert(HEAD.into(), embedding);
+        }
         let map = Arc::new(AdapterMap { tensors, ..AdapterMap::default() });
         let set = AdapterSet { map, params: params.clone() };
         let ctx = Ctx { checkpoint, ..Ctx::eval(DType::F32).with_adapters(set) };
