@@ -13,13 +13,7 @@ use std::ops::ControlFlow;
 /// # Errors
 /// When the input is at fault.
 pub(crate) fn run(args: &EvalArgs) -> Result<()> {
-    if args.batch_size == 0 {
-        return Err(Error::invalid("--batch-size must be at least 1"));
-    }
-    let dataset = Dataset::from_file(&args.data)?;
-    let session = Session::open(&args.model)?;
-    let encoder = session.base.encoder(args.max_length)?;
-    let measured = measure(args, &session, &encoder, &dataset)?;
+    let measured = measured(args)?;
     if args.json {
         out(Value::Object(measured))?;
     } else {
@@ -27,8 +21,22 @@ pub(crate) fn run(args: &EvalArgs) -> Result<()> {
             out(format!("{name}: {value}"))?;
         }
     }
-    next(format!("generate {} --prompt 'Hello'", session.shown));
+    next(format!("generate {} --prompt 'Hello'", args.model.shown()));
     Ok(())
+}
+
+/// Loads model and rows and measures what `args` ask for.
+///
+/// # Errors
+/// When the input is at fault.
+pub(crate) fn measured(args: &EvalArgs) -> Result<Map<String, Value>> {
+    if args.batch_size == 0 {
+        return Err(Error::invalid("--batch-size must be at least 1"));
+    }
+    let dataset = Dataset::from_file(&args.data)?;
+    let session = Session::open(&args.model)?;
+    let encoder = session.base.encoder(args.max_length)?;
+    measure(args, &session, &encoder, &dataset)
 }
 
 /// What was asked for, by its names in JSON.

@@ -9,7 +9,7 @@ use crate::{demo, session};
 use kinglet_models::QuantOptions;
 use kinglet_quant::nf4::Format;
 use kinglet_tensor::{Error, Result};
-use kinglet_train::{Base, End, Method, Outcome, RunOptions, Settings, run as train};
+use kinglet_train::{Base, End, Method, Outcome, RunOptions, Settings, Start, run as train};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
 use std::sync::Arc;
@@ -23,13 +23,22 @@ pub(crate) fn run(args: FinetuneArgs) -> Result<()> {
     }
     let options = gather(args)?;
     let settings = settings(&options)?;
+    train_settings(&settings, start(&options), options.dry_run == Some(true)).map(drop)
+}
+
+/// Runs `settings`, reports on the way and says what may come next. Returns whether the run is complete.
+///
+/// # Errors
+/// When the input is at fault.
+pub(crate) fn train_settings(settings: &Settings, start: Start, dry_run: bool) -> Result<bool> {
     let device = session::device(Some(&settings.device), settings.threads)?;
-    let dry_run = options.dry_run == Some(true);
     let stop = stop_on_signal()?;
-    let mut progress = Progress::new(&settings, dry_run);
-    let outcome = train(&settings, &device, RunOptions { start: start(&options), dry_run, stop: &stop }, &mut progress);
+    let mut progress = Progress::new(settings, dry_run);
+    let outcome = train(settings, &device, RunOptions { start, dry_run, stop: &stop }, &mut progress);
     progress.finish();
-    report(&outcome?, &settings, &progress)
+    let outcome = outcome?;
+    report(&outcome, settings, &progress)?;
+    Ok(matches!(outcome.end, End::Finished | End::AlreadyFinished))
 }
 
 impl FinetuneArgs {

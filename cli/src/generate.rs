@@ -53,7 +53,7 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<()> {
     } else if !output.broken {
         out("")?;
     }
-    next(format!("eval {} --data ROWS.jsonl", session.shown));
+    next(format!("eval {} --data ROWS.jsonl", args.model.shown()));
     Ok(())
 }
 

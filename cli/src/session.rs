@@ -16,8 +16,6 @@ pub(crate) struct Session {
     pub(crate) model: Decoder,
     /// With the adapter in force, if one was asked for.
     pub(crate) ctx: Ctx,
-    /// The options that named it, for the next command.
-    pub(crate) shown: String,
 }
 
 impl Session {
@@ -36,12 +34,18 @@ impl Session {
         }
         let model = base.load(&LoadOptions { device, quant })?;
         let mut ctx = Ctx::eval(compute_dtype(&args.device));
-        let mut shown = format!("--model {}", quoted(&args.model));
         if let Some(folder) = &args.adapter {
             ctx = ctx.with_adapters(adapter(folder, &model)?.set());
-            shown += &format!(" --adapter {}", quoted(folder));
         }
-        Ok(Session { base, model, ctx, shown })
+        Ok(Session { base, model, ctx })
+    }
+}
+
+impl ModelArgs {
+    /// The options that name the model, for the next command.
+    pub(crate) fn shown(&self) -> String {
+        let adapter = self.adapter.as_ref().map_or(String::new(), |folder| format!(" --adapter {}", quoted(folder)));
+        format!("--model {}{adapter}", quoted(&self.model))
     }
 }
 

@@ -2,7 +2,9 @@
 //! interrupted, resumed, on other threads.
 #![allow(clippy::unwrap_used)]
 
+mod adapters;
 mod common;
 mod curves;
 mod folder;
 mod resume;
+mod steps;

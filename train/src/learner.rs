@@ -92,8 +92,13 @@ impl Learner {
         }
     }
 
-    /// Step number `step` (from 1) at learning rate `rate` over all of `micro`.
+    /// Step number `step` (from 1) at learning rate `rate` over all of `micro`. The device's threads are entered once.
     pub(crate) fn step(&mut self, micro: &[TokenBatch], step: u64, rate: f64) -> Result<StepResult> {
+        let device = self.model.device().clone();
+        device.enter(|| self.step_inside(micro, step, rate))
+    }
+
+    fn step_inside(&mut self, micro: &[TokenBatch], step: u64, rate: f64) -> Result<StepResult> {
         let tape = Options { record: true, recompute: true, check: false };
         let loss = self.accumulate(micro, step, tape).map_err(|(_, e)| e)?;
         let params = Arc::get_mut(&mut self.params).ok_or_else(held)?;

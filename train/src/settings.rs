@@ -352,7 +352,8 @@ mod tests {
 
     #[test]
     fn what_has_no_sense_is_named() {
-        let cases: [(&str, fn(&mut Settings)); 9] = [
+        type Case = (&'static str, fn(&mut Settings));
+        let cases: [Case; 9] = [
             ("--lora-r", |s| s.lora_r = 0),
             ("--learning-rate", |s| s.learning_rate = f64::NAN),
             ("--warmup-ratio", |s| s.warmup_ratio = 1.5),

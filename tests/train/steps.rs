@@ -1,0 +1,129 @@
+//! The loop itself: accumulation, checkpointing, packing, evaluation, numbers that are not finite, the plan.
+
+use crate::common::{case, device, fixtures, log, output, timeless_log, train, train_with};
+use kinglet_train::{EvalRow, Method, Plan, Reporter, Start};
+use serde_json::Value;
+
+fn losses(rows: &[Value]) -> Vec<f64> {
+    rows.iter().filter_map(|row| row["loss"].as_f64()).collect()
+}
+
+fn close(a: &[f64], b: &[f64]) -> bool {
+    a.len() == b.len() && a.iter().zip(b).all(|(a, b)| (a - b).abs() <= 1e-5 * b.abs())
+}
+
+#[test]
+fn accumulation_weighs_tokens_not_micro_batches() {
+    let run = |batch: usize, accumulation: usize| {
+        let folder = output(&format!("accumulate-{accumulation}"));
+        let (mut settings, _) = case("qwen2-rslora", &folder);
+        (settings.per_device_train_batch_size, settings.gradient_accumulation_steps) = (batch, accumulation);
+        settings.max_steps = Some(5);
+        train(&settings, Start::New, 2).unwrap();
+        losses(&log(&folder))
+    };
+    let (whole, parts) = (run(4, 1), run(1, 4));
+    assert!(close(&whole, &parts), "{whole:?} {parts:?}");
+}
+
+#[test]
+fn checkpointing_changes_no_bit() {
+    let run = |checkpointing: bool| {
+        let folder = output(&format!("recompute-{checkpointing}"));
+        let (mut settings, _) = case("llama-qlora", &folder);
+        (settings.gradient_checkpointing, settings.lora_dropout) = (checkpointing, 0.1);
+        (settings.max_steps, settings.init_adapter) = (Some(4), None);
+        train(&settings, Start::New, 2).unwrap();
+        timeless_log(&folder)
+    };
+    assert_eq!(run(true), run(false));
+}
+
+#[test]
+fn packing_gives_the_losses_of_rows_alone() {
+    let run = |packing: bool| {
+        let folder = output(&format!("pack-{packing}"));
+        let (mut settings, _) = case("llama-lora", &folder);
+        // One step over all rows, in whatever groups.
+        (settings.packing, settings.per_device_train_batch_size, settings.max_steps) = (packing, 64, Some(1));
+        train(&settings, Start::New, 2).unwrap();
+        losses(&log(&folder))
+    };
+    assert!(close(&run(true), &run(false)));
+}
+
+#[test]
+fn evaluates_during_the_run_and_at_its_end() {
+    #[derive(Default)]
+    struct Heard(Vec<EvalRow>);
+    impl Reporter for Heard {
+        fn evaluated(&mut self, row: &EvalRow) {
+            self.0.push(row.clone());
+        }
+    }
+    let folder = output("eval");
+    let (mut settings, _) = case("llama-lora", &folder);
+    settings.eval_data = Some(fixtures().join("llama-qlora/data.jsonl"));
+    (settings.eval_steps, settings.max_steps) = (Some(2), Some(5));
+    let mut heard = Heard::default();
+    let outcome = train_with(&settings, Start::New, 2, &mut heard).unwrap();
+    assert_eq!(heard.0.iter().map(|r| r.step).collect::<Vec<_>>(), [2, 4, 5]);
+    assert_eq!(outcome.eval_loss, heard.0.last().map(|r| r.eval_loss));
+    let rows = log(&folder);
+    let evals: Vec<_> = rows.iter().filter(|r| r.get("eval_loss").is_some()).collect();
+    assert_eq!(evals.len(), 3);
+    assert!(evals.iter().all(|r| r.get("loss").is_none()));
+    assert!(heard.0[2].eval_loss < heard.0[0].eval_loss, "it learns");
+}
+
+#[test]
+fn a_number_that_is_not_finite_stops_the_run_and_is_placed() {
+    let folder = output("explodes");
+    let (mut settings, _) = case("llama-lora", &folder);
+    (settings.learning_rate, settings.max_grad_norm, settings.warmup_steps) = (1e30, 0.0, 0);
+    let error = train(&settings, Start::New, 1).unwrap_err();
+    let text = error.to_string();
+    assert!(error.is_non_finite(), "{text}");
+    for part in ["step 2", "micro-batch 1", "data lines 3, 4", "rows", "model.layers.0"] {
+        assert!(text.contains(part), "{part:?} in {text}");
+    }
+    assert_eq!(log(&folder).len(), 1, "the bad step is not logged");
+}
+
+#[test]
+fn the_plan_counts_what_there_is() {
+    #[derive(Default)]
+    struct Planned(Option<Plan>);
+    impl Reporter for Planned {
+        fn planned(&mut self, plan: &Plan) {
+            self.0 = Some(plan.clone());
+        }
+    }
+    let plan = |change: &dyn Fn(&mut kinglet_train::Settings)| {
+        let folder = output("plan");
+        let (mut settings, _) = case("llama-qlora", &folder);
+        settings.max_steps = None;
+        settings.num_train_epochs = 1.5;
+        change(&mut settings);
+        let stop = std::sync::atomic::AtomicBool::new(false);
+        let options = kinglet_train::RunOptions { start: Start::New, dry_run: true, stop: &stop };
+        let mut heard = Planned::default();
+        kinglet_train::run(&settings, &device(1), options, &mut heard).unwrap();
+        heard.0.unwrap()
+    };
+    let qlora = plan(&|_| ());
+    assert_eq!((qlora.rows, qlora.rows_cut, qlora.rows_left_out), (80, 0, 0));
+    assert_eq!((qlora.steps_per_epoch, qlora.steps), (20, 30));
+    assert_eq!(qlora.trainable, plan(&|s| s.method = Method::Lora).trainable);
+    assert!(qlora.trainable_share() < 0.2);
+    let full = plan(&|s| (s.method, s.init_adapter) = (Method::Full, None));
+    assert_eq!(full.trainable, full.parameters);
+    assert_eq!(full.parameters, qlora.parameters);
+    // Values, gradients and two moments of 4 bytes each, beside everything else.
+    assert!(full.peak_bytes > 16 * full.parameters && full.peak_bytes > qlora.peak_bytes);
+    let large = plan(&|s| s.per_device_train_batch_size = 16);
+    let checkpointed = plan(&|s| (s.per_device_train_batch_size, s.gradient_checkpointing) = (16, true));
+    assert!(large.peak_bytes > qlora.peak_bytes && checkpointed.peak_bytes < large.peak_bytes);
+    let cut = plan(&|s| s.max_length = 85);
+    assert!(cut.rows_cut > 0);
+}
