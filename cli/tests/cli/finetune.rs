@@ -34,6 +34,7 @@ fn a_dry_run_prints_the_plan_and_writes_nothing() {
         &done.out,
         &["rows: 5", "cut", "target tokens: ", "trainable parameters: ", "%", "steps: 3", "peak memory: "],
     );
+    contains(&done.err, &["next: ", "--dry-run"]);
     assert!(!Path::new(&output).exists());
 }
 
