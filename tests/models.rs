@@ -8,7 +8,7 @@ use kinglet::models::mmap::Mapped;
 use kinglet::models::{
     AdapterMap, AdapterSet, Batch, Ctx, Decoder, EMBEDDING, HEAD, LoadOptions, Source, WeightFiles, safetensors,
 };
-use kinglet::tensor::{CpuOptions, DType, Device, Tensor};
+use kinglet::tensor::{DType, Device, Tensor};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -61,7 +61,7 @@ fn compare(what: &str, model: &Decoder, got: &Tensor, want: &Tensor) {
 
 fn check(name: &str) {
     let folder = fixtures().join(name);
-    let device = Device::cpu(CpuOptions { threads: Some(2), ..CpuOptions::default() }).unwrap();
+    let device = kinglet_oracle::device(2);
     let golden = Golden {
         files: safetensors::open_file(&folder.join("golden.safetensors"), Mapped::open).unwrap(),
         device: device.clone(),
