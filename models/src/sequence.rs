@@ -6,7 +6,7 @@ use kinglet_tensor::{Device, Error, Result, Tensor};
 /// Tokens of one or more sequences, laid end to end: never padded.
 #[derive(Clone, Debug)]
 pub struct Batch {
-    /// Token ids [t].
+    /// Token ids, one a token.
     pub ids: Tensor,
     /// The position of each token in its own sequence.
     pub positions: Vec<i32>,
