@@ -19,14 +19,13 @@ fn log(output: &Path) -> Vec<Value> {
 fn a_dry_run_prints_the_plan_and_writes_nothing() {
     let (temp, model) = (Temp::new(), model());
     let (rows, output) = (temp.rows(5), temp.arg("out"));
-    let done = ok(&[&args(&model, &rows, &output)[..], &["--dry-run", "--max-length", "20"]].concat());
+    let done = ok(&[&args(&model, &rows, &output)[..], &["--dry-run", "--max-length", "30"]].concat());
     contains(
         &done.out,
         &["rows: 5", "cut", "target tokens: ", "trainable parameters: ", "%", "steps: 3", "peak memory: "],
     );
+    contains(&done.err, &["next: ", "--dry-run"]);
     assert!(!Path::new(&output).exists());
-    let model_again = temp.model().display().to_string();
-    assert_eq!(names(&temp.path("model")).len(), names(Path::new(&model)).len(), "{model_again}");
 }
 
 #[test]
