@@ -174,7 +174,8 @@ fn the_second_signal_ends_at_once() {
     let (rows, output) = (temp.rows(10_000), temp.arg("out"));
     // One step, of seconds: all rows, one after the other.
     let long = ["--gradient-accumulation-steps", "10000", "--max-steps", "1", "--per-device-train-batch-size", "1"];
-    let mut child = spawn(&[&["finetune", "--model", &model, "--data", &rows, "--output", &output], &long[..]].concat());
+    let mut child =
+        spawn(&[&["finetune", "--model", &model, "--data", &rows, "--output", &output], &long[..]].concat());
     wait_until("a run", || temp.path("out/log.jsonl").exists());
     terminate(&child);
     std::thread::sleep(Duration::from_millis(200));
