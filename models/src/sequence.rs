@@ -62,3 +62,17 @@ pub(crate) struct Sequence {
     pub(crate) sin: Tensor,
     pub(crate) segments: Segments,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kinglet_tensor::CpuOptions;
+
+    #[test]
+    fn positions_restart_in_every_packed_sequence_and_go_on_from_the_cache() {
+        let device = Device::cpu(CpuOptions { threads: Some(1), ..CpuOptions::default() }).unwrap();
+        let batch = Batch::new(&[7, 8, 9, 7, 8], &[0, 3, 5], &device).unwrap();
+        assert_eq!(batch.positions, [0, 1, 2, 0, 1]);
+        assert_eq!(Batch::next(&[7, 8], 3, &device).unwrap().positions, [3, 4]);
+    }
+}
