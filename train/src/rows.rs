@@ -2,7 +2,8 @@
 
 use crate::base::Base;
 use crate::settings::Settings;
-use kinglet_data::{BatchOptions, Batches, Dataset, EncodeReport, Encoded, Epoch, Example, TokenBatch};
+use kinglet_data::packing::pack;
+use kinglet_data::{BatchOptions, Batches, Dataset, EncodeReport, Encoded, Epoch, TokenBatch};
 use kinglet_tensor::{Error, Result};
 use std::path::Path;
 
@@ -12,6 +13,8 @@ pub(crate) struct Rows {
     pub(crate) report: EncodeReport,
     accumulation: usize,
     batch_size: usize,
+    /// Tokens of a pack, with packing.
+    pack_to: Option<usize>,
     /// Optimiser steps of one epoch: the last one may have fewer micro-batches.
     pub(crate) steps_per_epoch: u64,
     /// Optimiser steps of the run.
@@ -36,6 +39,7 @@ impl Rows {
             report: encoded.report,
             accumulation,
             batch_size: settings.per_device_train_batch_size,
+            pack_to: settings.packing.then_some(settings.max_length),
             steps_per_epoch,
             steps: settings.max_steps.unwrap_or(by_epochs.max(1)),
         })
@@ -43,10 +47,20 @@ impl Rows {
 
     /// The largest micro-batch that could come: as many of the longest rows (or packs) as a batch has.
     pub(crate) fn largest(&self) -> TokenBatch {
-        let mut rows: Vec<&Example> = self.batches.examples().iter().collect();
-        rows.sort_by_key(|e| std::cmp::Reverse(e.ids.len()));
-        rows.truncate(self.batch_size.max(1));
-        TokenBatch::of(rows)
+        let rows = self.batches.examples();
+        let lengths: Vec<usize> = rows.iter().map(|e| e.ids.len()).collect();
+        let mut groups = match self.pack_to {
+            Some(length) => pack(&lengths, length),
+            None => (0..rows.len()).map(|i| vec![i]).collect(),
+        };
+        groups.sort_by_key(|group| std::cmp::Reverse(group.iter().map(|&i| lengths[i]).sum::<usize>()));
+        groups.truncate(self.batch_size);
+        TokenBatch::of(groups.concat().into_iter().map(|i| &rows[i]))
+    }
+
+    /// Tokens of the longest row.
+    pub(crate) fn longest(&self) -> usize {
+        self.batches.examples().iter().map(|e| e.ids.len()).max().unwrap_or(0)
     }
 
     /// Reads steps in order.
