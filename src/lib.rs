@@ -4,6 +4,9 @@
 
 #[doc(inline)]
 pub use kinglet_autograd as autograd;
+#[cfg(feature = "data")]
+#[doc(inline)]
+pub use kinglet_data as data;
 #[doc(inline)]
 pub use kinglet_models as models;
 #[doc(inline)]
@@ -16,3 +19,6 @@ pub use kinglet_quant as quant;
 pub use kinglet_tensor as tensor;
 #[doc(inline)]
 pub use kinglet_tensor::{CpuOptions, DType, Device, Error, Result, Tensor};
+#[cfg(feature = "train")]
+#[doc(inline)]
+pub use kinglet_train as train;

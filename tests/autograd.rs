@@ -3,11 +3,11 @@
 
 use kinglet_autograd::{Grads, Options, ParamSet, Save, Tape, Var};
 use kinglet_tensor::cpu::Cpu;
-use kinglet_tensor::{CpuOptions, DType, Device, Result, Tensor, TensorMut, kernel, ops};
+use kinglet_tensor::{DType, Device, Result, Tensor, TensorMut, kernel, ops};
 use std::sync::{Arc, Mutex};
 
 fn device() -> Device {
-    Device::cpu(CpuOptions { threads: Some(2), guard: true, ..CpuOptions::default() }).unwrap()
+    kinglet_oracle::device(2)
 }
 
 /// Some values, different for each seed.

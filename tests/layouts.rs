@@ -3,7 +3,7 @@
 
 use kinglet_oracle::Array;
 use kinglet_tensor::ops::{self, Reduce};
-use kinglet_tensor::{CpuOptions, DType, Device, Tensor};
+use kinglet_tensor::{DType, Device, Tensor};
 use proptest::prelude::*;
 
 /// One step of a chain of views; numbers are taken modulo what is there.
@@ -115,7 +115,7 @@ fn changed(index: &[usize], d: usize, to: usize) -> Vec<usize> {
 }
 
 fn device() -> Device {
-    Device::cpu(CpuOptions { threads: Some(2), guard: true, ..CpuOptions::default() }).unwrap()
+    kinglet_oracle::device(2)
 }
 
 fn bits(t: &Tensor) -> Vec<u32> {

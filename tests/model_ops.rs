@@ -6,10 +6,10 @@
 use kinglet_autograd::{Grads, Tape, ops as var};
 use kinglet_tensor::ops::{self, KvView, Mask, Segment, Segments, Wants};
 use kinglet_tensor::philox::Key;
-use kinglet_tensor::{CpuOptions, DType, Device, Result, Tensor};
+use kinglet_tensor::{DType, Device, Result, Tensor};
 
 fn cpu() -> Device {
-    Device::cpu(CpuOptions { threads: Some(2), ..CpuOptions::default() }).unwrap()
+    kinglet_oracle::device(2)
 }
 
 /// Values without a pattern in [-1, 1].

@@ -5,8 +5,11 @@
 
 use kinglet::autograd::{Grads, ParamSet, Tape};
 use kinglet::models::mmap::Mapped;
-use kinglet::models::{AdapterMap, AdapterSet, Batch, Ctx, Decoder, LoadOptions, Source, WeightFiles, safetensors};
-use kinglet::tensor::{CpuOptions, DType, Device, Tensor};
+use kinglet::models::{
+    AdapterMap, AdapterSet, Batch, Ctx, Decoder, EMBEDDING, HEAD, LoadOptions, Source, WeightFiles, safetensors,
+};
+use kinglet::tensor::{DType, Device, Tensor};
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -58,7 +61,7 @@ fn compare(what: &str, model: &Decoder, got: &Tensor, want: &Tensor) {
 
 fn check(name: &str) {
     let folder = fixtures().join(name);
-    let device = Device::cpu(CpuOptions { threads: Some(2), ..CpuOptions::default() }).unwrap();
+    let device = kinglet_oracle::device(2);
     let golden = Golden {
         files: safetensors::open_file(&folder.join("golden.safetensors"), Mapped::open).unwrap(),
         device: device.clone(),
@@ -89,7 +92,10 @@ fn check(name: &str) {
     for checkpoint in [false, true] {
         let values = wanted.iter().map(|n| (n.clone(), golden_weight(&source, n, &device))).collect();
         let params = Arc::new(ParamSet::new(values, &device).unwrap());
-        let tensors = wanted.iter().enumerate().map(|(id, n)| (n.clone(), id)).collect();
+        let mut tensors: HashMap<String, usize> = wanted.iter().enumerate().map(|(id, n)| (n.clone(), id)).collect();
+        if let (true, Some(&embedding)) = (model.config().tied, tensors.get(EMBEDDING)) {
+            tensors.insert(HEAD.into(), embedding);
+        }
         let map = Arc::new(AdapterMap { tensors, ..AdapterMap::default() });
         let set = AdapterSet { map, params: params.clone() };
         let ctx = Ctx { checkpoint, ..Ctx::eval(DType::F32).with_adapters(set) };

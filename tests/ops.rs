@@ -1,21 +1,9 @@
 //! Every op against the oracle, at the SIMD level that `KINGLET_SIMD` names: portable, avx2 or avx512; by default the
 //! machine's best.
 
-use kinglet_oracle::{Checker, cases, for_each_case};
-use kinglet_tensor::cpu::{Level, Simd};
+use kinglet_oracle::{Checker, cases, for_each_case, simd};
 use std::collections::BTreeSet;
 use std::path::Path;
-
-fn simd() -> Simd {
-    let level = match std::env::var("KINGLET_SIMD").as_deref() {
-        Err(_) => return Simd::detect(),
-        Ok("portable") => Level::Portable,
-        Ok("avx2") => Level::Avx2,
-        Ok("avx512") => Level::Avx512,
-        Ok(other) => panic!("KINGLET_SIMD is {other}, not portable, avx2 or avx512"),
-    };
-    Simd::new(level).expect("KINGLET_SIMD names a level that this machine has")
-}
 
 fn check(file: &str) {
     let instances = cases::of(file);

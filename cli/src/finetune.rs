@@ -62,14 +62,11 @@ fn stop_on_signal() -> Result<Arc<AtomicBool>> {
 /// Says how the run ended and what may come next.
 fn report(outcome: &Outcome, settings: &Settings, progress: &Progress) -> Result<()> {
     let output = quoted(&settings.output);
-    let (model, data) = (quoted(&settings.model), quoted(&settings.data));
+    let model = quoted(&settings.model);
     match outcome.end {
         End::Planned => {
             out(progress.plan.as_ref().map(describe).unwrap_or_default())?;
-            note("a dry run: nothing was trained or written");
-            next(format!(
-                "finetune --model {model} --data {data} --output {output}, and the same options but --dry-run"
-            ));
+            note("a dry run: nothing was trained or written; next: the same command without --dry-run");
             return Ok(());
         }
         End::Stopped => {

@@ -13,9 +13,9 @@ use std::sync::Arc;
 pub struct Linear {
     /// Its name in files and its place in the model.
     pub site: Site,
-    /// [out, in]
+    /// Shape: out by in.
     pub weight: Arc<Weight>,
-    /// [out]
+    /// Shape: out.
     pub bias: Option<Tensor>,
     pub(crate) weight_name: String,
     pub(crate) bias_name: String,

@@ -6,7 +6,7 @@ use kinglet_tensor::{Device, Error, Result, Tensor};
 /// Tokens of one or more sequences, laid end to end: never padded.
 #[derive(Clone, Debug)]
 pub struct Batch {
-    /// Token ids [t].
+    /// Token ids, one a token.
     pub ids: Tensor,
     /// The position of each token in its own sequence.
     pub positions: Vec<i32>,
@@ -61,4 +61,18 @@ pub(crate) struct Sequence {
     pub(crate) cos: Tensor,
     pub(crate) sin: Tensor,
     pub(crate) segments: Segments,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kinglet_tensor::CpuOptions;
+
+    #[test]
+    fn positions_restart_in_every_packed_sequence_and_go_on_from_the_cache() {
+        let device = Device::cpu(CpuOptions { threads: Some(1), ..CpuOptions::default() }).unwrap();
+        let batch = Batch::new(&[7, 8, 9, 7, 8], &[0, 3, 5], &device).unwrap();
+        assert_eq!(batch.positions, [0, 1, 2, 0, 1]);
+        assert_eq!(Batch::next(&[7, 8], 3, &device).unwrap().positions, [3, 4]);
+    }
 }

@@ -74,10 +74,20 @@ impl Plan {
             };
             let bytes = files.bytes(entry)?;
             let value = Tensor::from_shared(bytes.owner, bytes.range.start, dtype, &entry.shape, device)?;
+            check_finite(name, &value)?;
             Ok((name.clone(), value))
         };
         self.slots.iter().map(read).collect()
     }
+}
+
+/// Refuses NaN and infinity here, where the tensor has a name, rather than in every logit. A tensor of the meta device has
+/// no values.
+fn check_finite(name: &str, value: &Tensor) -> Result<()> {
+    if !value.device().is_meta() && value.to_dtype(DType::F32)?.to_vec::<f32>()?.iter().any(|x| !x.is_finite()) {
+        return Err(Error::invalid(format!("tensor {name:?} holds numbers that are not finite: the file is damaged")));
+    }
+    Ok(())
 }
 
 /// Writes parameters as a safetensors file, under their names and as f32: `adapter_model.safetensors` of an adapter.

@@ -5,8 +5,8 @@
 //! |---|---|
 //! | `X` | u8 [elements / 2, 1], the first element of a pair in the high nibble |
 //! | `X.absmax` | a scale a block: f32, or u8 when nested |
-//! | `X.quant_map` | f32 [16], the levels |
-//! | `X.nested_absmax`, `X.nested_quant_map` | f32 [scales / 256] and f32 [256], when nested |
+//! | `X.quant_map` | f32 `[16]`, the levels |
+//! | `X.nested_absmax`, `X.nested_quant_map` | f32 [scales / 256] and f32 `[256]`, when nested |
 //! | `X.quant_state.bitsandbytes__nf4` (or `__fp4`) | u8, the JSON |
 
 use crate::four_bit::{FourBit, Scales};

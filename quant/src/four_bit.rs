@@ -24,11 +24,11 @@ pub struct FourBit {
 /// The scale of each block.
 #[derive(Clone)]
 pub enum Scales {
-    /// f32 [blocks].
+    /// f32 `[blocks]`.
     Plain(Tensor),
     /// Quantised once more: scale i is `map[codes[i]] * absmax[i / 256] + offset`.
     Nested {
-        /// u8 [blocks].
+        /// u8 `[blocks]`.
         codes: Tensor,
         /// f32 [blocks / 256, rounded up].
         absmax: Tensor,

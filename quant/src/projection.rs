@@ -20,7 +20,7 @@ impl Projection for Weight {
     }
 }
 
-/// Rows `ids` (i32 [t]) of a frozen weight [vocab, d] in any form: [t, d] of `dtype`. A block form is decoded row by
+/// Rows `ids` (i32 `[t]`) of a frozen weight [vocab, d] in any form: [t, d] of `dtype`. A block form is decoded row by
 /// row.
 ///
 /// # Errors

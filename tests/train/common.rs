@@ -1,6 +1,6 @@
 //! What the tests share: fixtures, folders to write, devices, logs.
 
-use kinglet_tensor::{CpuOptions, Device, Result};
+use kinglet_tensor::{Device, Result};
 use kinglet_train::{Outcome, Reporter, RunOptions, Settings, Silent, Start, run};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -20,7 +20,7 @@ pub(crate) fn output(name: &str) -> PathBuf {
 }
 
 pub(crate) fn device(threads: usize) -> Device {
-    Device::cpu(CpuOptions { threads: Some(threads), ..CpuOptions::default() }).unwrap()
+    kinglet_oracle::device(threads)
 }
 
 /// The settings of a case of the fixtures.

@@ -2,6 +2,7 @@
 //! interrupted, resumed, on other threads.
 #![allow(clippy::unwrap_used)]
 
+mod adapter_files;
 mod adapters;
 mod common;
 mod curves;

@@ -1,9 +1,8 @@
-//! finetune: the plan, run.toml, output rules, signals and resuming.
+//! finetune: the plan, run.toml, output rules.
 
 use crate::common::*;
 use serde_json::Value;
 use std::path::Path;
-use std::time::{Duration, Instant};
 
 /// A run of three steps.
 fn args<'a>(model: &'a str, rows: &'a str, output: &'a str) -> Vec<&'a str> {
@@ -16,27 +15,17 @@ fn log(output: &Path) -> Vec<Value> {
     text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
 }
 
-/// The log without what depends on the clock.
-fn timeless(output: &Path) -> Vec<Value> {
-    let mut rows = log(output);
-    for row in &mut rows {
-        row.as_object_mut().unwrap().remove("tokens_per_second");
-    }
-    rows
-}
-
 #[test]
 fn a_dry_run_prints_the_plan_and_writes_nothing() {
     let (temp, model) = (Temp::new(), model());
     let (rows, output) = (temp.rows(5), temp.arg("out"));
-    let done = ok(&[&args(&model, &rows, &output)[..], &["--dry-run", "--max-length", "20"]].concat());
+    let done = ok(&[&args(&model, &rows, &output)[..], &["--dry-run", "--max-length", "30"]].concat());
     contains(
         &done.out,
         &["rows: 5", "cut", "target tokens: ", "trainable parameters: ", "%", "steps: 3", "peak memory: "],
     );
+    contains(&done.err, &["next: ", "--dry-run"]);
     assert!(!Path::new(&output).exists());
-    let model_again = temp.model().display().to_string();
-    assert_eq!(names(&temp.path("model")).len(), names(Path::new(&model)).len(), "{model_again}");
 }
 
 #[test]
@@ -150,39 +139,4 @@ fn resuming_what_never_began_starts_and_says_so() {
     let done = ok(&[&args(&model, &rows, &output)[..], &["--resume"]].concat());
     contains(&done.err, &["step 1"]);
     contains(&refused(&["finetune", "--resume", "--output", &temp.arg("nothing")]), &["--model", "--data"]);
-}
-
-#[test]
-#[cfg(unix)]
-fn sigterm_saves_and_resume_goes_on_to_the_same_bits() {
-    let (temp, model) = (Temp::new(), model());
-    let rows = temp.rows(9);
-    let (whole, cut) = (temp.arg("whole"), temp.arg("cut"));
-    let steps =
-        ["--max-steps", "400", "--lora-dropout", "0.1", "--save-steps", "0", "--per-device-train-batch-size", "2"];
-    let run = |output| [&["finetune", "--model", &model, "--data", &rows, "--output", output], &steps[..]].concat();
-    ok(&run(&whole));
-
-    let child = spawn(&run(&cut));
-    let start = Instant::now();
-    while log(Path::new(&cut)).len() < 3 {
-        assert!(start.elapsed() < Duration::from_secs(60), "no step in a minute");
-        std::thread::sleep(Duration::from_millis(2));
-    }
-    terminate(&child);
-    let done: Done = child.wait_with_output().unwrap().into();
-    assert_eq!(done.code, 0, "{}", done.err);
-    contains(&done.out, &["stopped after step"]);
-    contains(&done.err, &["next: kinglet finetune --resume"]);
-    let made = log(Path::new(&cut)).len();
-    assert!(made < 400, "it was stopped");
-    assert!(temp.path("cut").join(format!("checkpoint-{made}")).is_dir());
-    assert!(!temp.path("cut/adapter_config.json").exists(), "a run that is not finished has no result");
-    let early = ["generate", "--model", &model, "--adapter", &cut, "--prompt", "x"];
-    contains(&refused(&early), &["not finished", "checkpoint-N"]);
-
-    contains(&ok(&["finetune", "--resume", "--output", &cut, "--threads", "1"]).err, &[&format!("after step {made}")]);
-    assert_eq!(timeless(Path::new(&cut)), timeless(Path::new(&whole)));
-    let bytes = |folder: &str| std::fs::read(Path::new(folder).join("adapter_model.safetensors")).unwrap();
-    assert_eq!(bytes(&cut), bytes(&whole));
 }

@@ -6,4 +6,5 @@ mod finetune;
 mod folders;
 mod inference;
 mod malformed;
+mod resume;
 mod usage;

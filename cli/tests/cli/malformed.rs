@@ -37,21 +37,22 @@ fn a_spoilt_model_is_named() {
 fn a_configuration_that_asks_for_the_unknown_is_named() {
     let temp = Temp::new();
     let model = temp.model();
-    let text = std::fs::read_to_string(model.join("config.json")).unwrap();
-    for (from, to, part) in [
-        ("\"llama\"", "\"mamba\"", "mamba"),
-        ("\"silu\"", "\"swish9\"", "swish9"),
-        ("\"rope_type\": \"default\"", "\"rope_type\": \"spiral\"", "spiral"),
-        ("\"hidden_size\": 48", "\"hidden_size\": 64", "model.safetensors"),
-        ("\"hidden_size\": 48", "\"hidden_size\": -1", "hidden_size"),
-        ("\"hidden_size\": 48", "\"hidden_size\": 9999999999999", "hidden_size"),
-        ("\"num_hidden_layers\": 2", "\"num_hidden_layers\": 3", "model.layers.2"),
-        ("\"num_attention_heads\": 4", "\"num_attention_heads\": 0", "num_attention_heads"),
-        ("\"vocab_size\": 307", "\"vocab_size\": 300", "model"),
+    let config = json(&std::fs::read_to_string(model.join("config.json")).unwrap());
+    for (key, value, part) in [
+        ("model_type", "mamba".into(), "mamba"),
+        ("hidden_act", "swish9".into(), "swish9"),
+        ("rope_parameters", serde_json::json!({"rope_type": "spiral", "rope_theta": 1e4}), "spiral"),
+        ("hidden_size", 640.into(), "model.safetensors"),
+        ("hidden_size", (-1).into(), "hidden_size"),
+        ("hidden_size", 9_999_999_999_999_u64.into(), "hidden_size"),
+        ("num_hidden_layers", 3.into(), "model.layers.2"),
+        ("num_attention_heads", 0.into(), "num_attention_heads"),
+        ("vocab_size", 300.into(), "model"),
     ] {
-        let spoilt = text.replace(from, to);
-        assert_ne!(spoilt, text, "{from}");
-        std::fs::write(model.join("config.json"), spoilt).unwrap();
+        let mut spoilt = config.clone();
+        assert!(spoilt[key] != value && !spoilt[key].is_null(), "{key}");
+        spoilt[key] = value;
+        std::fs::write(model.join("config.json"), spoilt.to_string()).unwrap();
         contains(&generate(&model), &[part]);
     }
 }
@@ -95,14 +96,14 @@ fn spoilt_data_is_named_with_its_line() {
     let good = r#"{"prompt": "a", "completion": "b"}"#;
     let output = temp.arg("out");
     for (second, parts) in [
-        ("{\"prompt\": \"a\"", &["line 2"][..]),
-        ("[1]", &["line 2"]),
-        ("{\"prompt\": \"a\"}", &["line 2", "completion"]),
-        ("{\"prompt\": \"a\", \"completion\": 5}", &["line 2", "completion"]),
-        ("{\"prompt\": \"a\", \"completion\": \"\"}", &["line 2"]),
+        ("{\"prompt\": \"a\"", &[][..]),
+        ("[1]", &[]),
+        ("{\"prompt\": \"a\"}", &["completion"]),
+        ("{\"prompt\": \"a\", \"completion\": 5}", &["completion"]),
+        ("{\"prompt\": \"a\", \"completion\": \"\"}", &[]),
     ] {
         let rows = temp.write("bad.jsonl", format!("{good}\n{second}\n"));
-        let parts = [&["bad.jsonl"], parts].concat();
+        let parts = [&["bad.jsonl:2: "], parts].concat();
         contains(&refused(&["finetune", "--model", &model, "--data", &rows, "--output", &output]), &parts);
         contains(&refused(&["eval", "--model", &model, "--data", &rows]), &parts);
     }

@@ -1,0 +1,30 @@
+//! The devices of tests and benchmarks: only here, and in the binary, is the environment read.
+
+use kinglet_tensor::cpu::{Level, Simd};
+use kinglet_tensor::{CpuOptions, Device};
+
+/// The SIMD level that `KINGLET_SIMD` names (portable, avx2 or avx512); the machine's best where it is not set.
+///
+/// # Panics
+/// When it names no level, or one that this machine has not: a test must not pass at another level than was asked for.
+#[must_use]
+pub fn simd() -> Simd {
+    let level = match std::env::var("KINGLET_SIMD").as_deref() {
+        Err(_) => return Simd::detect(),
+        Ok("portable") => Level::Portable,
+        Ok("avx2") => Level::Avx2,
+        Ok("avx512") => Level::Avx512,
+        Ok(other) => panic!("KINGLET_SIMD is {other}, not portable, avx2 or avx512"),
+    };
+    Simd::new(level).expect("KINGLET_SIMD names a level that this machine has")
+}
+
+/// A CPU device at the level of [`simd`] with `threads` threads, on which writes outside of outputs are found.
+///
+/// # Panics
+/// As [`simd`], and when threads cannot be started.
+#[must_use]
+pub fn device(threads: usize) -> Device {
+    let options = CpuOptions { threads: Some(threads), simd: Some(simd()), guard: true, ..CpuOptions::default() };
+    Device::cpu(options).expect("threads can be started")
+}
