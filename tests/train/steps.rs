@@ -127,3 +127,33 @@ fn the_plan_counts_what_there_is() {
     let cut = plan(&|s| s.max_length = 85);
     assert!(cut.rows_cut > 0);
 }
+
+#[test]
+fn memory_is_what_the_plan_says_and_does_not_grow() {
+    struct Peaks<'a>(&'a kinglet_tensor::Device, Vec<usize>, usize);
+    impl Reporter for Peaks<'_> {
+        fn planned(&mut self, plan: &Plan) {
+            self.2 = plan.peak_bytes;
+        }
+        fn stepped(&mut self, _: &kinglet_train::StepRow, _: &Plan) {
+            self.1.push(self.0.memory().peak);
+            self.0.reset_peak();
+        }
+    }
+    let folder = output("memory");
+    let (mut settings, _) = case("llama-qlora", &folder);
+    // Every step takes every row, so that all have the shapes of the largest.
+    (settings.per_device_train_batch_size, settings.gradient_accumulation_steps) = (80, 1);
+    settings.max_steps = Some(50);
+    let device = device(2);
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    let options = kinglet_train::RunOptions { start: Start::New, dry_run: false, stop: &stop };
+    let mut peaks = Peaks(&device, Vec::new(), 0);
+    kinglet_train::run(&settings, &device, options, &mut peaks).unwrap();
+    let mapped = std::fs::metadata(settings.model.join("model.safetensors")).unwrap().len() as usize;
+    let Peaks(_, steps, planned) = peaks;
+    assert_eq!(steps[1], steps[49]);
+    let expected = (planned - mapped) as f64;
+    let most = *steps.iter().max().unwrap() as f64;
+    assert!((most / expected - 1.0).abs() < 0.02, "{most} bytes where {expected} were expected");
+}
