@@ -279,7 +279,8 @@ fn a_variable_of_another_tape_is_an_error() {
             assert_eq!(error.to_string(), "mul: a variable of shape [4] is on another tape");
         }
         // Saved, but not named as an input.
-        let record = tape.record("custom", &[&x], x.value().clone()).save([Save::Var(stray)]);
+        let inputs = [&x];
+        let record = tape.record("custom", &inputs, x.value().clone()).save([Save::Var(stray)]);
         let error = record.rule(|dy, _, sink| sink.add(0, dy.clone())).unwrap_err();
         assert_eq!(error.to_string(), "custom: a variable of shape [4] is on another tape");
         let error = tape.checkpoint(&[&x, stray], |_, xs| Ok(vec![xs[0].mul(&xs[1])?])).unwrap_err();
