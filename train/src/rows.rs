@@ -2,7 +2,7 @@
 
 use crate::base::Base;
 use crate::settings::Settings;
-use kinglet_data::{BatchOptions, Batches, Dataset, EncodeReport, Encoded, Epoch, Example, TokenBatch};
+use kinglet_data::{BatchOptions, Batches, Dataset, EncodeReport, Encoded, Epoch, TokenBatch};
 use kinglet_tensor::{Error, Result};
 use std::path::Path;
 
@@ -11,7 +11,6 @@ pub(crate) struct Rows {
     pub(crate) batches: Batches,
     pub(crate) report: EncodeReport,
     accumulation: usize,
-    batch_size: usize,
     /// Optimiser steps of one epoch: the last one may have fewer micro-batches.
     pub(crate) steps_per_epoch: u64,
     /// Optimiser steps of the run.
@@ -35,18 +34,9 @@ impl Rows {
             batches,
             report: encoded.report,
             accumulation,
-            batch_size: settings.per_device_train_batch_size,
             steps_per_epoch,
             steps: settings.max_steps.unwrap_or(by_epochs.max(1)),
         })
-    }
-
-    /// The largest micro-batch that could come: as many of the longest rows (or packs) as a batch has.
-    pub(crate) fn largest(&self) -> TokenBatch {
-        let mut rows: Vec<&Example> = self.batches.examples().iter().collect();
-        rows.sort_by_key(|e| std::cmp::Reverse(e.ids.len()));
-        rows.truncate(self.batch_size.max(1));
-        TokenBatch::of(rows)
     }
 
     /// Reads steps in order.
