@@ -22,3 +22,8 @@ pub use kinglet_tensor::{CpuOptions, DType, Device, Error, Result, Tensor};
 #[cfg(feature = "train")]
 #[doc(inline)]
 pub use kinglet_train as train;
+
+/// The README's example is compiled and run.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -265,6 +265,36 @@ fn an_op_of_the_users_own_joins_the_tape() {
 }
 
 #[test]
+fn a_variable_of_another_tape_is_an_error() {
+    let device = device();
+    let (tape, other) = (Tape::new(), Tape::new());
+    let x = tape.leaf(values(&[4], 1, &device));
+    // Its number on its own tape is past the end of the first one.
+    let stray = (0..3).map(|i| other.leaf(values(&[4], i, &device))).last().unwrap();
+    let constant = other.constant(values(&[4], 1, &device));
+    for stray in [&stray, &constant] {
+        for result in [x.mul(stray), stray.mul(&x)] {
+            let error = result.unwrap_err();
+            assert!(error.is_invalid());
+            assert_eq!(error.to_string(), "mul: a variable of shape [4] is on another tape");
+        }
+        // Saved, but not named as an input.
+        let inputs = [&x];
+        let record = tape.record("custom", &inputs, x.value().clone()).save([Save::Var(stray)]);
+        let error = record.rule(|dy, _, sink| sink.add(0, dy.clone())).unwrap_err();
+        assert_eq!(error.to_string(), "custom: a variable of shape [4] is on another tape");
+        let error = tape.checkpoint(&[&x, stray], |_, xs| Ok(vec![xs[0].mul(&xs[1])?])).unwrap_err();
+        assert_eq!(error.to_string(), "checkpoint: a variable of shape [4] is on another tape");
+    }
+    let seed = values(&[4], 2, &device);
+    let error = tape.backward_from(&[(&stray, seed.clone())], &mut Grads::none()).err().unwrap();
+    assert_eq!(error.to_string(), "backward: a variable of shape [4] is on another tape");
+    // Nothing of that is left on the tape.
+    let leaves = tape.backward_from(&[(&x, seed.clone())], &mut Grads::none()).unwrap();
+    assert_eq!(bits(leaves.get(&x).unwrap()), bits(&seed));
+}
+
+#[test]
 fn checking_names_the_op_the_scope_and_the_rows() {
     let device = device();
     let checked = || Tape::with(Options { record: true, recompute: true, check: true });

@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod support;
+
 use kinglet::autograd::{Grads, ParamSet, Tape};
 use kinglet::models::mmap::Mapped;
 use kinglet::models::{
@@ -10,8 +12,8 @@ use kinglet::models::{
 };
 use kinglet::tensor::{DType, Device, Tensor};
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use support::{device, fixtures, folders, source};
 
 /// Both sides compute in f32 and sum in another order. `depth` products of `width` terms one after another, each
 /// with the roundoff of f32, in units of the largest magnitude; 8 covers the norms and softmaxes between.
@@ -20,10 +22,6 @@ fn tolerance(model: &Decoder, largest: f32) -> f32 {
     let width = config.hidden.max(config.intermediate) as f32;
     let depth = (7 * config.layers.len() + 1) as f32;
     8.0 * 2f32.powi(-24) * depth * width.sqrt() * largest
-}
-
-fn fixtures() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/models")
 }
 
 struct Golden {
@@ -60,14 +58,13 @@ fn compare(what: &str, model: &Decoder, got: &Tensor, want: &Tensor) {
 }
 
 fn check(name: &str) {
-    let folder = fixtures().join(name);
-    let device = kinglet_oracle::device(2);
+    let folder = fixtures("models").join(name);
+    let device = device(2);
     let golden = Golden {
         files: safetensors::open_file(&folder.join("golden.safetensors"), Mapped::open).unwrap(),
         device: device.clone(),
     };
-    let path = if folder.join("model.gguf").exists() { folder.join("model.gguf") } else { folder };
-    let source = Source::open(&path, Mapped::open).unwrap();
+    let source = source(name);
     let model = Decoder::load(&source, &LoadOptions { device: device.clone(), quant: None }).unwrap();
 
     let offsets: Vec<usize> = golden.i32s("segments").iter().map(|&x| x as usize).collect();
@@ -125,12 +122,9 @@ macro_rules! models {
         /// A fixture without a test fails.
         #[test]
         fn every_fixture_is_checked() {
-            let mut folders: Vec<String> = std::fs::read_dir(fixtures()).unwrap()
-                .map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
-            folders.sort();
             let mut tests = vec![$($name.to_string()),*];
             tests.sort();
-            assert_eq!(folders, tests);
+            assert_eq!(folders(&fixtures("models")), tests);
         }
     };
 }

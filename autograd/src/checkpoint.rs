@@ -15,7 +15,7 @@ impl Tape {
     /// order of summation equal those of a plain run bit for bit.
     ///
     /// # Errors
-    /// Those of `forward`.
+    /// Those of `forward`; when an input is on another tape.
     pub fn checkpoint<'t>(
         &'t self,
         inputs: &[&Var<'t>],
@@ -24,6 +24,7 @@ impl Tape {
         if !self.options().record {
             return forward(self, &inputs.iter().map(|&v| v.clone()).collect::<Vec<_>>());
         }
+        record::check_tape(self, "checkpoint", inputs)?;
         let trial = Tape::with(Options { record: false, ..self.options() });
         let constants: Vec<_> = inputs.iter().map(|v| trial.constant(v.value.clone())).collect();
         let outputs = forward(&trial, &constants)?.into_iter().map(|v| v.value).collect();

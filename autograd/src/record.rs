@@ -63,7 +63,8 @@ pub struct Record<'r, 't> {
     op: &'static str,
     inputs: &'r [&'r Var<'t>],
     output: Tensor,
-    saved: Vec<Item>,
+    /// What is saved so far, or that a variable is on another tape, where its id means another value.
+    saved: Result<Vec<Item>>,
     recipe: Option<Box<Recipe>>,
     tracked: bool,
 }
@@ -71,7 +72,8 @@ pub struct Record<'r, 't> {
 impl<'r, 't> Record<'r, 't> {
     pub(crate) fn new(tape: &'t Tape, op: &'static str, inputs: &'r [&'r Var<'t>], output: Tensor) -> Self {
         let tracked = tape.options().record && inputs.iter().any(|v| v.is_tracked());
-        Record { tape, op, inputs, output, saved: Vec::new(), recipe: None, tracked }
+        let saved = check_tape(tape, op, inputs).map(|()| Vec::new());
+        Record { tape, op, inputs, output, saved, recipe: None, tracked }
     }
 
     /// What the rule and the recipe will need, in the order in which they read it.
@@ -79,15 +81,18 @@ impl<'r, 't> Record<'r, 't> {
     where
         't: 's,
     {
-        if self.tracked {
-            let mut graph = self.tape.graph.borrow_mut();
-            for item in items {
-                let item = match item {
-                    Save::Var(var) => keep(&mut graph, var),
-                    Save::Tensor(t) => Item::Tensor(t.clone()),
-                    Save::Handle(h) => Item::Handle(h),
-                };
-                self.saved.push(item);
+        let tape = self.tape;
+        let keep = |item| match item {
+            Save::Var(var) => check_tape(tape, self.op, &[var]).map(|()| keep(&mut tape.graph.borrow_mut(), var)),
+            Save::Tensor(t) => Ok(Item::Tensor(t.clone())),
+            Save::Handle(h) => Ok(Item::Handle(h)),
+        };
+        if self.tracked
+            && let Ok(saved) = &mut self.saved
+        {
+            match items.into_iter().map(keep).collect::<Result<Vec<_>>>() {
+                Ok(items) => saved.extend(items),
+                Err(stray) => self.saved = Err(stray),
             }
         }
         self
@@ -113,10 +118,11 @@ impl<'r, 't> Record<'r, 't> {
     /// ```
     ///
     /// # Errors
-    /// With [`crate::Options::check`], when the output is not finite.
+    /// When an input or a saved variable is on another tape; with [`crate::Options::check`], when the output is not
+    /// finite.
     pub fn rule(self, rule: impl Fn(&Tensor, &Saved, &mut Sink<'_>) -> Result<()> + Copy + 'static) -> Result<Var<'t>> {
         let work = Work::Op { rule: Box::new(rule), recipe: self.recipe };
-        let outputs = finish(self.tape, self.op, self.inputs, vec![self.output], self.saved, work, self.tracked)?;
+        let outputs = finish(self.tape, self.op, self.inputs, vec![self.output], self.saved?, work, self.tracked)?;
         outputs.into_iter().next().ok_or_else(|| Error::invalid("record: no output"))
     }
 }
@@ -135,12 +141,20 @@ fn keep(graph: &mut Graph, var: &Var<'_>) -> Item {
     Item::Value(id)
 }
 
+/// Ids are those of one tape: a variable of another one cannot join.
+pub(crate) fn check_tape(tape: &Tape, op: &str, vars: &[&Var<'_>]) -> Result<()> {
+    match vars.iter().find(|v| !std::ptr::eq(v.tape, tape)) {
+        Some(stray) => Err(Error::invalid(format!("{op}: a variable of shape {:?} is on another tape", stray.shape()))),
+        None => Ok(()),
+    }
+}
+
 pub(crate) fn checkpoint_items(tape: &Tape, vars: &[&Var<'_>]) -> Vec<Item> {
     let mut graph = tape.graph.borrow_mut();
     vars.iter().map(|v| keep(&mut graph, v)).collect()
 }
 
-/// Puts a node on the tape and gives its output variables.
+/// Puts a node on the tape, which all of `inputs` are on, and gives its output variables.
 pub(crate) fn finish<'t>(
     tape: &'t Tape,
     op: &'static str,
@@ -150,9 +164,6 @@ pub(crate) fn finish<'t>(
     work: Work,
     tracked: bool,
 ) -> Result<Vec<Var<'t>>> {
-    if let Some(stray) = inputs.iter().find(|v| !std::ptr::eq(v.tape, tape)) {
-        return Err(Error::invalid(format!("{op}: input of shape {:?} is on another tape", stray.shape())));
-    }
     let scope = tape.scope();
     if tape.options().check {
         for output in &outputs {

@@ -1,7 +1,7 @@
 //! The backward walk: nodes in reverse order, each freed as soon as its rule has run.
 
 use crate::params::Grads;
-use crate::record::Saved;
+use crate::record::{Saved, check_tape};
 use crate::sink::{Sink, accumulate};
 use crate::tape::{Graph, Item, Node, Options, Tape, ValueId, ValueKind, Var, Work};
 use kinglet_tensor::{DType, Error, Result, Tensor};
@@ -36,8 +36,9 @@ impl Tape {
     /// As [`Tape::backward`], from given gradients of several values.
     ///
     /// # Errors
-    /// When a gradient has not its value's shape or nothing is tracked, and those of the rules.
+    /// When a value is on another tape, a gradient has not its value's shape or nothing is tracked, and those of the rules.
     pub fn backward_from(&self, seeds: &[(&Var<'_>, Tensor)], grads: &mut Grads) -> Result<Leaves> {
+        seeds.iter().try_for_each(|(var, _)| check_tape(self, "backward", &[var]))?;
         let mut walk = Walk::new(self.spend()?, self.options());
         let mut any = false;
         for (var, seed) in seeds {

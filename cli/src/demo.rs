@@ -2,9 +2,10 @@
 //! archive section of a software package, by QLoRA, in about a minute.
 
 use crate::args::{DeviceArgs, EvalArgs, Metric, ModelArgs, Quant};
-use crate::console::{next, note, out};
+use crate::console::{in_quotes, next, note, out};
 use crate::{eval, finetune};
-use kinglet_models::fs::{Disk, verify_manifest, write_folder_atomic};
+use kinglet_data::{Dataset, RowContent};
+use kinglet_models::fs::{Disk, recover_inside, verify_manifest, write_folder_atomic};
 use kinglet_tensor::{Error, Result};
 use kinglet_train::{Settings, Start};
 use std::path::{Path, PathBuf};
@@ -60,11 +61,26 @@ pub(crate) fn run() -> Result<()> {
         "exact match on 100 unseen descriptions: {before:.0}% before, {after:.0}% after fine-tuning (guessing: \
          {GUESSING:.0}%)"
     ))?;
+    note("on your own data: kinglet finetune --model M --data F.jsonl --output DIR");
     next(format!(
-        "generate --model {FOLDER}/model --adapter {FOLDER}/adapter --prompt \"$(head -1 QUESTION.txt)\", or finetune \
-         --model M --data F.jsonl --output DIR on your own data"
+        "generate --model {FOLDER}/model --adapter {FOLDER}/adapter --quant nf4 --prompt {}",
+        in_quotes(&question()?)
     ));
     Ok(())
+}
+
+/// The user's text of the first unseen row.
+fn question() -> Result<String> {
+    let rows = Dataset::from_bytes(&read(DATA, "valid.jsonl")?, "valid.jsonl")?;
+    match rows.rows().first().map(|row| &row.content) {
+        Some(RowContent::Pair { prompt, .. }) => Ok(prompt.clone()),
+        _ => Err(Error::invalid("valid.jsonl: the first row has no prompt")),
+    }
+}
+
+fn read(files: &[(&str, &[u8])], name: &str) -> Result<Vec<u8>> {
+    let found = files.iter().find(|(known, _)| *known == name);
+    found.map(|(_, bytes)| bytes.to_vec()).ok_or_else(|| Error::invalid(format!("{name} is not embedded")))
 }
 
 /// The share of right answers in percent, on rows that are not in the training data.
@@ -98,15 +114,24 @@ fn unpack(folder: &Path, files: &[(&str, &[u8])]) -> Result<()> {
     })
 }
 
-/// Refuses a folder with contents of which no demo is the author.
+/// Refuses a folder with contents of which no demo is the author. A demo that was killed before its model was whole has
+/// left a temporary at most.
 fn check_own(folder: &Path) -> Result<()> {
-    let empty = match std::fs::read_dir(folder) {
-        Ok(mut entries) => entries.next().is_none(),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => true,
+    let names: Vec<String> = match std::fs::read_dir(folder) {
+        Ok(entries) => entries
+            .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
+            .collect::<std::io::Result<_>>()
+            .map_err(|e| Error::io(folder.display(), e))?,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Vec::new(),
         Err(e) => return Err(Error::io(folder.display(), e)),
     };
-    if empty || verify_manifest(&Disk, &folder.join("model")).is_ok() {
-        return Ok(());
+    let temporary = |name: &String| name.starts_with('.') && name.contains(".kinglet-");
+    if names.iter().all(temporary) {
+        return recover_inside(&Disk, folder).map(drop);
+    }
+    let known = |name: &String| temporary(name) || ["model", "data", "adapter"].contains(&name.as_str());
+    if names.iter().all(known) && verify_manifest(&Disk, &folder.join("model")).is_ok() {
+        return recover_inside(&Disk, folder).map(drop);
     }
     let shown = folder.display();
     Err(Error::invalid(format!("./{shown} is not the demo's: move it away, or run the demo in another folder")))

@@ -1,7 +1,7 @@
 //! `kinglet generate`.
 
 use crate::args::GenerateArgs;
-use crate::console::{next, out};
+use crate::console::{next, out, warn};
 use crate::session::Session;
 use kinglet_data::Message;
 use kinglet_models::{Finish, Request, Sampling, generate};
@@ -26,6 +26,10 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<()> {
     };
     let prompt: Vec<i32> = prompt.into_iter().map(|id| id as i32).collect();
     let stop: Vec<i32> = encoder.stop_ids()?.into_iter().map(|id| id as i32).collect();
+    let positions = session.model.config().max_positions;
+    if prompt.len() > positions {
+        warn(format!("the prompt has {} tokens, more than the {positions} that the model was made for", prompt.len()));
+    }
     let request = Request { prompt: &prompt, max_new_tokens: args.max_new_tokens, stop: &stop, sampling };
     let mut output = Output::new(!args.json);
     let mut stream = session.base.tokenizer.stream(true);

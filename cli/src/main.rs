@@ -56,7 +56,8 @@ fn parse_and_run() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             note(format!("kinglet: {}", one_line(&error.to_string())));
-            ExitCode::from(INPUT_AT_FAULT)
+            // Nothing that a user gives can make two holders of one parameter.
+            ExitCode::from(if error.is_aliased() { KINGLET_AT_FAULT } else { INPUT_AT_FAULT })
         }
     }
 }

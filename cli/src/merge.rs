@@ -2,7 +2,7 @@
 
 use crate::args::{Dtype, MergeArgs};
 use crate::console::{next, note, out, quoted, warn};
-use crate::session::{adapter, device};
+use crate::session::{adapter, device, kept_template};
 use crate::target::Target;
 use kinglet_models::fs::Folder;
 use kinglet_models::{Ctx, LoadOptions};
@@ -19,7 +19,8 @@ pub(crate) fn run(args: &MergeArgs) -> Result<()> {
     let target = Target::new(&args.output, args.overwrite, &[&args.model, &args.adapter])?;
     let device = device(None, args.threads)?;
     let load = LoadOptions { device: device.clone(), quant: None };
-    let base = Base::open(&args.model, OpenOptions::default())?;
+    let template = kept_template(&args.adapter);
+    let base = Base::open(&args.model, OpenOptions { chat_template: template.as_deref(), ..OpenOptions::default() })?;
     if base.source.gguf.is_some() && base.is_quantized() {
         let shown = args.model.display();
         warn(format!("{shown}: is quantised: the adapter is merged into its decoded weights, not the original ones"));

@@ -8,7 +8,7 @@ use kinglet_quant::nf4::Format;
 use kinglet_tensor::cpu::{Level, Simd};
 use kinglet_tensor::{CpuOptions, DType, Device, Error, Result};
 use kinglet_train::{Base, OpenOptions, Settings};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// A loaded model.
 pub(crate) struct Session {
@@ -21,8 +21,9 @@ pub(crate) struct Session {
 impl Session {
     pub(crate) fn open(args: &ModelArgs) -> Result<Self> {
         let device = device(args.device.device.as_deref(), args.device.threads)?;
+        let kept = args.adapter.as_deref().and_then(kept_template);
         let options = OpenOptions {
-            chat_template: args.chat_template.as_deref(),
+            chat_template: args.chat_template.as_deref().or(kept.as_deref()),
             raw: args.raw,
             no_mmap: args.no_mmap,
             ..OpenOptions::default()
@@ -44,8 +45,22 @@ impl Session {
 impl ModelArgs {
     /// The options that name the model, for the next command.
     pub(crate) fn shown(&self) -> String {
-        let adapter = self.adapter.as_ref().map_or(String::new(), |folder| format!(" --adapter {}", quoted(folder)));
-        format!("--model {}{adapter}", quoted(&self.model))
+        let mut shown = format!("--model {}", quoted(&self.model));
+        if let Some(folder) = &self.adapter {
+            shown += &format!(" --adapter {}", quoted(folder));
+        }
+        match self.quant {
+            Some(Quant::Nf4) => shown += " --quant nf4",
+            Some(Quant::Fp4) => shown += " --quant fp4",
+            Some(Quant::None) | None => {}
+        }
+        if self.raw {
+            shown += " --raw";
+        }
+        if let Some(file) = &self.chat_template {
+            shown += &format!(" --chat-template {}", quoted(file));
+        }
+        shown
     }
 }
 
@@ -65,6 +80,11 @@ pub(crate) fn check_requantisation(base: &Base) -> Result<()> {
     }
     warn(format!("{shown}: is quantised already: its decoded weights are rounded a second time"));
     Ok(())
+}
+
+/// The chat template that an adapter was trained with: kept in its folder, it goes before the base's own.
+pub(crate) fn kept_template(adapter: &Path) -> Option<PathBuf> {
+    Some(adapter.join("chat_template.jinja")).filter(|path| path.is_file())
 }
 
 /// The adapter in a PEFT folder, a checkpoint or the output of a run.
@@ -119,8 +139,9 @@ pub(crate) fn device(name: Option<&str>, threads: Option<usize>) -> Result<Devic
 
 /// The SIMD level that the environment asks for; `None` is the best.
 pub(crate) fn simd() -> Result<Option<Simd>> {
-    let Ok(name) = std::env::var("KINGLET_SIMD") else { return Ok(None) };
-    let level = match name.as_str() {
+    let Some(name) = std::env::var_os("KINGLET_SIMD") else { return Ok(None) };
+    let name = name.to_string_lossy();
+    let level = match &*name {
         "portable" => Level::Portable,
         "avx2" => Level::Avx2,
         "avx512" => Level::Avx512,

@@ -35,8 +35,20 @@ pub(crate) fn settings(options: &FinetuneOptions) -> Result<Settings> {
         settings.modules_to_save =
             names.split(',').map(|n| n.trim().into()).filter(|n: &String| !n.is_empty()).collect();
     }
+    make_absolute(&mut settings);
     settings.validate()?;
     Ok(settings)
+}
+
+/// Inputs under their one absolute name, so that a run can be resumed from another folder.
+fn make_absolute(settings: &mut Settings) {
+    let optional = [&mut settings.eval_data, &mut settings.init_adapter, &mut settings.chat_template];
+    for path in [&mut settings.model, &mut settings.data].into_iter().chain(optional.into_iter().flatten()) {
+        // A path that leads nowhere is kept as it was typed, for the error message.
+        if let Ok(absolute) = std::fs::canonicalize(&*path) {
+            *path = absolute;
+        }
+    }
 }
 
 /// What to do about a run that is in OUTPUT already.

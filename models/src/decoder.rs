@@ -120,7 +120,7 @@ impl Decoder {
             // Each sequence has frequencies of its own, so that none depends on its neighbours in the batch.
             let tables = batch.segments.list().iter().map(|s| {
                 let positions = &batch.positions[s.q_start..s.q_start + s.q_len];
-                let f = rope.frequencies(d, s.kv_len);
+                let f = rope.frequencies(d, s.kv_len.max(batch.reach));
                 tensor_ops::rope_table(positions, &f.inv_freq, f.attention_factor, &self.device)
             });
             let (cos, sin): (Vec<_>, Vec<_>) = tables.collect::<Result<Vec<_>>>()?.into_iter().unzip();

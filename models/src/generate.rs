@@ -58,8 +58,10 @@ pub fn generate(
     if request.prompt.is_empty() {
         return Err(Error::invalid("generate: the prompt has no tokens"));
     }
-    let room = model.config().max_positions.max(request.prompt.len() + 1);
-    let capacity = room.min(request.prompt.len() + request.max_new_tokens);
+    // A text ends where the model's positions do, unless the prompt is past them already.
+    let limit = model.config().max_positions;
+    let limit = if request.prompt.len() < limit { limit } else { usize::MAX };
+    let capacity = request.prompt.len().saturating_add(request.max_new_tokens).min(limit);
     let mut cache = model.cache(capacity, ctx.dtype)?;
     let mut tokens = Vec::new();
     let mut pending = request.prompt.to_vec();
@@ -67,7 +69,7 @@ pub fn generate(
         let mut logits = Vec::new();
         for part in pending.chunks(PREFILL) {
             let tape = Tape::inert();
-            let batch = Batch::next(part, cache.len(), model.device())?;
+            let batch = Batch::next(part, cache.len(), model.device())?.within(request.prompt.len());
             let hidden = model.hidden(&tape, &batch, Some(&mut cache), ctx)?;
             let last = tape.constant(hidden.value().narrow(0, part.len() - 1, 1)?);
             logits = model.logits(&last, ctx)?.value().to_vec::<f32>()?;

@@ -59,7 +59,13 @@ impl Decoder {
     /// # Errors
     /// When memory runs out.
     pub fn random(config: Config, seed: u64, device: &Device) -> Result<Self> {
-        let deviation = config.json.as_ref().and_then(|j| j.get("initializer_range")?.as_f64()).unwrap_or(0.02);
+        let deviation = match config.json.as_ref().and_then(|json| json.get("initializer_range")) {
+            None => 0.02,
+            Some(value) => value
+                .as_f64()
+                .filter(|range| range.is_finite() && *range >= 0.0)
+                .ok_or_else(|| Error::invalid(format!("config.json: initializer_range is {value}, not a deviation")))?,
+        };
         let source = Random { seed, deviation: deviation as f32, device };
         build(&config, &source, &LoadOptions { device: device.clone(), quant: None })
     }

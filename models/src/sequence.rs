@@ -12,6 +12,8 @@ pub struct Batch {
     pub positions: Vec<i32>,
     /// Which tokens form a sequence, and which keys each sees.
     pub segments: Segments,
+    /// See [`Batch::within`].
+    pub(crate) reach: usize,
 }
 
 impl Batch {
@@ -28,7 +30,15 @@ impl Batch {
             ));
         }
         let positions = offsets.windows(2).flat_map(|w| 0..(w[1] - w[0]) as i32).collect();
-        Ok(Batch { ids: Tensor::from_slice(ids, &[ids.len()], device)?, positions, segments })
+        Ok(Batch { ids: Tensor::from_slice(ids, &[ids.len()], device)?, positions, segments, reach: 0 })
+    }
+
+    /// Says that the tokens are part of a text of at least `length` tokens: where frequencies of rotation depend on the
+    /// length, a prompt that is read in parts has those of the whole.
+    #[must_use]
+    pub fn within(mut self, length: usize) -> Self {
+        self.reach = length;
+        self
     }
 
     /// The next tokens of one sequence of which `cached` tokens are in a KV cache.
@@ -38,7 +48,7 @@ impl Batch {
     pub fn next(ids: &[i32], cached: usize, device: &Device) -> Result<Self> {
         let segments = Segments::one(ids.len(), cached + ids.len())?;
         let positions = (cached..cached + ids.len()).map(|p| p as i32).collect();
-        Ok(Batch { ids: Tensor::from_slice(ids, &[ids.len()], device)?, positions, segments })
+        Ok(Batch { ids: Tensor::from_slice(ids, &[ids.len()], device)?, positions, segments, reach: 0 })
     }
 
     /// The number of tokens.

@@ -69,6 +69,9 @@ fn resume_without_a_checkpoint_starts_at_the_first_step() {
     let settings = short(&folder);
     train(&settings, Start::New, 1).unwrap();
     std::fs::remove_dir_all(folder.join("checkpoint-2")).unwrap();
+    // The result is there: nothing is left to do, with or without checkpoints.
+    assert_eq!(train(&settings, Start::Resume, 1).unwrap().end, End::AlreadyFinished);
+    std::fs::remove_file(folder.join("adapter_config.json")).unwrap();
     let outcome = train(&settings, Start::Resume, 1).unwrap();
     assert_eq!((outcome.end, outcome.steps), (End::Finished, 2));
     assert_eq!(crate::common::log(&folder).len(), 2);

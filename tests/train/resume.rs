@@ -122,6 +122,7 @@ fn a_damaged_checkpoint_is_passed_over() {
     let last = bytes.len() - 1;
     bytes[last] ^= 1;
     std::fs::write(&state, bytes).unwrap();
+    std::fs::remove_file(folder.join("adapter_config.json")).unwrap(); // as before the end of the run
     let mut hears = Hears::default();
     crate::common::train_with(&all, Start::Resume, 1, &mut hears).unwrap();
     assert_eq!(hears.1, Some(8));

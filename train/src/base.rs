@@ -42,7 +42,7 @@ impl Base {
         let map = if options.no_mmap { Mapped::open_unmapped } else { Mapped::open };
         let source = if options.from_scratch { without_weights(path)? } else { Source::open(path, map)? };
         let tokenizer = match &source.gguf {
-            Some(metadata) => Tokenizer::from_gguf(&vocab(metadata)?).map_err(|e| e.context(path.display()))?,
+            Some(metadata) => Tokenizer::from_gguf(&gguf_vocab(metadata)?).map_err(|e| e.context(path.display()))?,
             None => Tokenizer::from_dir(path)?,
         };
         Self::new(source, tokenizer, options)
@@ -148,7 +148,10 @@ fn without_weights(path: &Path) -> Result<Source> {
 }
 
 /// The tokenizer's part of a GGUF file's metadata.
-fn vocab(m: &Metadata) -> Result<GgufVocab> {
+///
+/// # Errors
+/// When a key that every tokenizer has is missing, or one has the wrong type.
+pub fn gguf_vocab(m: &Metadata) -> Result<GgufVocab> {
     let string = |key: &str| m.get_str(key).map(|s| s.map(String::from));
     let strings = |key: &str| m.get_strings(key).map(|s| s.map(<[String]>::to_vec));
     let types = m.get_i64s("tokenizer.ggml.token_type")?;

@@ -112,7 +112,7 @@ fn save_result(folder: &mut Folder<'_>, learner: &Learner, settings: &Settings, 
             folder.write_json(kinglet_peft::CONFIG_FILE, config)?;
         }
         None => {
-            let options = MergeOptions { dtype: result_dtype(settings, base), ..MergeOptions::default() };
+            let options = MergeOptions { dtype: result_dtype(settings, base)?, ..MergeOptions::default() };
             merge(&learner.model, &learner.adapters(), &options, folder)?;
             if let Some(path) = &base.source.files.generation_config {
                 folder.copy("generation_config.json", path)?;
@@ -124,16 +124,17 @@ fn save_result(folder: &mut Folder<'_>, learner: &Learner, settings: &Settings, 
 
 /// A model that is trained from scratch is written in the dtype that its config.json names, any other as its base is
 /// stored.
-fn result_dtype(settings: &Settings, base: &Base) -> Option<DType> {
-    if !settings.from_scratch {
-        return None;
-    }
-    let json = base.source.config.json.as_ref()?;
-    match json.get("dtype").or_else(|| json.get("torch_dtype"))?.as_str()? {
-        "bfloat16" => Some(DType::BF16),
-        "float16" => Some(DType::F16),
-        "float32" => Some(DType::F32),
-        _ => None,
+fn result_dtype(settings: &Settings, base: &Base) -> Result<Option<DType>> {
+    let json = base.source.config.json.as_ref().filter(|_| settings.from_scratch);
+    let Some(named) = json.and_then(|json| json.get("dtype").or_else(|| json.get("torch_dtype"))) else {
+        return Ok(None);
+    };
+    match named.as_str() {
+        Some("bfloat16") => Ok(Some(DType::BF16)),
+        Some("float16") => Ok(Some(DType::F16)),
+        Some("float32") => Ok(Some(DType::F32)),
+        _ if named.is_null() => Ok(None),
+        _ => Err(Error::invalid(format!("config.json: dtype {named} is none of bfloat16, float16 and float32"))),
     }
 }
 

@@ -17,7 +17,7 @@ mod rows;
 mod run;
 mod settings;
 
-pub use base::{Base, OpenOptions};
+pub use base::{Base, OpenOptions, gguf_vocab};
 pub use eval::{Answering, Loss, evaluate_loss, exact_match};
 pub use report::{EvalRow, Plan, Reporter, Silent, StepRow};
 pub use run::{End, Outcome, RunOptions, Start, run};

@@ -111,9 +111,13 @@ impl Output {
         Ok(steps)
     }
 
+    /// Finishes or undoes what a killed process left half done.
+    pub(crate) fn recover(&self) -> Result<()> {
+        recover_inside(&Disk, &self.path).map(drop)
+    }
+
     /// The newest checkpoint whose files are whole. `damaged` hears of those that are not.
     pub(crate) fn newest(&self, mut damaged: impl FnMut(&Error)) -> Result<Option<u64>> {
-        recover_inside(&Disk, &self.path)?;
         for step in self.checkpoints()? {
             match verify_manifest(&Disk, &self.checkpoint(step)) {
                 Ok(_) => return Ok(Some(step)),

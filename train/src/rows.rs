@@ -39,6 +39,11 @@ impl Rows {
         })
     }
 
+    /// Tokens of the longest row.
+    pub(crate) fn longest(&self) -> usize {
+        self.batches.examples().iter().map(|e| e.ids.len()).max().unwrap_or(0)
+    }
+
     /// Reads steps in order.
     pub(crate) fn feed(&self) -> Feed<'_> {
         Feed { rows: self, epoch: None }

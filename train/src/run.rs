@@ -80,16 +80,24 @@ pub fn run(
     settings.validate()?;
     let output = Output::new(&settings.output);
     let resuming = check_output(&output, settings, options.start)?;
+    if resuming && output.is_published() {
+        let steps = output.checkpoints()?.first().copied().unwrap_or(0);
+        return Ok(Outcome { end: End::AlreadyFinished, steps, loss: None, eval_loss: None });
+    }
     let base = Base::of(settings)?;
-    warn_of_requantisation(settings, &base, reporter);
+    check_requantisation(settings, &base, reporter)?;
     let rows = Rows::new(settings, &base)?;
     if let Some(text) = rows.report.warning() {
         reporter.warning(&text);
     }
-    let checkpoint = if resuming { output.newest(|e| reporter.warning(&e.to_string()))? } else { None };
-    if checkpoint.is_some_and(|step| step >= rows.steps) && output.is_published() {
-        return Ok(Outcome { end: End::AlreadyFinished, steps: rows.steps, loss: None, eval_loss: None });
+    if resuming && !options.dry_run {
+        output.recover()?;
     }
+    let (longest, positions) = (rows.longest(), base.source.config.max_positions);
+    if longest > positions {
+        reporter.warning(&format!("a row has {longest} tokens, more than the {positions} that the model was made for"));
+    }
+    let checkpoint = if resuming { output.newest(|e| reporter.warning(&e.to_string()))? } else { None };
     let eval = settings.eval_data.as_deref().map(|path| encode(path, settings, &base)).transpose()?;
     let identity = Identity::new(settings, &base, device)?;
     let mut learner = Learner::new(base.model(settings, device)?, settings)?;
@@ -132,14 +140,39 @@ fn check_output(output: &Output, settings: &Settings, start: Start) -> Result<bo
             Settings::read(&settings.output)?.check_resumable_as(settings)?;
             Ok(true)
         }
-        (Contents::Nothing, _) | (Contents::Run, Start::Overwrite) => Ok(false),
+        (Contents::Run, Start::Overwrite) => check_inputs_outside(settings).map(|()| false),
+        (Contents::Nothing, _) => Ok(false),
     }
 }
 
-fn warn_of_requantisation(settings: &Settings, base: &Base, reporter: &mut dyn Reporter) {
-    if base.is_quantized() && settings.quant.is_some_and(|q| q != Quant::None) {
-        reporter.warning("the base is quantised already: --quant rounds its decoded weights a second time");
+/// Refuses to replace a folder that holds something which the run reads.
+fn check_inputs_outside(settings: &Settings) -> Result<()> {
+    let Ok(output) = std::fs::canonicalize(&settings.output) else { return Ok(()) };
+    let optional = [&settings.eval_data, &settings.init_adapter, &settings.chat_template];
+    let inputs = [&settings.model, &settings.data].into_iter().chain(optional.into_iter().flatten());
+    for input in inputs {
+        if std::fs::canonicalize(input).is_ok_and(|path| path.starts_with(&output)) {
+            let what =
+                format!("{}: is read by this run and lies in --output, which --overwrite deletes", input.display());
+            return Err(Error::invalid(format!("{what}: choose another folder for --output")));
+        }
     }
+    Ok(())
+}
+
+/// Quantising what is quantised already loses more than either alone.
+fn check_requantisation(settings: &Settings, base: &Base, reporter: &mut dyn Reporter) -> Result<()> {
+    if !base.is_quantized() || settings.quant.is_none_or(|q| q == Quant::None) {
+        return Ok(());
+    }
+    if base.source.gguf.is_none() {
+        let shown = base.source.path.display();
+        return Err(Error::invalid(format!(
+            "{shown}: is in 4 bits already: leave out --quant, or give the original model"
+        )));
+    }
+    reporter.warning("the base is quantised already: --quant rounds its decoded weights a second time");
+    Ok(())
 }
 
 /// A run in progress.

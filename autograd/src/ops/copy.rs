@@ -33,6 +33,7 @@ impl<'t> Var<'t> {
             return Ok(self.clone());
         }
         let y = self.value.contiguous()?;
+        // y = x in another order of memory: dx = dy
         self.tape.record("contiguous", &[self], y).rule(|dy, _, sink| sink.add(0, dy.clone()))
     }
 }

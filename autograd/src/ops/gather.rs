@@ -25,6 +25,7 @@ impl<'t> Var<'t> {
     pub fn index_select(&self, dim: usize, ids: &Tensor) -> Result<Var<'t>> {
         let y = ops::index_select(&self.value, dim, ids)?;
         let shape = *self.value.layout().shape();
+        // dx = dy, added at the indices: an index that is read twice gathers both gradients
         self.tape.record("index_select", &[self], y).save([Save::Tensor(ids)]).rule(move |dy, saved, sink| {
             let zeros = Tensor::zeros(&[], dy.dtype(), dy.device())?.broadcast_to(&shape)?;
             sink.add(0, ops::index_add(&zeros, dim, saved.tensor(0)?, dy)?)

@@ -78,14 +78,13 @@ impl<'a> Mat<'a> {
     /// # Errors
     /// When the last element lies outside `data`.
     pub fn new(data: Elems<'a>, rows: usize, cols: usize, row_stride: usize, col_stride: usize) -> Result<Self> {
+        if rows == 0 || cols == 0 {
+            // Nothing to step over: no offset into an empty matrix may leave `data`.
+            return Ok(Mat { data, rows, cols, row_stride: 0, col_stride: 0 });
+        }
         let last = |n: usize, stride: usize| (n - 1).checked_mul(stride);
-        let inside = rows == 0
-            || cols == 0
-            || last(rows, row_stride)
-                .zip(last(cols, col_stride))
-                .and_then(|(r, c)| r.checked_add(c))
-                .is_some_and(|at| at < data.len());
-        if inside {
+        let last = last(rows, row_stride).zip(last(cols, col_stride)).and_then(|(r, c)| r.checked_add(c));
+        if last.is_some_and(|at| at < data.len()) {
             return Ok(Mat { data, rows, cols, row_stride, col_stride });
         }
         let strides = format!("[{rows}, {cols}] with strides [{row_stride}, {col_stride}]");

@@ -71,6 +71,13 @@ impl Cpu {
         self.scratch.take(len)
     }
 
+    /// Bytes of working memory that kernels have taken so far: packed tiles of operands, partial sums, rows being
+    /// converted. They are kept for the next call, never given back, and are not part of [`crate::Device::memory`].
+    #[must_use]
+    pub fn scratch_bytes(&self) -> usize {
+        self.scratch.bytes()
+    }
+
     /// Runs `f` inside the pool, so that the parallel loops in it need no hand-off from outside.
     pub fn enter<R: Send>(&self, f: impl FnOnce() -> R + Send) -> R {
         match &self.pool {

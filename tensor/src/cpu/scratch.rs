@@ -2,6 +2,7 @@
 //! than a small product takes.
 
 use std::ops::{Deref, DerefMut};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// One cache line, so that buffers start on one.
@@ -9,24 +10,36 @@ use std::sync::{Arc, Mutex, PoisonError};
 #[repr(C, align(64))]
 struct Line([f32; 16]);
 
-/// The buffers of one [`super::Cpu`] that nobody uses just now.
+/// The buffers of one [`super::Cpu`].
 #[derive(Default)]
-pub(super) struct Pool(Mutex<Vec<Vec<Line>>>);
+pub(super) struct Pool {
+    /// Those that nobody uses just now.
+    free: Mutex<Vec<Vec<Line>>>,
+    /// Bytes of all of them, in use or not.
+    bytes: AtomicUsize,
+}
 
 impl Pool {
     /// A buffer of `len` floats: the smallest free one that is large enough, else the largest, grown.
     /// So there are never more buffers than were in use at once.
     pub(super) fn take(self: &Arc<Self>, len: usize) -> Buffer {
         let lines = len.div_ceil(16);
-        let mut free = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
         let fits = (0..free.len()).filter(|&i| free[i].len() >= lines).min_by_key(|&i| free[i].len());
         let pick = fits.or_else(|| (0..free.len()).max_by_key(|&i| free[i].len()));
         let mut memory = pick.map(|i| free.swap_remove(i)).unwrap_or_default();
         drop(free);
         if memory.len() < lines {
+            self.bytes.fetch_add((lines - memory.len()) * size_of::<Line>(), Ordering::Relaxed);
+            drop(memory); // before the larger one is there
             memory = vec![Line([0.0; 16]); lines];
         }
         Buffer { memory, len, home: self.clone() }
+    }
+
+    /// Bytes of all buffers, in use or free. Buffers only grow, so this is also the most that there ever were.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes.load(Ordering::Relaxed)
     }
 }
 
@@ -56,7 +69,7 @@ impl DerefMut for Buffer {
 impl Drop for Buffer {
     fn drop(&mut self) {
         let memory = std::mem::take(&mut self.memory);
-        self.home.0.lock().unwrap_or_else(PoisonError::into_inner).push(memory);
+        self.home.free.lock().unwrap_or_else(PoisonError::into_inner).push(memory);
     }
 }
 
@@ -73,7 +86,9 @@ mod tests {
         let at = a.as_ptr();
         drop((a, b));
         assert_eq!(pool.take(1000).as_ptr(), at);
+        assert_eq!(pool.bytes(), (63 + 1) * 64);
         let (_small, _large) = (pool.take(10), pool.take(2000));
-        assert_eq!(pool.0.lock().expect("not poisoned").len(), 0);
+        assert_eq!(pool.free.lock().expect("not poisoned").len(), 0);
+        assert_eq!(pool.bytes(), (63 + 125) * 64, "the larger one took the smaller one's place");
     }
 }

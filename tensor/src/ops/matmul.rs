@@ -121,9 +121,7 @@ fn mats(x: &Tensor) -> Result<Vec<Mat<'_>>> {
             DType::F16 => Elems::F16(x.span()?.get(start..).unwrap_or_default()),
             _ => Elems::F32(x.span()?.get(start..).unwrap_or_default()),
         };
-        // An empty matrix has nothing to step over.
-        let stride = |i: usize| if x.is_empty() { 0 } else { strides[i].unsigned_abs() };
-        Mat::new(elements, shape[0], shape[1], stride(0), stride(1))
+        Mat::new(elements, shape[0], shape[1], strides[0].unsigned_abs(), strides[1].unsigned_abs())
     };
     starts.map(mat).collect()
 }

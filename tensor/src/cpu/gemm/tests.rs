@@ -185,6 +185,20 @@ fn sizes_around_every_tile_boundary_agree_with_f64() {
     }
 }
 
+/// A sum of no products is 0, however the empty operands are laid out: few rows and many, every dtype.
+#[test]
+fn no_steps_along_k_give_zero_or_leave_c() {
+    let orders = [Order::Rows, Order::Columns, Order::Gaps];
+    for (simd, kind) in levels().into_iter().flat_map(|simd| [Kind::F32, Kind::Bf16, Kind::F16].map(|k| (simd, k))) {
+        for (a, b) in orders.into_iter().flat_map(|a| orders.map(|b| (a, b))) {
+            for (m, accumulate) in [3, 31].into_iter().flat_map(|m| [(m, Accumulate::Store), (m, Accumulate::Add)]) {
+                let options = Options { accumulate, ..Options::default() };
+                product(&Cpu::single(simd), &Case { m, n: 40, k: 0, kinds: [kind; 3], orders: [a, b], options });
+            }
+        }
+    }
+}
+
 #[test]
 fn every_dtype_in_every_place_agrees_with_f64() {
     let kinds = [Kind::F32, Kind::Bf16, Kind::F16];

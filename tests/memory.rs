@@ -1,0 +1,281 @@
+//! What a run holds: bytes on the device ([`Device::memory`]) and working memory of kernels (`Cpu::scratch_bytes`).
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use kinglet::autograd::{Grads, Tape};
+use kinglet::models::{Ctx, Decoder};
+use kinglet::optim::{AdamW, AdamWOptions};
+use kinglet::peft::Adapter;
+use kinglet::quant::{Direction, FourBit, Scales, Weight};
+use kinglet::tensor::ops::{self, KvView, Mask, Segments, Wants};
+use kinglet::tensor::philox::Key;
+use kinglet::{DType, Device, Result, Tensor};
+use kinglet_train::{Base, Method, Plan, Reporter, RunOptions, Settings, Start, run};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use support::{NF4, adapter, batch, bits, device, fixtures, ids, load, training};
+
+/// The packed operands of a product take at most this, each (`cpu/gemm/blocked.rs`).
+const PACKED: usize = 4 << 20;
+
+/// What a tensor of `bytes` counts for: whole cache lines.
+fn counted(bytes: usize) -> usize {
+    bytes.next_multiple_of(64)
+}
+
+/// A model in training.
+struct Learner {
+    model: Decoder,
+    adapter: Adapter,
+    adamw: AdamW,
+    grads: Grads,
+}
+
+impl Learner {
+    fn new(model: Decoder) -> Self {
+        let adapter = adapter(&model, 0.1);
+        let adamw = AdamW::new(&adapter.params, AdamWOptions::default()).unwrap();
+        let grads = Grads::new(&adapter.params).unwrap();
+        Learner { model, adapter, adamw, grads }
+    }
+
+    /// One optimiser step; the loss.
+    fn step(&mut self, rows: &[Vec<i32>], checkpoint: bool) -> Tensor {
+        self.grads.zero().unwrap();
+        let (batch, targets, count) = batch(rows, self.model.device());
+        let tape = Tape::new();
+        let ctx = Ctx { checkpoint, ..training(&self.adapter) };
+        let loss = self.model.loss(&tape, &batch, &targets, count, &ctx).unwrap();
+        assert!(tape.saved_bytes() > 0);
+        tape.backward(&loss, &mut self.grads).unwrap();
+        assert_eq!(tape.saved_bytes(), 0);
+        let loss = loss.value().clone();
+        drop((ctx, tape));
+        self.adamw.step(Arc::get_mut(&mut self.adapter.params).unwrap(), &self.grads, 1e-3).unwrap();
+        loss
+    }
+}
+
+/// Rows that cross attention's tiles.
+fn rows(model: &Decoder) -> Vec<Vec<i32>> {
+    [150, 61].into_iter().zip(1..).map(|(len, seed)| ids(len, model.config().vocab, seed)).collect()
+}
+
+#[test]
+fn the_fiftieth_step_takes_what_the_second_took() {
+    for quant in [None, Some(NF4)] {
+        let device = device(1);
+        let mut learner = Learner::new(load("llama", quant, &device));
+        let rows = rows(&learner.model);
+        let before = device.memory().live;
+        let mut uses = Vec::new();
+        for _ in 0..50 {
+            device.reset_peak();
+            learner.step(&rows, false);
+            uses.push((device.memory(), device.as_cpu().unwrap().scratch_bytes()));
+        }
+        assert_eq!(uses[1], uses[49]);
+        assert_eq!(device.memory().live, before, "a step leaves nothing behind");
+    }
+}
+
+#[test]
+fn checkpointing_gives_the_same_bits_from_less_memory() {
+    for (name, quant) in [("llama", None), ("qwen3", Some(NF4)), ("smollm3", None), ("gguf-llama", None)] {
+        let [plain, less] = [false, true].map(|checkpoint| {
+            let device = device(2);
+            let mut learner = Learner::new(load(name, quant, &device));
+            let rows = rows(&learner.model);
+            device.reset_peak();
+            let loss = learner.step(&rows, checkpoint);
+            (bits(&loss), bits(learner.grads.flat().unwrap()), device.memory().peak)
+        });
+        assert!(plain.1.iter().any(|&b| b << 1 != 0), "{name}: some gradient is not zero");
+        assert_eq!((&plain.0, &plain.1), (&less.0, &less.1), "{name}");
+        assert!(less.2 < plain.2, "{name}: {} of {} bytes", less.2, plain.2);
+    }
+}
+
+/// What the tensors behind a 4-bit matrix count for.
+fn packed_bytes(weight: &FourBit) -> usize {
+    let scales = match weight.scales() {
+        Scales::Plain(absmax) => counted(4 * absmax.len()),
+        Scales::Nested { codes, absmax, .. } => counted(codes.len()) + counted(4 * absmax.len()),
+    };
+    counted(weight.codes().len()) + scales
+}
+
+#[test]
+fn quantising_while_loading_holds_one_tensor_at_most() {
+    // From f32, from bf16, and from blocks, which are decoded one tensor at a time.
+    for name in ["llama", "mistral", "qwen2", "gguf-llama", "gguf-llama-k"] {
+        let device = device(2);
+        let stored = load(name, None, &device);
+        let kept = device.memory().live; // what must be copied in any case, such as rows in another order
+        let model = load(name, Some(NF4), &device);
+        let packed = |linear: &kinglet::models::Linear| match &*linear.weight {
+            Weight::FourBit(weight) => packed_bytes(weight),
+            _ => panic!("{name}: {} is not quantised", linear.site.name),
+        };
+        let expected: usize = model.linears().map(packed).sum();
+        drop((stored, model));
+        assert_eq!(device.memory().live, 0);
+
+        device.reset_peak();
+        let model = load(name, Some(NF4), &device);
+        let memory = device.memory();
+        let largest = model.linears().map(|l| l.weight.out_features() * l.weight.in_features()).max().unwrap();
+        // Beside the packed form of all: one tensor in f32 and its scales, of which there is one in 64 elements.
+        let one = counted(4 * largest) + counted(4 * largest.div_ceil(64));
+        assert!(memory.live >= expected && memory.live <= expected + kept, "{name}: {memory:?} of {expected}");
+        assert!(memory.peak <= memory.live + one, "{name}: {memory:?}, one tensor is {one}");
+    }
+}
+
+/// Device bytes beside the output, and working memory, of products with an NF4 matrix [rows, 2048] both ways.
+fn product(rows: usize, tokens: usize, dtype: DType) -> (usize, usize) {
+    let device = device(2);
+    let dense = ops::normal(&[rows, 2048], 1.0, Key::derive(&[1]), &device).unwrap();
+    let weight = FourBit::quantize(&dense, NF4.format, 64, NF4.double).unwrap();
+    let weight = Weight::FourBit(Arc::new(weight));
+    drop(dense);
+    let x = Tensor::full(0.5, &[tokens, 2048], dtype, &device).unwrap();
+    let before = device.memory().live;
+    device.reset_peak();
+    let y = weight.matmul(&x, Direction::Forward).unwrap();
+    let dx = weight.matmul(&y, Direction::Backward).unwrap();
+    let outputs = counted(y.storage_bytes()) + counted(dx.storage_bytes());
+    (device.memory().peak - before - outputs, device.as_cpu().unwrap().scratch_bytes())
+}
+
+#[test]
+fn a_product_decodes_one_tile_of_its_weight_at_a_time() {
+    for dtype in [DType::F32, DType::BF16] {
+        for tokens in [1, 40] {
+            let (small, large) = (product(2048, tokens, dtype), product(4096, tokens, dtype));
+            assert_eq!([small.0, large.0], [0, 0], "nothing but outputs comes from the device");
+            // A weight twice as large takes no larger tile: what grows is the rows of the output.
+            let output = 2 * tokens * 4096 * 4;
+            assert!(large.1 <= small.1 + output, "{dtype}, {tokens} tokens: {small:?}, then {large:?}");
+            assert!(large.1 <= 2 * PACKED + output, "{large:?}, the dense weight is {}", 4096 * 2048 * 4);
+        }
+    }
+}
+
+#[test]
+fn a_step_on_the_meta_device_counts_the_bytes_of_a_real_one() {
+    for name in ["llama", "qwen3", "mistral", "smollm3", "gguf-llama", "llama-dynamic"] {
+        for quant in [None, Some(NF4)] {
+            for checkpoint in [false, true] {
+                let [planned, real] = [Device::meta(), device(2)].map(|device| {
+                    let mut learner = Learner::new(load(name, quant, &device));
+                    let rows = rows(&learner.model);
+                    learner.step(&rows, checkpoint);
+                    device.memory()
+                });
+                assert_eq!(planned, real, "{name}, quantised: {}, checkpoint: {checkpoint}", quant.is_some());
+            }
+        }
+    }
+}
+
+/// Hears the plan.
+#[derive(Default)]
+struct Hears(Option<Plan>);
+
+impl Reporter for Hears {
+    fn planned(&mut self, plan: &Plan) {
+        self.0 = Some(plan.clone());
+    }
+}
+
+#[test]
+fn the_peak_that_a_run_announces_is_the_peak_that_it_reaches() {
+    for (name, method) in [("llama-lora", Method::Lora), ("llama-qlora", Method::Qlora)] {
+        let (base, data) = (fixtures("train").join("base-llama"), fixtures("train").join(name).join("data.jsonl"));
+        let output = Path::new(env!("CARGO_TARGET_TMPDIR")).join("memory").join(name);
+        let mut settings = Settings::new(base, data, output);
+        settings.method = method;
+        settings.max_steps = Some(3);
+        // Every step takes all rows, so that each is the largest that the plan looks at.
+        settings.per_device_train_batch_size = 1000;
+        let (device, mut hears, stop) = (device(2), Hears::default(), AtomicBool::new(false));
+        run(&settings, &device, RunOptions { start: Start::Overwrite, dry_run: false, stop: &stop }, &mut hears)
+            .unwrap();
+        let weights = Base::of(&settings).unwrap().source.weights;
+        let mapped: usize = weights.entries.values().map(|e| e.range.len()).sum();
+        assert_eq!(hears.0.unwrap().peak_bytes, device.memory().peak + mapped, "{name}");
+    }
+}
+
+/// The peak of device bytes and the working memory of attention forward and backward over `len` tokens.
+fn attention(len: usize) -> Result<(usize, usize)> {
+    let device = device(2);
+    let (heads, width) = (2, 8);
+    let make = |heads: usize, seed| ops::normal(&[len, heads, width], 1.0, Key::derive(&[seed]), &device);
+    let (q, k, v) = (make(heads, 1)?, make(1, 2)?, make(1, 3)?);
+    let (kv, segments) = (KvView { k: &k, v: &v }, Segments::one(len, len)?);
+    let (out, lse) = ops::attention(&q, kv, &segments, Mask::Causal, 0.3)?;
+    ops::attention_backward(&out, &q, kv, &out, &lse, &segments, Mask::Causal, 0.3)?;
+    Ok((device.memory().peak, device.as_cpu()?.scratch_bytes()))
+}
+
+/// The same of output projection and loss over `len` tokens, each a target.
+fn loss(len: usize, classes: usize) -> Result<(usize, usize)> {
+    let device = device(2);
+    let hidden = ops::normal(&[len, 8], 1.0, Key::derive(&[1]), &device)?;
+    let weight = ops::normal(&[classes, 8], 1.0, Key::derive(&[2]), &device)?;
+    let targets = Tensor::from_vec(ids(len, classes, 3), &[len], &device)?;
+    device.reset_peak();
+    let before = device.memory().live;
+    ops::linear_cross_entropy(&hidden, &weight, &targets, len as f32, Wants { hidden: true, weight: true })?;
+    Ok((device.memory().peak - before, device.as_cpu()?.scratch_bytes()))
+}
+
+const LENGTHS: [usize; 4] = [512, 1024, 2048, 4096];
+
+#[test]
+fn attention_takes_memory_by_the_token() {
+    let uses = LENGTHS.map(|len| attention(len).unwrap());
+    for (pair, len) in uses.windows(2).zip(LENGTHS) {
+        assert!(pair[1].0 <= 2 * pair[0].0, "from {len} tokens to twice as many: {pair:?}");
+    }
+    for (len, (_, scratch)) in LENGTHS.into_iter().zip(uses) {
+        // Partial sums of dK and dV for at most three runs, each as large as k; and the tiles of a few tasks.
+        let (partial, tiles) = (2 * 3 * len * 8 * 4, 2 << 20);
+        assert!(scratch <= partial + tiles, "{len} tokens: {scratch} bytes of working memory");
+        assert!(scratch < len * len * 4 || len < 1024, "{len} tokens: {scratch} bytes hold S x S");
+    }
+}
+
+#[test]
+fn the_loss_takes_memory_by_the_token_not_by_the_class() {
+    let classes = 16_384;
+    let uses = LENGTHS.map(|len| loss(len, classes).unwrap());
+    // Beside what does not depend on the length (the weight's gradient, one chunk of logits), a token has its loss and
+    // its gradient.
+    for (pair, len) in uses.windows(2).zip(LENGTHS) {
+        assert!(pair[1].0 <= pair[0].0 + len * (8 * 4 + 4), "from {len} tokens to twice as many: {pair:?}");
+        assert!(pair[1].1 <= 2 * PACKED, "{pair:?}");
+    }
+    assert!(uses[3].0 + uses[3].1 < 4096 * classes * 4 / 4, "{uses:?} holds tokens x classes");
+}
+
+#[test]
+fn a_step_of_a_model_takes_memory_by_the_token() {
+    for (name, quant, checkpoint) in [("llama", None, false), ("qwen3", Some(NF4), true), ("mistral", None, true)] {
+        let peak = |len: usize| {
+            let device = Device::meta();
+            let mut learner = Learner::new(load(name, quant, &device));
+            let row = ids(len, learner.model.config().vocab, 1);
+            learner.step(&[row], checkpoint);
+            device.memory().peak
+        };
+        let peaks = LENGTHS.map(peak);
+        for (pair, len) in peaks.windows(2).zip(LENGTHS) {
+            assert!(pair[1] <= 2 * pair[0], "{name}, from {len} tokens to twice as many: {pair:?}");
+        }
+    }
+}
