@@ -114,6 +114,16 @@ impl Batches {
         self.groups.len().div_ceil(self.options.batch_size)
     }
 
+    /// A batch of the longest rows (or the fullest bins): no other has more tokens.
+    #[must_use]
+    pub fn largest(&self) -> TokenBatch {
+        let tokens = |group: &[usize]| group.iter().map(|&row| self.examples[row].ids.len()).sum::<usize>();
+        let mut groups: Vec<&Vec<usize>> = self.groups.iter().collect();
+        groups.sort_by_key(|group| std::cmp::Reverse(tokens(group)));
+        let rows = groups.into_iter().take(self.options.batch_size).flatten();
+        TokenBatch::of(rows.map(|&row| &self.examples[row]))
+    }
+
     /// The order of epoch `epoch`, counted from 0.
     #[must_use]
     pub fn epoch(&self, epoch: u64) -> Epoch<'_> {
@@ -216,6 +226,15 @@ mod tests {
         let rows = || (1..=30).map(|i| example(i, 2)).collect();
         let order = |seed| lines(&Batches::new(rows(), BatchOptions { seed, ..options(3) }).unwrap(), 0);
         assert_ne!(order(1), order(2));
+    }
+
+    #[test]
+    fn the_largest_batch_has_the_longest_rows_or_the_fullest_bins() {
+        let rows = || [3, 9, 4, 8, 5].iter().enumerate().map(|(i, &n)| example(i + 1, n)).collect::<Vec<_>>();
+        let batches = Batches::new(rows(), options(2)).unwrap();
+        assert_eq!(batches.largest().lines, [2, 4]);
+        let packed = Batches::new(rows(), BatchOptions { pack_to: Some(12), ..options(1) }).unwrap();
+        assert_eq!(packed.largest().ids.len(), 12, "9 + 3 or 8 + 4");
     }
 
     #[test]

@@ -1,8 +1,13 @@
 //! The loop itself: accumulation, checkpointing, packing, evaluation, numbers that are not finite, the plan.
 
 use crate::common::{case, device, fixtures, log, output, timeless_log, train, train_with};
-use kinglet_train::{EvalRow, Method, Plan, Reporter, Start};
+use kinglet_data::Dataset;
+use kinglet_models::{Ctx, LoadOptions, Request, Sampling, generate};
+use kinglet_peft::Adapter;
+use kinglet_tensor::DType;
+use kinglet_train::{Answering, Base, EvalRow, Method, Plan, Reporter, Start, evaluate_loss, exact_match};
 use serde_json::Value;
+use std::ops::ControlFlow;
 
 fn losses(rows: &[Value]) -> Vec<f64> {
     rows.iter().filter_map(|row| row["loss"].as_f64()).collect()
@@ -143,7 +148,10 @@ fn memory_is_what_the_plan_says_and_does_not_grow() {
     let folder = output("memory");
     let (mut settings, _) = case("llama-qlora", &folder);
     // Every step takes every row, so that all have the shapes of the largest.
-    (settings.per_device_train_batch_size, settings.gradient_accumulation_steps) = (80, 1);
+    let rows: String = std::fs::read_to_string(&settings.data).unwrap().split_inclusive('\n').take(6).collect();
+    settings.data = folder.with_extension("jsonl");
+    std::fs::write(&settings.data, rows).unwrap();
+    (settings.per_device_train_batch_size, settings.gradient_accumulation_steps) = (6, 1);
     settings.max_steps = Some(50);
     let device = device(2);
     let stop = std::sync::atomic::AtomicBool::new(false);
@@ -156,4 +164,44 @@ fn memory_is_what_the_plan_says_and_does_not_grow() {
     let expected = (planned - mapped) as f64;
     let most = *steps.iter().max().unwrap() as f64;
     assert!((most / expected - 1.0).abs() < 0.02, "{most} bytes where {expected} were expected");
+}
+
+#[test]
+fn evaluation_gives_the_loss_of_training_and_counts_right_answers() {
+    let folder = output("evaluate");
+    let (mut settings, _) = case("llama-lora", &folder);
+    (settings.per_device_train_batch_size, settings.max_steps) = (64, Some(1));
+    train(&settings, Start::New, 2).unwrap();
+
+    let base = Base::of(&settings).unwrap();
+    let model = base.load(&LoadOptions { device: device(2), quant: None }).unwrap();
+    let adapter = Adapter::load(settings.init_adapter.as_ref().unwrap(), &model).unwrap();
+    let ctx = Ctx::eval(DType::F32).with_adapters(adapter.set());
+    let data = Dataset::from_file(&settings.data).unwrap();
+    let encoder = base.encoder(settings.max_length).unwrap();
+    let examples = encoder.encode(&data).unwrap().examples;
+    let go = || ControlFlow::Continue(());
+    let loss = evaluate_loss(&model, &ctx, &examples, go).unwrap();
+    assert!(close(&[loss.mean], &losses(&log(&folder))), "{loss:?}");
+    let first = evaluate_loss(&model, &ctx, &examples[..1], go).unwrap();
+    let rest = evaluate_loss(&model, &ctx, &examples[1..], go).unwrap();
+    let parts = first.mean * first.tokens as f64 + rest.mean * rest.tokens as f64;
+    assert!((parts / loss.tokens as f64 - loss.mean).abs() < 1e-12, "rows do not see each other");
+    assert!(evaluate_loss(&model, &ctx, &[], go).unwrap_err().is_invalid());
+
+    let stop: Vec<i32> = encoder.stop_ids().unwrap().into_iter().map(|id| id as i32).collect();
+    let how = Answering { tokenizer: &base.tokenizer, stop: &stop, max_new_tokens: 5 };
+    let mut prompts: Vec<_> = data.rows()[..4].iter().map(|row| encoder.prompt(row).unwrap()).collect();
+    for prompt in &mut prompts[1..] {
+        let request = Request { prompt: &prompt.ids, max_new_tokens: 5, stop: &stop, sampling: Sampling::default() };
+        let answer = generate(&model, &request, &ctx, |_| go()).unwrap().tokens;
+        let ids: Vec<u32> = answer.iter().map(|&id| id as u32).collect();
+        prompt.reference = format!("  {}\n", base.tokenizer.decode(&ids, true).unwrap());
+    }
+    let mut seen = Vec::new();
+    let share = exact_match(&model, &ctx, &prompts, &how, |right| {
+        seen.push(right);
+        go()
+    });
+    assert_eq!((share.unwrap(), seen), (0.75, vec![false, true, true, true]));
 }

@@ -31,7 +31,7 @@ pub(crate) fn plan(settings: &Settings, base: &Base, rows: &Rows, learner: &Lear
 fn peak_bytes(settings: &Settings, base: &Base, rows: &Rows) -> Result<usize> {
     let device = Device::meta();
     let mut learner = Learner::new(base.model(settings, &device)?, settings)?;
-    learner.step(&[rows.largest()], 1, settings.learning_rate)?;
+    learner.step(&[rows.batches.largest()], 1, settings.learning_rate)?;
     let mapped: usize = base.source.weights.entries.values().map(|e| e.range.len()).sum();
     Ok(device.memory().peak + mapped)
 }

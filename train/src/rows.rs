@@ -2,7 +2,6 @@
 
 use crate::base::Base;
 use crate::settings::Settings;
-use kinglet_data::packing::pack;
 use kinglet_data::{BatchOptions, Batches, Dataset, EncodeReport, Encoded, Epoch, TokenBatch};
 use kinglet_tensor::{Error, Result};
 use std::path::Path;
@@ -12,9 +11,6 @@ pub(crate) struct Rows {
     pub(crate) batches: Batches,
     pub(crate) report: EncodeReport,
     accumulation: usize,
-    batch_size: usize,
-    /// Tokens of a pack, with packing.
-    pack_to: Option<usize>,
     /// Optimiser steps of one epoch: the last one may have fewer micro-batches.
     pub(crate) steps_per_epoch: u64,
     /// Optimiser steps of the run.
@@ -38,24 +34,9 @@ impl Rows {
             batches,
             report: encoded.report,
             accumulation,
-            batch_size: settings.per_device_train_batch_size,
-            pack_to: settings.packing.then_some(settings.max_length),
             steps_per_epoch,
             steps: settings.max_steps.unwrap_or(by_epochs.max(1)),
         })
-    }
-
-    /// The largest micro-batch that could come: as many of the longest rows (or packs) as a batch has.
-    pub(crate) fn largest(&self) -> TokenBatch {
-        let rows = self.batches.examples();
-        let lengths: Vec<usize> = rows.iter().map(|e| e.ids.len()).collect();
-        let mut groups = match self.pack_to {
-            Some(length) => pack(&lengths, length),
-            None => (0..rows.len()).map(|i| vec![i]).collect(),
-        };
-        groups.sort_by_key(|group| std::cmp::Reverse(group.iter().map(|&i| lengths[i]).sum::<usize>()));
-        groups.truncate(self.batch_size);
-        TokenBatch::of(groups.concat().into_iter().map(|i| &rows[i]))
     }
 
     /// Tokens of the longest row.
