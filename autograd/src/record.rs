@@ -87,7 +87,9 @@ impl<'r, 't> Record<'r, 't> {
             Save::Tensor(t) => Ok(Item::Tensor(t.clone())),
             Save::Handle(h) => Ok(Item::Handle(h)),
         };
-        if self.tracked && let Ok(saved) = &mut self.saved {
+        if self.tracked
+            && let Ok(saved) = &mut self.saved
+        {
             match items.into_iter().map(keep).collect::<Result<Vec<_>>>() {
                 Ok(items) => saved.extend(items),
                 Err(stray) => self.saved = Err(stray),
