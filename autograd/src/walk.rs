@@ -48,7 +48,11 @@ impl Tape {
             }
             if let Some(id) = var.id {
                 any = true;
-                accumulate(&mut walk.running[id], seed.clone())?;
+                match walk.graph.values[id].kind {
+                    // A parameter taken as it is: nothing lies between it and its gradient.
+                    ValueKind::Param(param) => kinglet_tensor::ops::accumulate(&mut grads.param(param)?, seed)?,
+                    _ => accumulate(&mut walk.running[id], seed.clone())?,
+                }
             }
         }
         if !any {
