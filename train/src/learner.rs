@@ -196,7 +196,8 @@ mod tests {
         let base = Base::of(&settings).unwrap();
         let device = Device::cpu(CpuOptions { threads: Some(1), ..CpuOptions::default() }).unwrap();
         let mut learner = Learner::new(base.model(&settings, &device).unwrap(), &settings).unwrap();
-        let micro = [Rows::new(&settings, &base).unwrap().largest()];
+        let rows = Rows::new(&settings, &base).unwrap();
+        let micro = rows.feed().step(0).unwrap();
         let tape = Options { record: true, recompute: true, check: false };
         let loss = learner.accumulate(&micro, 1, tape).map_err(|(_, e)| e).unwrap();
         let state = |l: &Learner| {
