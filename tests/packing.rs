@@ -21,6 +21,8 @@ const MODELS: [&str; 6] = ["llama", "llama-dynamic", "mistral", "qwen2-window", 
 /// Shorter and longer than a tile of keys (96), a block of queries (112 and 224 rows) and a run of the backward pass
 /// (256); none a multiple of anything.
 const LENGTHS: [usize; 4] = [97, 10, 301, 115];
+/// Ids that every model has.
+const VOCAB: usize = 64;
 const THREADS: [usize; 3] = [1, 2, 3];
 
 /// Row `r` has only ids of its own, so that the gradient of the embedding falls into one part a row.
@@ -86,7 +88,7 @@ fn some_are_not_zero(bits: &[u32]) -> bool {
 #[test]
 fn a_row_gives_the_same_bits_packed_and_alone() {
     for name in MODELS {
-        let rows = rows(80);
+        let rows = rows(VOCAB);
         let packed = pass(name, &rows, |_| true, 2, 500.0);
         let mut start = 0;
         for (r, row) in rows.iter().enumerate() {
@@ -96,8 +98,9 @@ fn a_row_gives_the_same_bits_packed_and_alone() {
             assert!(packed.losses[here] == alone.losses, "{name}, row {r}: losses");
             for &id in row {
                 let (packed, alone) = (&packed.embedding[id as usize], &alone.embedding[id as usize]);
-                assert!(packed == alone && some_are_not_zero(alone), "{name}, row {r}: gradient of token {id}");
+                assert!(packed == alone, "{name}, row {r}: gradient of token {id}");
             }
+            assert!(row.iter().any(|&id| some_are_not_zero(&alone.embedding[id as usize])), "{name}, row {r}");
             start += row.len();
         }
     }
@@ -107,7 +110,7 @@ fn a_row_gives_the_same_bits_packed_and_alone() {
 #[test]
 fn rows_without_targets_add_nothing_to_gradients() {
     for name in MODELS {
-        let rows = rows(80);
+        let rows = rows(VOCAB);
         for first in 0..rows.len() {
             let order: Vec<_> = (0..rows.len()).map(|r| rows[(first + r) % rows.len()].clone()).collect();
             let packed = pass(name, &order, |r| r == 0, 2, 100.0);
@@ -120,7 +123,7 @@ fn rows_without_targets_add_nothing_to_gradients() {
 #[test]
 fn packed_gradients_have_the_same_bits_on_any_number_of_threads() {
     for name in MODELS {
-        let [one, two, three] = THREADS.map(|threads| pass(name, &rows(80), |_| true, threads, 500.0));
+        let [one, two, three] = THREADS.map(|threads| pass(name, &rows(VOCAB), |_| true, threads, 500.0));
         for other in [two, three] {
             assert!(one.hidden == other.hidden && one.losses == other.losses, "{name}");
             assert!(one.embedding == other.embedding && one.adapters == other.adapters, "{name}");
@@ -140,7 +143,7 @@ fn changing_a_row_leaves_its_neighbours_as_they_were() {
                 let adapter = adapter(&model, 0.0);
                 let ctx = Ctx::eval(dtype).with_adapters(adapter.set());
                 let seeds = [1, seed, 2, 3];
-                let rows: Vec<_> = [3, 99, 1, 250].into_iter().zip(seeds).map(|(len, s)| ids(len, 80, s)).collect();
+                let rows: Vec<_> = [3, 99, 1, 250].into_iter().zip(seeds).map(|(len, s)| ids(len, VOCAB, s)).collect();
                 let offsets = [0, 3, 102, 103, 353];
                 let batch = Batch::new(&rows.concat(), &offsets, &device).unwrap();
                 let hidden = model.hidden(&Tape::inert(), &batch, None, &ctx).unwrap().value().clone();

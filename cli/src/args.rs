@@ -104,6 +104,7 @@ pub(crate) enum Schedule {
 }
 
 #[derive(Args, Clone, Debug)]
+#[command(allow_negative_numbers = true)]
 pub(crate) struct FinetuneArgs {
     /// A TOML file with the same names as these options (- or _); an option given here beats it
     #[arg(value_name = "run.toml")]
@@ -267,6 +268,7 @@ fn names<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error>
 }
 
 #[derive(Args, Clone, Debug)]
+#[command(allow_negative_numbers = true)]
 pub(crate) struct GenerateArgs {
     #[command(flatten)]
     pub(crate) model: ModelArgs,

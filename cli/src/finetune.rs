@@ -81,6 +81,7 @@ fn report(outcome: &Outcome, settings: &Settings, progress: &Progress) -> Result
         Method::Full => format!("--model {output}"),
         Method::Lora | Method::Qlora => format!("--model {model} --adapter {output}{}", quantized(settings)),
     };
+    let trained = trained + if settings.raw { " --raw" } else { "" };
     match &settings.eval_data {
         Some(rows) => next(format!("eval {trained} --data {} --metrics loss,exact-match", quoted(rows))),
         None => next(format!("generate {trained} --prompt 'Hello'")),

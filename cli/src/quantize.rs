@@ -66,8 +66,8 @@ fn tensors(model: &Decoder, from_gguf: bool) -> Result<Vec<Part>> {
     let matrix = |name: &str, weight: &std::sync::Arc<Weight>| match &**weight {
         Weight::Dense(tensor) => dense(name, tensor),
         _ => {
-            let shape = vec![weight.out_features(), weight.in_features()];
-            let spec = TensorSpec { name: name.into(), dtype: StoredType::BF16, shape };
+            let (rows, columns) = weight.dims()?;
+            let spec = TensorSpec { name: name.into(), dtype: StoredType::BF16, shape: vec![rows, columns] };
             Ok(Part { spec, value: Stored::Blocks(weight.clone()) })
         }
     };

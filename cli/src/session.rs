@@ -123,10 +123,16 @@ fn compute_dtype(args: &DeviceArgs) -> DType {
     }
 }
 
+/// More than any machine has; starting them would take minutes.
+const MAX_THREADS: usize = 1024;
+
 /// The device called `name`, with the SIMD level of KINGLET_SIMD (portable, avx2 or avx512) if that is set.
 pub(crate) fn device(name: Option<&str>, threads: Option<usize>) -> Result<Device> {
     if threads == Some(0) {
         return Err(Error::invalid("--threads must be at least 1"));
+    }
+    if let Some(n) = threads.filter(|&n| n > MAX_THREADS) {
+        return Err(Error::invalid(format!("--threads {n}: at most {MAX_THREADS}")));
     }
     match name.unwrap_or("cpu") {
         "cpu" => Device::cpu(CpuOptions { threads, simd: simd()?, ..CpuOptions::default() }),

@@ -20,6 +20,9 @@ pub(crate) fn settings(options: &FinetuneOptions) -> Result<Settings> {
     let o = options;
     let mut settings = match &o.output {
         Some(output) if start(o) == Start::Resume && output.join(Settings::FILE).exists() => Settings::read(output)?,
+        Some(output) if start(o) == Start::Resume && (o.model.is_none() || o.data.is_none()) => {
+            return Err(Error::invalid(format!("{}: holds no run to resume", output.display())));
+        }
         _ => fresh(o)?,
     };
     set!(settings, o;

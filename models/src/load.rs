@@ -8,7 +8,7 @@ use crate::{Entry, Source, SourceTensor, StoredType};
 use kinglet_quant::{FourBit, GgufMatrix, RowOrder, Weight, bnb, ggml, nf4};
 use kinglet_tensor::ops::Mask;
 use kinglet_tensor::philox::Key;
-use kinglet_tensor::{DType, Device, Error, Result, Tensor, ops};
+use kinglet_tensor::{CpuOptions, DType, Device, Error, Result, Tensor, ops};
 use std::sync::Arc;
 
 /// How to hold a model's weights.
@@ -189,7 +189,11 @@ impl Files<'_> {
 
     /// bitsandbytes' 4-bit blocks, if the file holds them under this name.
     fn four_bit(&self, name: &str) -> Result<Option<FourBit>> {
-        bnb::read(name, |n| self.source.weights.entries.get(n).map(|e| self.plain(e)).transpose())
+        // The format is in values, which only the host can read.
+        let host = Device::cpu(CpuOptions { threads: Some(1), ..CpuOptions::default() })?;
+        let on_host = Files { source: self.source, device: if self.device.is_meta() { &host } else { self.device } };
+        let found = bnb::read(name, |n| on_host.source.weights.entries.get(n).map(|e| on_host.plain(e)).transpose())?;
+        found.map(|weight| if weight.device() == self.device { Ok(weight) } else { weight.to(self.device) }).transpose()
     }
 }
 

@@ -136,7 +136,7 @@ impl Plan {
         let mut plan = Plan { slots: Vec::new(), map: AdapterMap::default(), modules: Vec::new() };
         for module in &modules {
             if matcher.is_saved(&module.name) {
-                plan.save(module);
+                plan.save(module)?;
             } else if matcher.is_target(&module.name, module.kind == Kind::Linear) {
                 plan.adapt(module, config, &matcher)?;
             }
@@ -152,19 +152,20 @@ impl Plan {
     }
 
     /// Copies of a module's own tensors.
-    fn save(&mut self, module: &Module) {
+    fn save(&mut self, module: &Module) -> Result<()> {
         for (name, stored) in &module.tensors {
             self.map.tensors.insert(name.clone(), self.slots.len());
             let start = Start::Base(name.clone(), stored.clone());
-            self.slots.push(Slot { name: format!("{PREFIX}{name}"), shape: stored.shape(), start });
+            self.slots.push(Slot { name: format!("{PREFIX}{name}"), shape: stored.shape()?, start });
         }
+        Ok(())
     }
 
     /// A and B of one module.
     fn adapt(&mut self, module: &Module, config: &LoraConfig, matcher: &Matcher<'_>) -> Result<()> {
         let name = &module.name;
         let (out, inputs) = match (module.kind, module.tensors.first()) {
-            (Kind::Linear | Kind::Head, Some((_, Stored::Matrix(w)))) => (w.out_features(), w.in_features()),
+            (Kind::Linear | Kind::Head, Some((_, Stored::Matrix(w)))) => w.dims()?,
             (Kind::TiedHead, _) => {
                 let what = format!("{name} is the embedding in this model and takes no adapter");
                 return Err(Error::unsupported(format!("target_modules: {what}: put it into modules_to_save")));

@@ -102,7 +102,7 @@ fn jobs(model: &Decoder, trained: &AdapterSet, options: &MergeOptions) -> Result
                 Stored::Matrix(_) if name.ends_with(".weight") => map.loras.get(&module.name).cloned(),
                 _ => None,
             };
-            let spec = TensorSpec { name, dtype: stored(dtype)?, shape: base.shape() };
+            let spec = TensorSpec { name, dtype: stored(dtype)?, shape: base.shape()? };
             jobs.push(Job { spec, base, loras: loras.unwrap_or_default() });
         }
     }

@@ -38,11 +38,11 @@ pub(crate) enum Stored {
 }
 
 impl Stored {
-    pub(crate) fn shape(&self) -> Vec<usize> {
-        match self {
-            Stored::Matrix(w) => vec![w.out_features(), w.in_features()],
+    pub(crate) fn shape(&self) -> Result<Vec<usize>> {
+        Ok(match self {
+            Stored::Matrix(w) => <[usize; 2]>::from(w.dims()?).to_vec(),
             Stored::Vector(v) => v.shape().to_vec(),
-        }
+        })
     }
 
     /// The values to train on from.
@@ -87,8 +87,10 @@ pub(crate) fn modules(model: &Decoder) -> Vec<Module> {
 }
 
 /// Elements of all weights of `model`; those of a tied output projection count once.
-#[must_use]
-pub fn count_parameters(model: &Decoder) -> usize {
+///
+/// # Errors
+/// When a weight is no matrix.
+pub fn count_parameters(model: &Decoder) -> Result<usize> {
     let own = modules(model).into_iter().filter(|m| m.kind != Kind::TiedHead);
-    own.flat_map(|m| m.tensors).map(|(_, t)| t.shape().iter().product::<usize>()).sum()
+    own.flat_map(|m| m.tensors).map(|(_, t)| Ok(t.shape()?.iter().product::<usize>())).sum()
 }

@@ -127,8 +127,8 @@ fn add_lora<'t>(x: &Var<'t>, mut y: Tensor, weight: Option<&Arc<Weight>>, lora: 
 
 /// x Aᵀ kept in f32 whatever the activations are: it is small, and both factors of the adapter's gradient use it.
 fn product(x: &Tensor, a: &Tensor, direction: Direction) -> Result<Tensor> {
-    let (rows, _) = x.dims2("lora")?;
-    let mut u = x.device().alloc(&[rows, a.shape()[0]], DType::F32)?;
+    let ((rows, _), (r, _)) = (x.dims2("lora")?, a.dims2("lora")?);
+    let mut u = x.device().alloc(&[rows, r], DType::F32)?;
     Weight::Dense(a.clone()).matmul_into(x, direction, u.view(), Accumulate::Store, 1.0)?;
     Ok(u.finish())
 }
@@ -141,14 +141,13 @@ fn drop_out(x: &Tensor, dropout: Option<(f32, Key)>) -> Result<Tensor> {
 }
 
 fn check_shapes(x: &Var<'_>, y: &Tensor, lora: &Lora<'_>) -> Result<()> {
-    let (a, b) = (lora.a.shape(), lora.b.shape());
-    let (out, features) = (y.shape()[1], x.shape()[1]);
-    match (a, b) {
-        ([r, i], [o, s]) if r == s && *i == features && *o == out => Ok(()),
-        _ => {
-            Err(Error::shape("lora", format!("A {a:?} and B {b:?} for a layer of {features} inputs and {out} outputs")))
-        }
+    let (a, b) = (lora.a.value().dims2("lora")?, lora.b.value().dims2("lora")?);
+    let ((rows, features), (y_rows, out)) = (x.value().dims2("lora")?, y.dims2("lora")?);
+    if a.1 != features || b != (out, a.0) || y_rows != rows {
+        let layer = format!("{rows} rows of {features} inputs and {y_rows} of {out} outputs");
+        return Err(Error::shape("lora", format!("A {:?} and B {:?} for {layer}", lora.a.shape(), lora.b.shape())));
     }
+    Ok(())
 }
 
 fn add_bias<'t>(y: Var<'t>, bias: Option<&Var<'t>>) -> Result<Var<'t>> {

@@ -8,7 +8,7 @@ use kinglet_tensor::{DType, Error, Float, Result, Tensor, TensorMut, dispatch, k
 
 impl Projection for Weight {
     fn dims(&self) -> Result<(usize, usize)> {
-        Ok((self.out_features(), self.in_features()))
+        Weight::dims(self)
     }
 
     fn to_logits(&self, simd: Simd) -> Result<Box<dyn Panels + '_>> {
@@ -29,7 +29,9 @@ pub fn embed(weight: &Weight, ids: &Tensor, dtype: DType) -> Result<Tensor> {
     if let Weight::Dense(table) = weight {
         return ops::embedding(table, ids, dtype);
     }
-    let mut out = ids.device().alloc(&[ids.len(), weight.in_features()], dtype)?;
+    let (_, width) = weight.dims()?;
+    let ids = &ids.contiguous()?;
+    let mut out = ids.device().alloc(&[ids.len(), width], dtype)?;
     ids.device().run(&EMBED, Embed { weight, ids, out: out.view() })?;
     Ok(out.finish())
 }

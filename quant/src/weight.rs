@@ -43,25 +43,16 @@ pub enum Direction {
 }
 
 impl Weight {
-    /// Rows: the outputs of the layer.
-    #[must_use]
-    pub fn out_features(&self) -> usize {
+    /// Rows and columns: outputs and inputs of the layer.
+    ///
+    /// # Errors
+    /// When a dense weight is no matrix.
+    pub fn dims(&self) -> Result<(usize, usize)> {
         match self {
-            Weight::Dense(w) => w.shape()[0],
-            Weight::FourBit(w) => w.shape()[0],
-            Weight::Gguf(w) => w.shape()[0],
-            Weight::Custom(w) => w.out_features(),
-        }
-    }
-
-    /// Columns: the inputs of the layer.
-    #[must_use]
-    pub fn in_features(&self) -> usize {
-        match self {
-            Weight::Dense(w) => w.shape()[1],
-            Weight::FourBit(w) => w.shape()[1],
-            Weight::Gguf(w) => w.shape()[1],
-            Weight::Custom(w) => w.in_features(),
+            Weight::Dense(w) => w.dims2("weight"),
+            Weight::FourBit(w) => Ok(w.shape().into()),
+            Weight::Gguf(w) => Ok(w.shape().into()),
+            Weight::Custom(w) => Ok((w.out_features(), w.in_features())),
         }
     }
 
@@ -79,7 +70,7 @@ impl Weight {
     /// The operand of a product in the given direction.
     ///
     /// # Errors
-    /// When the weight is not on the host.
+    /// When the weight is not on the host, or a dense one is no matrix.
     pub fn panels(&self, simd: Simd, direction: Direction) -> Result<Box<dyn Panels + '_>> {
         Ok(match self {
             Weight::Dense(w) => {
@@ -97,9 +88,10 @@ impl Weight {
     /// # Errors
     /// When shapes or devices do not fit.
     pub fn matmul(&self, x: &Tensor, direction: Direction) -> Result<Tensor> {
+        let (out_features, in_features) = self.dims()?;
         let columns = match direction {
-            Direction::Forward => self.out_features(),
-            Direction::Backward => self.in_features(),
+            Direction::Forward => out_features,
+            Direction::Backward => in_features,
         };
         let (rows, _) = x.dims2("linear")?;
         let mut out = x.device().alloc(&[rows, columns], x.dtype())?;
@@ -119,13 +111,14 @@ impl Weight {
         accumulate: Accumulate,
         alpha: f32,
     ) -> Result<()> {
+        let (out_features, in_features) = self.dims()?;
         let (from, to) = match direction {
-            Direction::Forward => (self.in_features(), self.out_features()),
-            Direction::Backward => (self.out_features(), self.in_features()),
+            Direction::Forward => (in_features, out_features),
+            Direction::Backward => (out_features, in_features),
         };
         let (rows, columns) = x.dims2("linear")?;
         if columns != from || out.shape() != [rows, to] {
-            let w = format!("weight [{}, {}]", self.out_features(), self.in_features());
+            let w = format!("weight [{out_features}, {in_features}]");
             return Err(Error::shape(
                 "linear",
                 format!("x {:?}, {w}, {direction:?}, out {:?}", x.shape(), out.shape()),
@@ -134,8 +127,19 @@ impl Weight {
         if x.device() != self.device() {
             return Err(Error::device("linear", format!("x on {:?}, weight on {:?}", x.device(), self.device())));
         }
+        let (x, weight) = (&x.forwards()?, &self.forwards()?);
         let options = Options { alpha, accumulate, round_bf16: x.dtype() == DType::BF16 };
-        x.device().run(&LINEAR, Linear { x, weight: self, direction, out, options })
+        x.device().run(&LINEAR, Linear { x, weight, direction, out, options })
+    }
+}
+
+impl Weight {
+    /// As [`Tensor::forwards`]; blocks never run backwards.
+    fn forwards(&self) -> Result<Weight> {
+        match self {
+            Weight::Dense(w) => w.forwards().map(Weight::Dense),
+            blocks => Ok(blocks.clone()),
+        }
     }
 }
 

@@ -4,6 +4,14 @@ use crate::cpu::gemm::{Elems, Mat, Out};
 use crate::{DType, Error, Result, Tensor, TensorMut};
 
 impl Tensor {
+    /// This, or a row-major copy of it when it runs backwards: matrix products count forwards only.
+    ///
+    /// # Errors
+    /// When memory runs out.
+    pub fn forwards(&self) -> Result<Tensor> {
+        if self.layout().strides().iter().any(|&s| s < 0) { self.contiguous() } else { Ok(self.clone()) }
+    }
+
     /// The rows and columns of a float tensor of rank 2, with whatever strides, as an operand of a CPU matrix product.
     ///
     /// # Errors

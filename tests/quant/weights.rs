@@ -4,9 +4,10 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::fixture::{Fixture, assert_bits, devices};
+use kinglet_autograd::{Tape, Var};
 use kinglet_quant::ggml;
 use kinglet_quant::nf4::Format;
-use kinglet_quant::{Direction, FourBit, GgufMatrix, RowOrder, Weight};
+use kinglet_quant::{Direction, FourBit, GgufMatrix, Lora, RowOrder, Weight, embed, linear, linear_trained, lora};
 use kinglet_tensor::cpu::gemm::Panels;
 use kinglet_tensor::{CpuOptions, DType, Device, Tensor};
 
@@ -81,7 +82,7 @@ fn both_orientations_pack_to_the_dense_values() {
     for device in devices() {
         let simd = device.as_cpu().unwrap().simd();
         for (name, weight, values) in weights(&device) {
-            let (values, columns) = (values.to_vec::<f32>().unwrap(), weight.in_features());
+            let (values, columns) = (values.to_vec::<f32>().unwrap(), weight.dims().unwrap().1);
             for direction in DIRECTIONS {
                 let panels = weight.panels(simd, direction).unwrap();
                 let b = |k, n| element(&values, columns, direction, k, n);
@@ -109,8 +110,8 @@ fn products_are_those_with_the_dense_matrix() {
             for direction in DIRECTIONS {
                 for rows in [1, 5, 40] {
                     let inputs = match direction {
-                        Direction::Forward => weight.in_features(),
-                        Direction::Backward => weight.out_features(),
+                        Direction::Forward => weight.dims().unwrap().1,
+                        Direction::Backward => weight.dims().unwrap().0,
                     };
                     let x = dense(rows, inputs, &device);
                     for x in [x.clone(), x.to_dtype(DType::BF16).unwrap()] {
@@ -167,6 +168,40 @@ fn quantising_bf16_makes_no_dense_copy() {
     let meta = Device::meta();
     let planned = FourBit::quantize(&weight.to(&meta).unwrap(), Format::Nf4, 64, true).unwrap();
     assert_eq!(planned.bytes(), quantised.bytes());
+}
+
+fn adapter<'t>(a: &Var<'t>, b: &Var<'t>) -> Lora<'t> {
+    Lora { a: a.clone(), b: b.clone(), scale: 1.0, dropout: None }
+}
+
+#[test]
+fn operands_that_are_no_matrices_are_errors() {
+    let device = Device::cpu(CpuOptions::default()).unwrap();
+    let tape = Tape::new();
+    let var = |shape: &[usize]| tape.leaf(Tensor::zeros(shape, DType::F32, &device).unwrap());
+    let x = var(&[3, 4]);
+    for shape in [&[][..], &[4], &[4, 4, 4]] {
+        let odd = var(shape);
+        let weight = Arc::new(Weight::Dense(odd.value().clone()));
+        assert!(weight.dims().unwrap_err().is_shape());
+        for direction in DIRECTIONS {
+            assert!(weight.matmul(x.value(), direction).unwrap_err().is_shape());
+            let simd = device.as_cpu().unwrap().simd();
+            assert!(weight.panels(simd, direction).err().unwrap().is_shape());
+        }
+        assert!(linear(&x, &weight, None).unwrap_err().is_shape());
+        assert!(linear_trained(&x, &odd, None).unwrap_err().is_shape());
+        let ids = Tensor::from_vec(vec![0i32], &[1], &device).unwrap();
+        assert!(embed(&weight, &ids, DType::F32).unwrap_err().is_shape());
+
+        let (a, b, y) = (var(&[2, 4]), var(&[5, 2]), var(&[3, 5]));
+        assert!(lora(&x, &y, &adapter(&a, &b)).is_ok());
+        assert!(lora(&x, &odd, &adapter(&a, &b)).unwrap_err().is_shape());
+        assert!(lora(&odd, &y, &adapter(&a, &b)).unwrap_err().is_shape());
+        assert!(lora(&x, &y, &adapter(&odd, &b)).unwrap_err().is_shape());
+        assert!(lora(&x, &y, &adapter(&a, &odd)).unwrap_err().is_shape());
+        assert!(lora(&x, &var(&[2, 5]), &adapter(&a, &b)).unwrap_err().is_shape(), "rows differ");
+    }
 }
 
 #[test]

@@ -4,7 +4,7 @@ use crate::settings::{Method, Settings};
 use kinglet_autograd::{Grads, Options, ParamSet, Tape};
 use kinglet_data::TokenBatch;
 use kinglet_models::{AdapterMap, AdapterSet, Batch, Ctx, Decoder};
-use kinglet_optim::AdamW;
+use kinglet_optim::{AdamW, grad_norm};
 use kinglet_peft::{Adapter, LoraConfig, Targets, full};
 use kinglet_tensor::philox::Key;
 use kinglet_tensor::{DType, Error, Result, Tensor};
@@ -24,12 +24,12 @@ pub(crate) struct Learner {
     seed: u64,
 }
 
-/// What a step found.
+/// What a step found. When one of the two is not finite, nothing was changed.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct StepResult {
     /// The mean over the step's target tokens, before the update.
     pub(crate) loss: f64,
-    /// Before clipping. When it is not finite, nothing was changed.
+    /// Before clipping.
     pub(crate) grad_norm: f64,
 }
 
@@ -101,8 +101,18 @@ impl Learner {
     fn step_inside(&mut self, micro: &[TokenBatch], step: u64, rate: f64) -> Result<StepResult> {
         let tape = Options { record: true, recompute: true, check: false };
         let loss = self.accumulate(micro, step, tape).map_err(|(_, e)| e)?;
-        let params = Arc::get_mut(&mut self.params).ok_or_else(held)?;
-        let norm = self.adamw.step(params, &self.grads, rate)?;
+        self.update(loss, rate)
+    }
+
+    /// One step of the optimiser by what `grads` hold, whose loss was `loss`. A loss can overflow where its gradient
+    /// does not, so both are looked at before anything is changed: the loss here, the norm by AdamW.
+    fn update(&mut self, loss: f64, rate: f64) -> Result<StepResult> {
+        let norm = if loss.is_finite() {
+            let params = Arc::get_mut(&mut self.params).ok_or_else(held)?;
+            self.adamw.step(params, &self.grads, rate)?
+        } else {
+            grad_norm(&self.grads)?
+        };
         Ok(StepResult { loss, grad_norm: number(&norm)? })
     }
 
@@ -135,7 +145,9 @@ impl Learner {
     pub(crate) fn explain(&mut self, micro: &[TokenBatch], step: u64) -> Error {
         let tape = Options { record: true, recompute: true, check: true };
         let Err((i, error)) = self.accumulate(micro, step, tape) else {
-            return Error::non_finite(format!("step {step}: the norm of the gradient is not finite, its parts are"));
+            return Error::non_finite(format!(
+                "step {step}: the loss or the norm of the gradient is not finite, its parts are"
+            ));
         };
         let mut lines = micro[i].lines.clone();
         lines.sort_unstable();
@@ -165,5 +177,39 @@ fn lora_config(settings: &Settings) -> LoraConfig {
         modules_to_save: settings.modules_to_save.clone(),
         base_model_name_or_path: Some(settings.model.display().to_string()),
         ..LoraConfig::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::Base;
+    use crate::rows::Rows;
+    use kinglet_tensor::{CpuOptions, Device};
+    use std::path::Path;
+
+    #[test]
+    fn a_loss_that_is_not_finite_changes_nothing() {
+        let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/train");
+        let settings =
+            Settings::new(fixtures.join("base-llama"), fixtures.join("llama-lora/data.jsonl"), fixtures.join("none"));
+        let base = Base::of(&settings).unwrap();
+        let device = Device::cpu(CpuOptions { threads: Some(1), ..CpuOptions::default() }).unwrap();
+        let mut learner = Learner::new(base.model(&settings, &device).unwrap(), &settings).unwrap();
+        let micro = [Rows::new(&settings, &base).unwrap().largest()];
+        let tape = Options { record: true, recompute: true, check: false };
+        let loss = learner.accumulate(&micro, 1, tape).map_err(|(_, e)| e).unwrap();
+        let state = |l: &Learner| {
+            let [m, v] = l.adamw.moments();
+            [l.params.values(), m, v].map(|t| t.to_vec::<f32>().unwrap())
+        };
+        let before = state(&learner);
+        for bad in [f64::NAN, f64::INFINITY] {
+            let result = learner.update(bad, 0.1).unwrap();
+            assert!(result.grad_norm > 0.0 && result.grad_norm.is_finite(), "the gradient alone is no reason to stop");
+            assert_eq!((state(&learner), learner.adamw.steps()), (before.clone(), 0));
+        }
+        learner.update(loss, 0.1).unwrap();
+        assert_ne!(state(&learner), before);
     }
 }

@@ -154,9 +154,16 @@ impl Output {
         Ok(())
     }
 
-    /// Whether the result is there.
-    pub(crate) fn is_published(&self) -> bool {
-        ["adapter_config.json", "config.json"].iter().any(|name| self.path.join(name).exists())
+    /// Whether the result is there and every file of it has the size that it has in its checkpoint, as long as that is
+    /// there too.
+    pub(crate) fn is_whole(&self) -> Result<bool> {
+        if !["adapter_config.json", "config.json"].iter().any(|name| self.path.join(name).exists()) {
+            return Ok(false);
+        }
+        let Some(&last) = self.checkpoints()?.first() else { return Ok(true) };
+        let Ok(manifest) = verify_manifest(&Disk, &self.checkpoint(last)) else { return Ok(true) };
+        let mut result = manifest.files.iter().filter(|file| !file.name.starts_with(crate::checkpoint::STATE));
+        Ok(result.all(|file| std::fs::metadata(self.path.join(&file.name)).is_ok_and(|found| found.len() == file.size)))
     }
 }
 

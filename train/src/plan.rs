@@ -17,7 +17,7 @@ pub(crate) fn plan(settings: &Settings, base: &Base, rows: &Rows, learner: &Lear
         rows_left_out: report.rows_left_out,
         tokens: report.tokens,
         target_tokens: report.target_tokens,
-        parameters: count_parameters(&learner.model),
+        parameters: count_parameters(&learner.model)?,
         trainable: learner.params.len(),
         steps: rows.steps,
         steps_per_epoch: rows.steps_per_epoch,

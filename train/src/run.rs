@@ -80,7 +80,7 @@ pub fn run(
     settings.validate()?;
     let output = Output::new(&settings.output);
     let resuming = check_output(&output, settings, options.start)?;
-    if resuming && output.is_published() {
+    if resuming && output.is_whole()? {
         let steps = output.checkpoints()?.first().copied().unwrap_or(0);
         return Ok(Outcome { end: End::AlreadyFinished, steps, loss: None, eval_loss: None });
     }

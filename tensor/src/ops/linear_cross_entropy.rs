@@ -185,7 +185,9 @@ fn linear_cross_entropy_cpu(cpu: &Cpu, mut args: Args<'_>) -> Result<()> {
         if let Some(d_hidden) = &mut args.d_hidden {
             d_hidden.as_mut_slice::<T>()?.fill(T::from_f32(0.0));
         }
-        rows.chunks(rows_at_once(classes)).try_for_each(|rows| chunk::<T>(cpu, &mut args, rows))
+        // Chunks of about one length: a short last one would take another path through the products, with other bits.
+        let chunks = rows.len().div_ceil(rows_at_once(classes)).max(1);
+        rows.chunks(rows.len().div_ceil(chunks).max(1)).try_for_each(|rows| chunk::<T>(cpu, &mut args, rows))
     })?;
     let loss = mean_loss(args.losses.as_mut_slice()?, args.divisor);
     args.loss.as_mut_slice()?[0] = loss;

@@ -10,7 +10,7 @@ use std::fmt::Debug;
 /// What is true of an op. A value of the implementing type is one *instance*: one choice of shapes and parameters; its
 /// `Debug` form is its name in messages.
 pub trait Case: Debug + Sized + 'static {
-    /// The op's name: that of its files.
+    /// The name of the op, as its kernel or its record has it.
     const NAME: &'static str;
 
     /// The instances to test: odd sizes, size 1, sizes that cross tiles and vector widths, every parameter.

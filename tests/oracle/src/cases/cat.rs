@@ -54,7 +54,7 @@ pub struct Stack {
 }
 
 impl Case for Stack {
-    const NAME: &'static str = "cat";
+    const NAME: &'static str = "chunk";
 
     fn instances() -> Vec<Self> {
         [0, 1, 2].map(|dim| Stack { dim }).to_vec()
@@ -86,7 +86,7 @@ pub struct Chunk {
 }
 
 impl Case for Chunk {
-    const NAME: &'static str = "cat";
+    const NAME: &'static str = "stack";
 
     fn instances() -> Vec<Self> {
         [(6, 3), (7, 3), (2, 5), (5, 1)].map(|(width, count)| Chunk { width, count }).to_vec()

@@ -51,7 +51,7 @@ pub struct Where {
 }
 
 impl Case for Where {
-    const NAME: &'static str = "compare";
+    const NAME: &'static str = "where";
 
     fn instances() -> Vec<Self> {
         vec![

@@ -11,7 +11,7 @@ pub struct Contiguous {
 }
 
 impl Case for Contiguous {
-    const NAME: &'static str = "copy";
+    const NAME: &'static str = "contiguous";
 
     fn instances() -> Vec<Self> {
         let shapes: [&[usize]; 7] = [&[], &[1], &[0, 3], &[67], &[5, 33], &[2, 1, 3, 4, 1, 5], &[300, 129]];
@@ -38,7 +38,7 @@ pub struct ToDtype {
 }
 
 impl Case for ToDtype {
-    const NAME: &'static str = "copy";
+    const NAME: &'static str = "to_dtype";
 
     fn instances() -> Vec<Self> {
         [DType::F32, DType::BF16, DType::F16].map(|to| ToDtype { to }).to_vec()

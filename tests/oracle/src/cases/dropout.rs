@@ -32,16 +32,21 @@ impl Case for Dropout {
     }
 
     fn truth<S: Scalar>(&self, inputs: &[Array<S>]) -> Array<S> {
-        let p = f64::from(self.p);
-        let element = |(i, &x): (usize, &S)| {
-            let word = Self::key().words(i as u64 / 4)[i % 4];
-            let kept = f64::from(word) >= (p * 2f64.powi(32)).floor();
-            x * S::from_f64(if kept { 1.0 / (1.0 - p) } else { 0.0 })
-        };
-        Array::new(self.shape, inputs[0].data.iter().enumerate().map(element).collect())
+        dropped(&inputs[0], self.p, Self::key())
     }
 
     fn run<'t>(&self, inputs: &[Var<'t>]) -> Result<Var<'t>> {
         ops::dropout(&inputs[0], self.p, Self::key())
     }
+}
+
+/// Element i is kept, times 1/(1-p), where word i of the key's stream is at least p.
+pub(super) fn dropped<S: Scalar>(x: &Array<S>, p: f32, key: Key) -> Array<S> {
+    let p = f64::from(p);
+    let element = |(i, &x): (usize, &S)| {
+        let word = key.words(i as u64 / 4)[i % 4];
+        let kept = f64::from(word) >= (p * 2f64.powi(32)).floor();
+        x * S::from_f64(if kept { 1.0 / (1.0 - p) } else { 0.0 })
+    };
+    Array::new(&x.shape, x.data.iter().enumerate().map(element).collect())
 }

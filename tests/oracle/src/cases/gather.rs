@@ -69,7 +69,7 @@ impl Case for Gather {
 pub struct IndexSelect(Sizes);
 
 impl Case for IndexSelect {
-    const NAME: &'static str = "gather";
+    const NAME: &'static str = "index_select";
 
     fn instances() -> Vec<Self> {
         SIZES.map(IndexSelect).to_vec()
@@ -94,7 +94,7 @@ impl Case for IndexSelect {
 pub struct ScatterAdd(Sizes);
 
 impl Case for ScatterAdd {
-    const NAME: &'static str = "gather";
+    const NAME: &'static str = "scatter_add";
 
     fn instances() -> Vec<Self> {
         SIZES.map(ScatterAdd).to_vec()

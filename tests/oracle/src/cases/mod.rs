@@ -1,5 +1,6 @@
 //! One file an op: its truth, its shapes, how it runs.
 
+pub mod adamw;
 pub mod affine;
 pub mod attention;
 pub mod binary;
@@ -11,6 +12,7 @@ pub mod dropout;
 pub mod embedding;
 pub mod gather;
 pub mod layer_norm;
+pub mod linear;
 pub mod linear_cross_entropy;
 pub mod matmul;
 pub mod random;
@@ -23,13 +25,14 @@ pub mod swiglu;
 pub mod unary;
 pub mod views;
 
-use crate::case::{AnyCase, boxed};
+use crate::case::{AnyCase, Case, boxed};
 
 /// Calls the macro `$callback` with every file here and the cases in it, `file: Case, OtherCase;`.
 #[macro_export]
 macro_rules! for_each_case {
     ($callback:ident) => {
         $callback! {
+            adamw: Steps, GradNorm;
             affine: Affine;
             attention: Attention;
             binary: Binary;
@@ -41,6 +44,7 @@ macro_rules! for_each_case {
             embedding: Embedding;
             gather: Gather, IndexSelect, ScatterAdd;
             layer_norm: LayerNorm;
+            linear: Linear, TrainedLinear, LoraLinear, MoreLora, Embed;
             linear_cross_entropy: LinearCrossEntropy, FrozenLinearCrossEntropy, TokenLosses, Logits;
             matmul: MatMul;
             random: Random;
@@ -60,6 +64,9 @@ macro_rules! all {
     ($($file:ident: $($case:ident),+;)*) => {
         /// The names of all files.
         pub const FILES: &[&str] = &[$(stringify!($file)),*];
+
+        /// The name of the op of each case.
+        pub const NAMES: &[&str] = &[$($(<$file::$case as Case>::NAME),+),*];
 
         /// All instances of the cases of a file; none for a file that is not there.
         #[must_use]

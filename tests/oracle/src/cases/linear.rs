@@ -1,0 +1,346 @@
+//! Linear layers: products with dense and quantised weights in both directions, trained weights, LoRA adapters.
+
+use crate::{Array, Case, Input, Scalar, float, integers};
+use kinglet_autograd::Var;
+use kinglet_quant::nf4::Format;
+use kinglet_quant::{
+    FourBit, GgufMatrix, Lora, RowOrder, Weight, embed, ggml, linear, linear_lora, linear_trained, lora,
+};
+use kinglet_tensor::philox::Key;
+use kinglet_tensor::{CpuOptions, DType, Device, Result, Tensor};
+use std::sync::Arc;
+
+/// The stored form of a frozen weight.
+#[derive(Clone, Copy, Debug)]
+enum Form {
+    /// Of the given dtype, or of the data's.
+    Dense(Option<DType>),
+    /// Block size, and whether the scales are quantised too.
+    FourBit(Format, usize, bool),
+    Gguf(ggml::Format),
+}
+
+impl Form {
+    /// What the weight [out, in] is made from: its values, or the bytes of its blocks.
+    fn input(self, shape: [usize; 2]) -> Input {
+        match self {
+            Form::Dense(dtype) => dtype.map_or(float("weight", &shape), |d| float("weight", &shape).always(d)).frozen(),
+            Form::FourBit(..) => float("weight", &shape).always(DType::F32).frozen(),
+            Form::Gguf(format) => {
+                let len = shape[0] * shape[1] / format.block_len() * format.block_bytes();
+                // Any bytes but those that could be the upper half of a large f16: scales stay below 1/8.
+                let bytes: Vec<i32> = (0..len as i32).map(|i| (i.wrapping_mul(7919) >> 3) & 0xaf).collect();
+                integers("blocks", &[len], &bytes)
+            }
+        }
+    }
+
+    fn weight(self, stored: &Tensor, shape: [usize; 2]) -> Result<Weight> {
+        Ok(match self {
+            Form::Dense(_) => Weight::Dense(stored.clone()),
+            Form::FourBit(format, blocksize, double) => {
+                Weight::FourBit(Arc::new(FourBit::quantize(stored, format, blocksize, double)?))
+            }
+            Form::Gguf(format) => {
+                let blocks = stored.contiguous()?.to_dtype(DType::U8)?;
+                Weight::Gguf(GgufMatrix::new(format, shape, RowOrder::Plain, blocks)?)
+            }
+        })
+    }
+
+    /// The values [out, in] that the weight stands for. Decoding has its own tests, bit for bit against bitsandbytes
+    /// and gguf; here its results are constants.
+    fn values<S: Scalar>(self, stored: &Array<S>, shape: [usize; 2]) -> Array<S> {
+        let decoded = || {
+            let device = Device::cpu(CpuOptions { threads: Some(1), ..CpuOptions::default() })?;
+            let given: Vec<f32> = stored.data.iter().map(|v| v.value() as f32).collect();
+            match self.weight(&Tensor::from_vec(given, &stored.shape, &device)?, shape)? {
+                Weight::FourBit(w) => w.dequantize(DType::F32)?.to_vec::<f32>(),
+                Weight::Gguf(w) => w.dequantize(DType::F32)?.to_vec::<f32>(),
+                Weight::Dense(_) | Weight::Custom(_) => unreachable!("a form of blocks"),
+            }
+        };
+        match self {
+            Form::Dense(_) => stored.clone(),
+            _ => {
+                let values = decoded().expect("the instances can be decoded");
+                Array::new(&shape, values.into_iter().map(|v| S::from_f64(f64::from(v))).collect())
+            }
+        }
+    }
+}
+
+/// The sizes of a layer.
+#[derive(Clone, Copy, Debug)]
+struct Sizes {
+    rows: usize,
+    inputs: usize,
+    outputs: usize,
+}
+
+impl Sizes {
+    const fn new(rows: usize, inputs: usize, outputs: usize) -> Self {
+        Sizes { rows, inputs, outputs }
+    }
+
+    fn x(self) -> Input {
+        float("x", &[self.rows, self.inputs])
+    }
+
+    fn weight(self) -> [usize; 2] {
+        [self.outputs, self.inputs]
+    }
+
+    fn flops(self) -> usize {
+        2 * self.rows * self.inputs * self.outputs
+    }
+}
+
+/// One element, one row, few rows (dot products), many rows (packed), several blocks of steps.
+const SIZES: [Sizes; 5] =
+    [Sizes::new(1, 1, 1), Sizes::new(1, 70, 33), Sizes::new(7, 33, 40), Sizes::new(30, 65, 18), Sizes::new(9, 520, 5)];
+
+/// Every form of blocks, with rows that blocks straddle where the form has it.
+fn quantised() -> Vec<(Form, Sizes)> {
+    let mut all = vec![
+        (Form::FourBit(Format::Nf4, 64, true), Sizes::new(1, 70, 33)),
+        (Form::FourBit(Format::Nf4, 64, false), Sizes::new(30, 33, 18)),
+        (Form::FourBit(Format::Nf4, 128, true), Sizes::new(11, 320, 9)),
+        (Form::FourBit(Format::Fp4, 64, true), Sizes::new(13, 47, 20)),
+        (Form::FourBit(Format::Fp4, 32, false), Sizes::new(3, 64, 7)),
+    ];
+    all.extend(ggml::Format::ALL.map(|format| (Form::Gguf(format), Sizes::new(11, 256, 3))));
+    all.push((Form::Gguf(ggml::Format::Q4_K), Sizes::new(2, 512, 5)));
+    all
+}
+
+/// Σ over the last dimension: x [t, k] times w [n, k] as [t, n].
+fn product<S: Scalar>(x: &Array<S>, w: &Array<S>) -> Array<S> {
+    Array::from_fn(&[x.shape[0], w.shape[0]], |i| {
+        let products = (0..x.shape[1]).map(|k| x.at(&[i[0], k]) * w.at(&[i[1], k]));
+        products.reduce(|a, b| a + b).expect("an input")
+    })
+}
+
+fn plus_bias<S: Scalar>(y: Array<S>, bias: Option<&Array<S>>) -> Array<S> {
+    match bias {
+        Some(bias) => Array::from_fn(&y.shape, |i| y.at(i) + bias.at(&i[1..])),
+        None => y,
+    }
+}
+
+/// A frozen weight, with or without a bias that learns.
+#[derive(Clone, Debug)]
+pub struct Linear {
+    form: Form,
+    sizes: Sizes,
+    bias: bool,
+}
+
+impl Case for Linear {
+    const NAME: &'static str = "linear";
+
+    fn instances() -> Vec<Self> {
+        let case = |form, sizes, bias| Linear { form, sizes, bias };
+        let mut all: Vec<_> = SIZES.map(|sizes| case(Form::Dense(None), sizes, sizes.rows > 1)).to_vec();
+        all.extend([DType::F32, DType::BF16, DType::F16].map(|d| case(Form::Dense(Some(d)), SIZES[2], false)));
+        all.extend(quantised().into_iter().map(|(form, sizes)| case(form, sizes, false)));
+        all
+    }
+
+    fn inputs(&self) -> Vec<Input> {
+        let bias = self.bias.then(|| float("bias", &[self.sizes.outputs]));
+        [self.sizes.x(), self.form.input(self.sizes.weight())].into_iter().chain(bias).collect()
+    }
+
+    fn truth<S: Scalar>(&self, inputs: &[Array<S>]) -> Array<S> {
+        let weight = self.form.values(&inputs[1], self.sizes.weight());
+        plus_bias(product(&inputs[0], &weight), inputs.get(2))
+    }
+
+    fn run<'t>(&self, inputs: &[Var<'t>]) -> Result<Var<'t>> {
+        let weight = self.form.weight(inputs[1].value(), self.sizes.weight())?;
+        linear(&inputs[0], &Arc::new(weight), inputs.get(2))
+    }
+
+    fn flops(&self) -> usize {
+        self.sizes.flops()
+    }
+}
+
+/// A weight that learns, in f32 as every parameter.
+#[derive(Clone, Debug)]
+pub struct TrainedLinear(Sizes);
+
+impl Case for TrainedLinear {
+    const NAME: &'static str = "linear";
+
+    fn instances() -> Vec<Self> {
+        SIZES.map(TrainedLinear).to_vec()
+    }
+
+    fn inputs(&self) -> Vec<Input> {
+        let weight = float("weight", &self.0.weight()).always(DType::F32);
+        vec![self.0.x(), weight, float("bias", &[self.0.outputs])]
+    }
+
+    fn truth<S: Scalar>(&self, inputs: &[Array<S>]) -> Array<S> {
+        plus_bias(product(&inputs[0], &inputs[1]), Some(&inputs[2]))
+    }
+
+    fn run<'t>(&self, inputs: &[Var<'t>]) -> Result<Var<'t>> {
+        linear_trained(&inputs[0], &inputs[1], Some(&inputs[2]))
+    }
+
+    fn flops(&self) -> usize {
+        self.0.flops()
+    }
+}
+
+/// The parameters of an adapter.
+#[derive(Clone, Copy, Debug)]
+struct Adapter {
+    r: usize,
+    scale: f32,
+    dropout: Option<f32>,
+}
+
+impl Adapter {
+    fn all() -> [Adapter; 4] {
+        let adapter = |r, scale, dropout| Adapter { r, scale, dropout };
+        [adapter(1, 1.0, None), adapter(4, 2.0, Some(0.1)), adapter(8, 0.7, Some(0.0)), adapter(17, -0.5, Some(0.5))]
+    }
+
+    fn key() -> Key {
+        Key::derive(&[42, 7])
+    }
+
+    fn inputs(self, sizes: Sizes) -> [Input; 2] {
+        let input = |name, shape: [usize; 2]| float(name, &shape).always(DType::F32);
+        [input("a", [self.r, sizes.inputs]), input("b", [sizes.outputs, self.r])]
+    }
+
+    /// scale · drop(x) Aᵀ Bᵀ
+    fn truth<S: Scalar>(self, x: &Array<S>, a: &Array<S>, b: &Array<S>) -> Array<S> {
+        let x = match self.dropout {
+            Some(p) => super::dropout::dropped(x, p, Self::key()),
+            None => x.clone(),
+        };
+        product(&product(&x, a), b).map(|y| y * S::from_f64(f64::from(self.scale)))
+    }
+
+    fn lora<'t>(self, a: &Var<'t>, b: &Var<'t>) -> Lora<'t> {
+        let dropout = self.dropout.map(|p| (p, Self::key()));
+        Lora { a: a.clone(), b: b.clone(), scale: self.scale, dropout }
+    }
+}
+
+/// Base and adapter in one op.
+#[derive(Clone, Debug)]
+pub struct LoraLinear {
+    form: Form,
+    sizes: Sizes,
+    adapter: Adapter,
+    bias: bool,
+}
+
+impl Case for LoraLinear {
+    const NAME: &'static str = "linear";
+
+    fn instances() -> Vec<Self> {
+        let nf4 = Form::FourBit(Format::Nf4, 64, true);
+        let forms = [Form::Dense(None), nf4, Form::Dense(Some(DType::BF16)), Form::Dense(None), nf4];
+        let adapters = Adapter::all().into_iter().cycle();
+        let each = forms.into_iter().zip(SIZES).zip(adapters);
+        each.map(|((form, sizes), adapter)| LoraLinear { form, sizes, adapter, bias: sizes.rows > 1 }).collect()
+    }
+
+    fn inputs(&self) -> Vec<Input> {
+        let [a, b] = self.adapter.inputs(self.sizes);
+        let bias = self.bias.then(|| float("bias", &[self.sizes.outputs]));
+        [self.sizes.x(), self.form.input(self.sizes.weight()), a, b].into_iter().chain(bias).collect()
+    }
+
+    fn truth<S: Scalar>(&self, inputs: &[Array<S>]) -> Array<S> {
+        let [x, stored, a, b, bias @ ..] = inputs else { unreachable!("four inputs and a bias") };
+        let base = product(x, &self.form.values(stored, self.sizes.weight()));
+        let more = self.adapter.truth(x, a, b);
+        plus_bias(Array::from_fn(&base.shape, |i| base.at(i) + more.at(i)), bias.first())
+    }
+
+    fn run<'t>(&self, inputs: &[Var<'t>]) -> Result<Var<'t>> {
+        let [x, stored, a, b, bias @ ..] = inputs else { unreachable!("four inputs and a bias") };
+        let weight = self.form.weight(stored.value(), self.sizes.weight())?;
+        linear_lora(x, &Arc::new(weight), bias.first(), &self.adapter.lora(a, b))
+    }
+
+    fn flops(&self) -> usize {
+        let Sizes { rows, inputs, outputs } = self.sizes;
+        self.sizes.flops() + 2 * rows * self.adapter.r * (inputs + outputs)
+    }
+}
+
+/// One more adapter on a layer's output.
+#[derive(Clone, Debug)]
+pub struct MoreLora {
+    sizes: Sizes,
+    adapter: Adapter,
+}
+
+impl Case for MoreLora {
+    const NAME: &'static str = "lora";
+
+    fn instances() -> Vec<Self> {
+        SIZES.into_iter().zip(Adapter::all()).map(|(sizes, adapter)| MoreLora { sizes, adapter }).collect()
+    }
+
+    fn inputs(&self) -> Vec<Input> {
+        let [a, b] = self.adapter.inputs(self.sizes);
+        vec![self.sizes.x(), float("y", &[self.sizes.rows, self.sizes.outputs]), a, b]
+    }
+
+    fn truth<S: Scalar>(&self, inputs: &[Array<S>]) -> Array<S> {
+        let more = self.adapter.truth(&inputs[0], &inputs[2], &inputs[3]);
+        Array::from_fn(&more.shape, |i| inputs[1].at(i) + more.at(i))
+    }
+
+    fn run<'t>(&self, inputs: &[Var<'t>]) -> Result<Var<'t>> {
+        lora(&inputs[0], &inputs[1], &self.adapter.lora(&inputs[2], &inputs[3]))
+    }
+}
+
+/// Rows of a quantised table.
+#[derive(Clone, Debug)]
+pub struct Embed {
+    form: Form,
+    sizes: Sizes,
+    out: DType,
+}
+
+impl Case for Embed {
+    const NAME: &'static str = "embedding";
+
+    fn instances() -> Vec<Self> {
+        let outs = [DType::F32, DType::BF16, DType::F16].into_iter().cycle();
+        quantised().into_iter().zip(outs).map(|((form, sizes), out)| Embed { form, sizes, out }).collect()
+    }
+
+    fn inputs(&self) -> Vec<Input> {
+        vec![self.form.input(self.sizes.weight()), crate::ids("ids", &[self.sizes.rows], self.sizes.outputs)]
+    }
+
+    fn dtypes(&self) -> &'static [DType] {
+        &[DType::F32]
+    }
+
+    fn truth<S: Scalar>(&self, inputs: &[Array<S>]) -> Array<S> {
+        let table = self.form.values(&inputs[0], self.sizes.weight());
+        let row = |i: usize| inputs[1].data[i].value() as usize;
+        Array::from_fn(&[self.sizes.rows, self.sizes.inputs], |i| table.at(&[row(i[0]), i[1]]))
+    }
+
+    fn run<'t>(&self, inputs: &[Var<'t>]) -> Result<Var<'t>> {
+        let weight = self.form.weight(inputs[0].value(), self.sizes.weight())?;
+        Ok(inputs[0].tape().constant(embed(&weight, inputs[1].value(), self.out)?))
+    }
+}
