@@ -40,7 +40,8 @@ pub struct LoraConfig {
     pub layers_to_transform: Option<Vec<usize>>,
     /// What comes before the layer's index in a module's name; empty for any.
     pub layers_pattern: Vec<String>,
-    /// Ranks of modules whose name ends in a key; the first key that fits counts.
+    /// Ranks of modules whose name ends in a key. The first key that fits counts, in alphabetical order: files keep no
+    /// other.
     pub rank_pattern: Vec<(String, usize)>,
     /// The same for alpha.
     pub alpha_pattern: Vec<(String, f64)>,
@@ -147,8 +148,8 @@ impl LoraConfig {
         }
         if let Some(object) = json.as_object_mut() {
             object.extend(newer);
-            object.sort_keys();
         }
+        json.sort_all_objects();
         json
     }
 }

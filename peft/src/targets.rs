@@ -102,8 +102,9 @@ impl<'a> Matcher<'a> {
                 .collect::<Result<_>>()?,
         };
         let saved = config.modules_to_save.iter();
-        let ranks = config.rank_pattern.iter();
-        let alphas = config.alpha_pattern.iter();
+        let (mut ranks, mut alphas) = (config.rank_pattern.clone(), config.alpha_pattern.clone());
+        ranks.sort_by(|a, b| a.0.cmp(&b.0));
+        alphas.sort_by(|a, b| a.0.cmp(&b.0));
         Ok(Matcher {
             config,
             target: Choice::new(&config.target_modules, "target_modules")?,
@@ -112,8 +113,8 @@ impl<'a> Matcher<'a> {
                 .map(|m| compile("modules_to_save", m, &format!(r"\A(?:|.*\.)(?:{m})(?:\z|\.)")))
                 .collect::<Result<_>>()?,
             layer: layer_patterns,
-            ranks: ranks.map(|(k, r)| Ok((ending("rank_pattern", k)?, *r))).collect::<Result<_>>()?,
-            alphas: alphas.map(|(k, a)| Ok((ending("alpha_pattern", k)?, *a))).collect::<Result<_>>()?,
+            ranks: ranks.iter().map(|(k, r)| Ok((ending("rank_pattern", k)?, *r))).collect::<Result<_>>()?,
+            alphas: alphas.iter().map(|(k, a)| Ok((ending("alpha_pattern", k)?, *a))).collect::<Result<_>>()?,
         })
     }
 
@@ -245,7 +246,7 @@ mod tests {
     #[test]
     fn the_first_pattern_that_fits_gives_rank_and_alpha() {
         let config = LoraConfig {
-            rank_pattern: vec![("layers.1.self_attn.q_proj".into(), 3), ("q_proj".into(), 5)],
+            rank_pattern: vec![("q_proj".into(), 5), ("layers.1.self_attn.q_proj".into(), 3)],
             alpha_pattern: vec![(r".*\.0\..*".into(), 7.0), ("proj".into(), 9.0)],
             ..LoraConfig::default()
         };

@@ -68,7 +68,7 @@ pub(crate) fn log(output: &Path) -> Vec<Value> {
 pub(crate) fn timeless_log(output: &Path) -> Vec<Value> {
     let mut rows = log(output);
     for row in &mut rows {
-        row.as_object_mut().unwrap().shift_remove("tokens_per_second");
+        row.as_object_mut().unwrap().remove("tokens_per_second");
     }
     rows
 }

@@ -87,7 +87,7 @@ struct Keys(Map<String, Value>);
 impl Keys {
     /// Takes `key`; absent and null are the same.
     fn take<T>(&mut self, key: &str, what: &str, read: impl Fn(&Value) -> Option<T>) -> Result<Option<T>> {
-        match self.0.shift_remove(key) {
+        match self.0.remove(key) {
             None | Some(Value::Null) => Ok(None),
             Some(value) => match read(&value) {
                 Some(value) => Ok(Some(value)),
@@ -97,7 +97,7 @@ impl Keys {
     }
 
     fn expect(&mut self, key: &str, allowed: &[&str]) -> Result<()> {
-        match self.0.shift_remove(key) {
+        match self.0.remove(key) {
             Some(Value::String(value)) if allowed.contains(&value.as_str()) => Ok(()),
             Some(value) => Err(Error::unsupported(format!("{key} {value} is not supported, only {}", allowed[0]))),
             None => Err(Error::invalid(format!("{key} is missing: not the configuration of a PEFT adapter"))),
@@ -106,14 +106,14 @@ impl Keys {
 
     fn expect_or_null(&mut self, key: &str, allowed: &[&str]) -> Result<()> {
         if self.0.get(key).is_none_or(Value::is_null) {
-            self.0.shift_remove(key);
+            self.0.remove(key);
             return Ok(());
         }
         self.expect(key, allowed)
     }
 
     fn init(&mut self) -> Result<Init> {
-        let Some(value) = self.0.shift_remove("init_lora_weights") else { return Ok(Init::Kaiming) };
+        let Some(value) = self.0.remove("init_lora_weights") else { return Ok(Init::Kaiming) };
         let name = value.as_str().unwrap_or_default();
         if CHANGES_BASE.iter().any(|way| name.starts_with(way)) {
             let what = format!("init_lora_weights {value} changes the base's weights: convert the adapter with PEFT");
@@ -162,7 +162,10 @@ fn indices(value: &Value) -> Option<Vec<usize>> {
 }
 
 fn pairs<T>(value: &Value, read: impl Fn(&Value) -> Option<T>) -> Option<Vec<(String, T)>> {
-    value.as_object()?.iter().map(|(key, value)| Some((key.clone(), read(value)?))).collect()
+    let mut pairs: Vec<(String, T)> =
+        value.as_object()?.iter().map(|(key, value)| Some((key.clone(), read(value)?))).collect::<Option<_>>()?;
+    pairs.sort_by(|a, b| a.0.cmp(&b.0));
+    Some(pairs)
 }
 
 #[cfg(test)]
@@ -177,7 +180,7 @@ mod tests {
             lora_dropout: 0.1,
             use_rslora: true,
             target_modules: Targets::Regex(r".*\.(q|v)_proj".into()),
-            rank_pattern: vec![("b".into(), 3), ("a".into(), 4)],
+            rank_pattern: vec![("a".into(), 4), ("b".into(), 3)],
             alpha_pattern: vec![("down_proj".into(), 20.0)],
             modules_to_save: vec!["lm_head".into()],
             exclude_modules: Some(Targets::Names(vec!["o_proj".into()])),
