@@ -411,7 +411,11 @@ fn create_folders(fs: &dyn Fs, path: &Path) -> Result<()> {
     }
     let (parent, _) = split(path)?;
     create_folders(fs, &parent)?;
-    fs.create_dir(path).map_err(|e| cannot("create", path, e))?;
+    match fs.create_dir(path) {
+        // Another process was faster.
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists && kind(fs, path)? == Kind::Folder => {}
+        created => created.map_err(|e| cannot("create", path, e))?,
+    }
     sync_dir(fs, &parent)
 }
 

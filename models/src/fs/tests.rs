@@ -243,3 +243,21 @@ fn leftovers_inside_a_folder_are_recognised_and_nothing_else_is() {
     assert_eq!(names(&fs), [".notes.kinglet-tmp-abc", "checkpoint-5", "plain"]);
     assert_eq!(version(&fs), Some(1));
 }
+
+#[test]
+fn runs_that_start_together_share_the_folder_above() {
+    let root = std::env::temp_dir().join(format!("kinglet-race-{}", std::process::id()));
+    for round in 0..20 {
+        let start = std::sync::Barrier::new(4);
+        std::thread::scope(|scope| {
+            for run in 0..4 {
+                let (start, path) = (&start, root.join(format!("{round}/sweep/run-{run}")));
+                scope.spawn(move || {
+                    start.wait();
+                    write_folder_atomic(&Disk, &path, false, |folder| folder.write_bytes("a", b"x")).unwrap();
+                });
+            }
+        });
+    }
+    std::fs::remove_dir_all(&root).unwrap();
+}
