@@ -35,7 +35,6 @@ struct Golden {
     decoded: Vec<String>,
     chats: Vec<Value>,
     /// Strings, by index, of which llama.cpp makes other ids: it knows no Unicode normal form.
-    gguf_ids: HashMap<usize, Vec<u32>>,
 }
 
 impl Golden {
@@ -47,7 +46,6 @@ impl Golden {
             ids_with_special: parsed(&golden["ids_with_special"]),
             decoded: parsed(&golden["decoded"]),
             chats: parsed(&golden["chats"]),
-            gguf_ids: parsed(&golden["gguf_differs"]),
             strings,
         };
         let len = golden.strings.len();
