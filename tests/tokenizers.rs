@@ -14,7 +14,6 @@ use kinglet::models::{Ctx, Finish, LoadOptions, Request, Sampling, generate};
 use kinglet_data::{Dataset, Message, RenderOptions, Tokenizer};
 use kinglet_train::{Base, OpenOptions, evaluate_loss, gguf_vocab};
 use serde_json::Value;
-use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use support::{device, fixtures, folders};
@@ -34,7 +33,6 @@ struct Golden {
     ids_with_special: Vec<Vec<u32>>,
     decoded: Vec<String>,
     chats: Vec<Value>,
-    /// Strings, by index, of which llama.cpp makes other ids: it knows no Unicode normal form.
 }
 
 impl Golden {
