@@ -21,7 +21,10 @@ pub(crate) fn settings(options: &FinetuneOptions) -> Result<Settings> {
     let mut settings = match &o.output {
         Some(output) if start(o) == Start::Resume && output.join(Settings::FILE).exists() => Settings::read(output)?,
         Some(output) if start(o) == Start::Resume && (o.model.is_none() || o.data.is_none()) => {
-            return Err(Error::invalid(format!("{}: holds no run to resume", output.display())));
+            return Err(Error::invalid(format!(
+                "{}: holds no run to resume: to start one, give --model and --data",
+                output.display()
+            )));
         }
         _ => fresh(o)?,
     };

@@ -131,8 +131,12 @@ impl Output {
     pub(crate) fn rotate(&self, limit: usize) -> Result<()> {
         for step in self.checkpoints()?.into_iter().skip(limit) {
             let path = self.checkpoint(step);
-            // Without its manifest the folder is no checkpoint, however far the deletion gets.
-            let gone = std::fs::remove_file(path.join(MANIFEST)).and_then(|()| std::fs::remove_dir_all(&path));
+            // Without its manifest the folder is no checkpoint, however far the deletion gets; a process that was killed
+            // may have got so far before.
+            let gone = match std::fs::remove_file(path.join(MANIFEST)) {
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e),
+                _ => std::fs::remove_dir_all(&path),
+            };
             gone.map_err(|e| Error::io(format!("{}: cannot delete it", path.display()), e))?;
         }
         Ok(())
