@@ -2,7 +2,7 @@
 
 use crate::config::LoraConfig;
 use kinglet_tensor::{Error, Result};
-use regex::Regex;
+use regex_lite::Regex;
 use serde_json::{Value, json};
 
 /// A choice of modules.

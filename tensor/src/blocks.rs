@@ -1,11 +1,13 @@
 //! How elementwise kernels reach their operands: f32 blocks of row-major order, whatever dtype and layout lie beneath.
 //!
 //! A kernel over blocks is written once, for f32 slices. Contiguous f32 is handed to it as it lies; everything else
-//! passes through a block that stays in the first-level cache.
+//! passes through a block that stays in the first-level cache. A block is a thousand elements, so what is called for each
+//! of them is a `dyn`: one loop is compiled a dtype, not one a kernel and dtype.
 
 use crate::cpu::Cpu;
 use crate::layout::{Layout, Run};
 use crate::{DType, Element, Result, Tensor, TensorMut, dispatch};
+use half::{bf16, f16};
 use std::ops::Range;
 
 /// Elements of a block.
@@ -16,44 +18,81 @@ pub(crate) const TASK: usize = 16 * BLOCK;
 /// Room for three operands of a block.
 pub(crate) type Scratch = [[f32; BLOCK]; 3];
 
-/// The elements of a tensor in row-major order, as f32.
-pub(crate) struct Reader<'a, T> {
+/// The elements of a tensor in row-major order, in their own type.
+pub(crate) struct Elements<'a, T> {
     elements: &'a [T],
     layout: Layout,
 }
 
-impl<'a, T: Element> Reader<'a, T> {
+impl<'a, T: Element> Elements<'a, T> {
     /// # Errors
     /// When the elements are not `T` or not on the host.
     pub(crate) fn new(tensor: &'a Tensor) -> Result<Self> {
-        Ok(Reader { elements: tensor.span::<T>()?, layout: tensor.layout().merged() })
-    }
-
-    /// The elements of a slice, to be read in the same way.
-    pub(crate) fn of(elements: &'a [T]) -> Self {
-        Reader { elements, layout: Layout::flat(elements.len()) }
-    }
-
-    /// The elements of `range`: a slice of the tensor where they lie there in order as f32, else `block`, filled.
-    #[inline]
-    pub(crate) fn read<'b>(&'b self, range: Range<usize>, block: &'b mut [f32]) -> &'b [f32] {
-        let len = range.len();
-        let mut runs = self.layout.runs(range).peekable();
-        if let Some(&Run { start, len: run, stride: 1 }) = runs.peek()
-            && run == len
-            && let Some(elements) = f32s(&self.elements[start..start + len])
-        {
-            return elements;
-        }
-        let block = &mut block[..len];
-        fill(self.elements, runs, block, T::to_f32);
-        block
+        Ok(Elements { elements: tensor.span::<T>()?, layout: tensor.layout().merged() })
     }
 
     /// Fills `out` with the elements from `start` on, each through `f`.
     #[inline]
     pub(crate) fn fill<Y>(&self, start: usize, out: &mut [Y], f: impl Fn(T) -> Y) {
         fill(self.elements, self.layout.runs(start..start + out.len()), out, f);
+    }
+}
+
+/// The elements of a tensor in row-major order, of whatever dtype, as f32.
+pub(crate) struct Reader<'a> {
+    elements: Typed<'a>,
+    layout: Layout,
+}
+
+enum Typed<'a> {
+    F32(&'a [f32]),
+    Bf16(&'a [bf16]),
+    F16(&'a [f16]),
+    I32(&'a [i32]),
+    I8(&'a [i8]),
+    U8(&'a [u8]),
+}
+
+impl<'a> Reader<'a> {
+    /// # Errors
+    /// When the elements are not on the host.
+    pub(crate) fn new(tensor: &'a Tensor) -> Result<Self> {
+        let elements = match tensor.dtype() {
+            DType::F32 => Typed::F32(tensor.span()?),
+            DType::BF16 => Typed::Bf16(tensor.span()?),
+            DType::F16 => Typed::F16(tensor.span()?),
+            DType::I32 => Typed::I32(tensor.span()?),
+            DType::I8 => Typed::I8(tensor.span()?),
+            DType::U8 => Typed::U8(tensor.span()?),
+        };
+        Ok(Reader { elements, layout: tensor.layout().merged() })
+    }
+
+    /// The elements of a slice, to be read in the same way.
+    pub(crate) fn of(elements: &'a [f32]) -> Self {
+        Reader { elements: Typed::F32(elements), layout: Layout::flat(elements.len()) }
+    }
+
+    /// The elements of `range`: a slice of the tensor where they lie there in order as f32, else `block`, filled.
+    pub(crate) fn read<'b>(&'b self, range: Range<usize>, block: &'b mut [f32]) -> &'b [f32] {
+        let len = range.len();
+        let mut runs = self.layout.runs(range).peekable();
+        if let Typed::F32(elements) = self.elements
+            && let Some(&Run { start, len: run, stride: 1 }) = runs.peek()
+            && run == len
+        {
+            return &elements[start..start + len];
+        }
+        let block = &mut block[..len];
+        match self.elements {
+            Typed::F32(x) => fill(x, runs, block, |x| x),
+            Typed::Bf16(x) => fill(x, runs, block, Element::to_f32),
+            Typed::F16(x) => fill(x, runs, block, Element::to_f32),
+            Typed::I32(x) => fill(x, runs, block, Element::to_f32),
+            Typed::I8(x) => fill(x, runs, block, Element::to_f32),
+            Typed::U8(x) => fill(x, runs, block, Element::to_f32),
+        }
+        block
     }
 }
 
@@ -74,6 +113,11 @@ fn fill<X: Copy, Y>(elements: &[X], runs: impl Iterator<Item = Run>, mut out: &m
     }
 }
 
+/// Makes the elements of a range: `f(range, block, scratch)`.
+type BlockFn<'a> = dyn Fn(Range<usize>, &mut [f32], &mut Scratch) + Sync + 'a;
+/// Makes a row: `f(row, out, scratch)`.
+type RowFn<'a> = dyn Fn(usize, &mut [f32], &mut [f32]) + Sync + 'a;
+
 /// What a block of the output holds when the kernel gets it.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Old {
@@ -85,13 +129,8 @@ pub(crate) enum Old {
 
 /// Calls `f(range, block, scratch)` for every block of `out`, in parallel: `f` leaves the new values of the elements
 /// `range` in `block`, which is `out` itself when that is f32, else is rounded to the dtype of `out` (nearest even).
-pub(crate) fn write(
-    cpu: &Cpu,
-    out: &mut TensorMut<'_>,
-    old: Old,
-    f: impl Fn(Range<usize>, &mut [f32], &mut Scratch) + Sync + Send,
-) -> Result<()> {
-    dispatch!(float out.dtype(), "write", T => {
+pub(crate) fn write(cpu: &Cpu, out: &mut TensorMut<'_>, old: Old, f: &BlockFn<'_>) -> Result<()> {
+    dispatch!(any out.dtype(), T => {
         cpu.chunks(out.as_mut_slice::<T>()?, TASK, |task, out| {
             let mut scratch = [[0.0; BLOCK]; 3];
             let mut rounded = [0.0; BLOCK];
@@ -122,7 +161,7 @@ pub(crate) fn write_rows(
     out: &mut TensorMut<'_>,
     width: usize,
     buffers: usize,
-    f: impl Fn(usize, &mut [f32], &mut [f32]) + Sync + Send,
+    f: &RowFn<'_>,
 ) -> Result<()> {
     let width = width.max(1);
     let group = TASK.div_ceil(width);
@@ -145,12 +184,7 @@ pub(crate) fn write_rows(
     })
 }
 
-/// `x` as f32, when it is.
-pub(crate) fn f32s<T: Element>(x: &[T]) -> Option<&[f32]> {
-    if T::DTYPE == DType::F32 { bytemuck::try_cast_slice(x).ok() } else { None }
-}
-
-/// As [`f32s`], to write.
+/// `x` as f32, to write, when it is.
 pub(crate) fn f32s_mut<T: Element>(x: &mut [T]) -> Option<&mut [f32]> {
     if T::DTYPE == DType::F32 { bytemuck::try_cast_slice_mut(x).ok() } else { None }
 }

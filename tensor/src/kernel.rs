@@ -122,13 +122,18 @@ impl Hooks {
             return (kernel.cpu)(cpu, args);
         }
         let run = self.implementation(kernel)?;
-        let listener = self.listener.read().unwrap_or_else(PoisonError::into_inner).clone();
         let start = Instant::now();
         let result = run(cpu, args);
-        if let Some(listener) = listener {
-            listener(&Launch { kernel: kernel.name, time: start.elapsed() });
-        }
+        self.tell(kernel.name, start.elapsed());
         result
+    }
+
+    /// Tells the listener, if there is one, of a launch.
+    fn tell(&self, kernel: &'static str, time: Duration) {
+        let listener = self.listener.read().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(listener) = listener {
+            listener(&Launch { kernel, time });
+        }
     }
 
     fn implementation<A: Args>(&self, kernel: &Kernel<A>) -> Result<CpuFn<A>> {

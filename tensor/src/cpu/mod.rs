@@ -18,6 +18,7 @@ mod simd;
 pub(crate) use simd::simd;
 pub use simd::{Level, Simd};
 
+use shared::Pieces;
 use std::sync::Arc;
 
 /// How many rows of `width` elements to hand to one task: enough to be worth it, a number that depends on the shape
@@ -88,6 +89,12 @@ impl Cpu {
 
     /// Calls `f(i)` once for every `i < tasks`, on any thread, in any order.
     pub fn run(&self, tasks: usize, f: impl Fn(usize) + Sync + Send) {
+        self.each(tasks, &f);
+    }
+
+    /// As [`Cpu::run`]: the only parallel loop of this crate, over a `dyn`, because rayon's code for one loop takes longer
+    /// to compile than most kernels, and a call through a pointer is nothing beside a task.
+    fn each(&self, tasks: usize, f: &(dyn Fn(usize) + Sync)) {
         use rayon::prelude::*;
         if tasks <= 1 || self.pool.is_none() {
             return (0..tasks).for_each(f);
@@ -98,12 +105,9 @@ impl Cpu {
     /// Cuts `out` into pieces of `len` elements (the last may be shorter) and calls `f(i, piece)` on
     /// each. `len` must come from the shape, not from the number of threads.
     pub fn chunks<T: Send>(&self, out: &mut [T], len: usize, f: impl Fn(usize, &mut [T]) + Sync + Send) {
-        use rayon::prelude::*;
-        let len = len.max(1);
-        if out.len() <= len || self.pool.is_none() {
-            return out.chunks_mut(len).enumerate().for_each(|(i, c)| f(i, c));
-        }
-        self.enter(|| out.par_chunks_mut(len).enumerate().with_max_len(1).for_each(|(i, c)| f(i, c)));
+        let pieces = Pieces::new(out, len);
+        // SAFETY: every piece is asked for once.
+        self.run(pieces.count(), |i| f(i, unsafe { pieces.get(i) }));
     }
 
     /// As [`Cpu::chunks`], over two outputs cut side by side into the same number of pieces.
@@ -113,14 +117,10 @@ impl Cpu {
         (b, b_len): (&mut [B], usize),
         f: impl Fn(usize, &mut [A], &mut [B]) + Sync + Send,
     ) {
-        use rayon::prelude::*;
-        let (a_len, b_len) = (a_len.max(1), b_len.max(1));
-        assert_eq!(a.len().div_ceil(a_len), b.len().div_ceil(b_len), "chunks2");
-        if a.len() <= a_len || self.pool.is_none() {
-            return a.chunks_mut(a_len).zip(b.chunks_mut(b_len)).enumerate().for_each(|(i, (a, b))| f(i, a, b));
-        }
-        let pieces = a.par_chunks_mut(a_len).zip(b.par_chunks_mut(b_len)).enumerate().with_max_len(1);
-        self.enter(|| pieces.for_each(|(i, (a, b))| f(i, a, b)));
+        let (a, b) = (Pieces::new(a, a_len), Pieces::new(b, b_len));
+        assert_eq!(a.count(), b.count(), "chunks2");
+        // SAFETY: every piece is asked for once.
+        self.run(a.count(), |i| f(i, unsafe { a.get(i) }, unsafe { b.get(i) }));
     }
 }
 

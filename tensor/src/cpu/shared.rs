@@ -3,19 +3,20 @@
 use std::marker::PhantomData;
 
 /// A mutable slice that several threads hold.
-pub(super) struct Shared<'a> {
-    start: *mut f32,
+pub(super) struct Shared<'a, T = f32> {
+    start: *mut T,
     len: usize,
-    borrow: PhantomData<&'a mut [f32]>,
+    borrow: PhantomData<&'a mut [T]>,
 }
 
-// SAFETY: a pointer and a length; who follows the pointer promises disjointness (see the methods).
-unsafe impl Sync for Shared<'_> {}
+// SAFETY: a pointer and a length; who follows the pointer promises disjointness (see the methods), and elements
+// that may be sent may be written from there.
+unsafe impl<T: Send> Sync for Shared<'_, T> {}
 // SAFETY: as above.
-unsafe impl Send for Shared<'_> {}
+unsafe impl<T: Send> Send for Shared<'_, T> {}
 
-impl<'a> Shared<'a> {
-    pub(super) fn new(slice: &'a mut [f32]) -> Self {
+impl<'a, T> Shared<'a, T> {
+    pub(super) fn new(slice: &'a mut [T]) -> Self {
         Shared { start: slice.as_mut_ptr(), len: slice.len(), borrow: PhantomData }
     }
 
@@ -24,7 +25,7 @@ impl<'a> Shared<'a> {
     /// # Safety
     /// Nothing else accesses these elements while the slice lives.
     #[allow(clippy::mut_from_ref)]
-    pub(super) unsafe fn slice(&self, at: usize, len: usize) -> &mut [f32] {
+    pub(super) unsafe fn slice(&self, at: usize, len: usize) -> &mut [T] {
         assert!(at <= self.len && len <= self.len - at);
         // SAFETY: inside the borrowed slice (asserted); unique by the caller's promise.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(at), len) }
@@ -32,8 +33,35 @@ impl<'a> Shared<'a> {
 
     /// The first element of a rectangle of `rows` rows of `cols` elements, `stride` apart, from `at` on, which
     /// lies inside the slice. To write through it is as unsafe as [`Shared::slice`].
-    pub(super) fn rectangle(&self, at: usize, rows: usize, cols: usize, stride: usize) -> *mut f32 {
+    pub(super) fn rectangle(&self, at: usize, rows: usize, cols: usize, stride: usize) -> *mut T {
         assert!(rows > 0 && at + (rows - 1) * stride + cols <= self.len);
         self.start.wrapping_add(at)
+    }
+}
+
+/// A slice cut into pieces of one length; the last may be shorter.
+pub(super) struct Pieces<'a, T> {
+    slice: Shared<'a, T>,
+    len: usize,
+}
+
+impl<'a, T> Pieces<'a, T> {
+    pub(super) fn new(slice: &'a mut [T], len: usize) -> Self {
+        Pieces { slice: Shared::new(slice), len: len.max(1) }
+    }
+
+    pub(super) fn count(&self) -> usize {
+        self.slice.len.div_ceil(self.len)
+    }
+
+    /// Piece `i`.
+    ///
+    /// # Safety
+    /// Nothing else accesses this piece while it lives; different pieces do not overlap.
+    #[allow(clippy::mut_from_ref)]
+    pub(super) unsafe fn get(&self, i: usize) -> &mut [T] {
+        let at = i * self.len;
+        // SAFETY: the caller's promise is that of `Shared::slice`.
+        unsafe { self.slice.slice(at, self.len.min(self.slice.len - at)) }
     }
 }

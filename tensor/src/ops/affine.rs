@@ -2,7 +2,7 @@
 
 use crate::blocks::{Old, Reader, write};
 use crate::cpu::{Cpu, simd};
-use crate::{Result, Tensor, TensorMut, dispatch, kernel};
+use crate::{Result, Tensor, TensorMut, kernel};
 
 struct Affine<'a> {
     x: &'a Tensor,
@@ -25,11 +25,9 @@ pub fn affine(x: &Tensor, scale: f32, shift: f32) -> Result<Tensor> {
 
 fn affine_cpu(cpu: &Cpu, args: Affine<'_>) -> Result<()> {
     let Affine { x, scale, shift, mut out } = args;
-    dispatch!(float x.dtype(), "affine", T => {
-        let x = Reader::<T>::new(x)?;
-        write(cpu, &mut out, Old::Ignored, |range, out, [block, ..]| {
-            apply(cpu.simd(), x.read(range, block), scale, shift, out);
-        })
+    let x = Reader::new(x)?;
+    write(cpu, &mut out, Old::Ignored, &|range, out, [block, ..]| {
+        apply(cpu.simd(), x.read(range, block), scale, shift, out);
     })
 }
 

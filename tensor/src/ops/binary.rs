@@ -2,7 +2,7 @@
 
 use crate::blocks::{Old, Reader, write};
 use crate::cpu::{Cpu, simd};
-use crate::{Error, Result, Tensor, TensorMut, broadcast_shape, dispatch, kernel, same_device};
+use crate::{Error, Result, Tensor, TensorMut, broadcast_shape, kernel, same_device};
 
 /// Which operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -118,20 +118,16 @@ pub fn accumulate(out: &mut TensorMut<'_>, x: &Tensor) -> Result<()> {
 
 fn binary_cpu(cpu: &Cpu, args: BinaryArgs<'_>) -> Result<()> {
     let BinaryArgs { op, a, b, mut out } = args;
-    dispatch!(float a.dtype(), "binary", T => {
-        let (a, b) = (Reader::<T>::new(a)?, Reader::<T>::new(b)?);
-        write(cpu, &mut out, Old::Ignored, |range, out, [x, y, _]| {
-            apply(cpu.simd(), op, a.read(range.clone(), x), b.read(range, y), out);
-        })
+    let (a, b) = (Reader::new(a)?, Reader::new(b)?);
+    write(cpu, &mut out, Old::Ignored, &|range, out, [x, y, _]| {
+        apply(cpu.simd(), op, a.read(range.clone(), x), b.read(range, y), out);
     })
 }
 
 fn accumulate_cpu(cpu: &Cpu, args: Accumulate<'_>) -> Result<()> {
     let Accumulate { x, mut out } = args;
-    dispatch!(float x.dtype(), "accumulate", T => {
-        let x = Reader::<T>::new(x)?;
-        write(cpu, &mut out, Old::Kept, |range, out, [block, ..]| add_to(cpu.simd(), x.read(range, block), out))
-    })
+    let x = Reader::new(x)?;
+    write(cpu, &mut out, Old::Kept, &|range, out, [block, ..]| add_to(cpu.simd(), x.read(range, block), out))
 }
 
 simd! {

@@ -1,6 +1,6 @@
 //! Tensors joined along a dimension.
 
-use crate::blocks::Reader;
+use crate::blocks::Elements;
 use crate::cpu::Cpu;
 use crate::{Error, Result, Tensor, TensorMut, dispatch, kernel, same_device};
 
@@ -63,7 +63,7 @@ fn cat_cpu(cpu: &Cpu, mut args: Cat<'_>) -> Result<()> {
     let inner: usize = args.out.shape()[args.dim + 1..].iter().product();
     let row = args.out.shape()[args.dim] * inner;
     dispatch!(any args.out.dtype(), T => {
-        let pieces = args.xs.iter().map(|x| Ok((Reader::<T>::new(x)?, x.shape()[args.dim] * inner)));
+        let pieces = args.xs.iter().map(|x| Ok((Elements::<T>::new(x)?, x.shape()[args.dim] * inner)));
         let pieces: Vec<_> = pieces.collect::<Result<_>>()?;
         cpu.chunks(args.out.as_mut_slice::<T>()?, row, |i, mut out| {
             for (x, len) in &pieces {

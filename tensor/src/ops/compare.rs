@@ -1,6 +1,6 @@
 //! Comparisons to byte masks (0 or 1), and the choice between two tensors by one.
 
-use crate::blocks::{BLOCK, Old, Reader, TASK, write};
+use crate::blocks::{BLOCK, Elements, Old, Reader, TASK, write};
 use crate::cpu::{Cpu, simd};
 use crate::{DType, Element, Error, Result, Tensor, TensorMut, broadcast_shape, dispatch, kernel, same_device};
 
@@ -81,7 +81,7 @@ fn compare_cpu(cpu: &Cpu, mut args: CompareArgs<'_>) -> Result<()> {
         Compare::Ge => |a, b| a >= b,
     };
     dispatch!(any args.a.dtype(), T => {
-        let (a, b) = (Reader::<T>::new(args.a)?, Reader::<T>::new(args.b)?);
+        let (a, b) = (Elements::<T>::new(args.a)?, Elements::<T>::new(args.b)?);
         cpu.chunks(args.out.as_mut_slice::<u8>()?, TASK, |task, out| {
             let (mut x, mut y) = ([0.0; BLOCK], [0.0; BLOCK]);
             for (i, out) in out.chunks_mut(BLOCK).enumerate() {
@@ -97,11 +97,9 @@ fn compare_cpu(cpu: &Cpu, mut args: CompareArgs<'_>) -> Result<()> {
 
 fn where_cpu(cpu: &Cpu, args: Where<'_>) -> Result<()> {
     let Where { mask, a, b, mut out } = args;
-    dispatch!(float a.dtype(), "where", T => {
-        let (mask, a, b) = (Reader::<u8>::new(mask)?, Reader::<T>::new(a)?, Reader::<T>::new(b)?);
-        write(cpu, &mut out, Old::Ignored, |range, out, [m, x, y]| {
-            choose(cpu.simd(), mask.read(range.clone(), m), a.read(range.clone(), x), b.read(range, y), out);
-        })
+    let (mask, a, b) = (Reader::new(mask)?, Reader::new(a)?, Reader::new(b)?);
+    write(cpu, &mut out, Old::Ignored, &|range, out, [m, x, y]| {
+        choose(cpu.simd(), mask.read(range.clone(), m), a.read(range.clone(), x), b.read(range, y), out);
     })
 }
 

@@ -1,6 +1,6 @@
 //! Copies: any layout to row-major, with a change of dtype (rounding to nearest even); and fill.
 
-use crate::blocks::{Reader, TASK};
+use crate::blocks::{Elements, Old, Reader, TASK, write};
 use crate::cpu::Cpu;
 use crate::{DType, Element, Error, Result, Tensor, TensorMut, dispatch, kernel};
 
@@ -49,19 +49,19 @@ pub fn fill(out: &mut TensorMut<'_>, value: f32) -> Result<()> {
     device.run(&FILL, Fill { value, out: out.reborrow() })
 }
 
+/// From one type to itself an element keeps its bits; every other pair goes through f32.
 fn copy_cpu(cpu: &Cpu, mut args: Copy<'_>) -> Result<()> {
-    dispatch!(any args.x.dtype(), X => dispatch!(any args.out.dtype(), Y => {
-        let x = Reader::<X>::new(args.x)?;
-        cpu.chunks(args.out.as_mut_slice::<Y>()?, TASK, |task, out| x.fill(task * TASK, out, convert::<X, Y>));
+    if args.x.dtype() != args.out.dtype() {
+        let x = Reader::new(args.x)?;
+        return write(cpu, &mut args.out, Old::Ignored, &|range, out, [block, ..]| {
+            out.copy_from_slice(x.read(range, block));
+        });
+    }
+    dispatch!(any args.out.dtype(), T => {
+        let x = Elements::<T>::new(args.x)?;
+        cpu.chunks(args.out.as_mut_slice::<T>()?, TASK, |task, out| x.fill(task * TASK, out, |v| v));
         Ok(())
-    }))
-}
-
-/// Integers wider than f32's 24 bits keep their value from one integer type to the same type only;
-/// every other pair goes through f32.
-#[inline(always)]
-fn convert<X: Element, Y: Element>(x: X) -> Y {
-    if X::DTYPE == Y::DTYPE { bytemuck::cast(x) } else { Y::from_f32(x.to_f32()) }
+    })
 }
 
 fn fill_cpu(cpu: &Cpu, mut args: Fill<'_>) -> Result<()> {

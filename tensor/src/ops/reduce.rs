@@ -7,7 +7,7 @@
 use crate::blocks::{BLOCK, Reader, write_rows};
 use crate::cpu::reduce::LANES;
 use crate::cpu::{Cpu, Simd, simd};
-use crate::{DType, Element, Error, Float, Result, Tensor, TensorMut, broadcast_shape, dispatch, kernel, same_device};
+use crate::{DType, Element, Error, Result, Tensor, TensorMut, broadcast_shape, dispatch, kernel, same_device};
 
 /// Which reduction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -146,7 +146,7 @@ fn reduce_cpu(cpu: &Cpu, mut args: ReduceArgs<'_>) -> Result<()> {
     let count: usize = args.x.shape()[args.kept..].iter().product();
     dispatch!(float args.x.dtype(), "reduce", T => {
         let out = args.out.as_mut_slice::<T>()?;
-        let results = all::<T>(cpu, args.op, args.x, args.kept)?;
+        let results = all(cpu, args.op, args.x, args.kept)?;
         for (out, &result) in out.iter_mut().zip(&results) {
             *out = T::from_f32(if args.op == Reduce::Mean { result / count as f32 } else { result });
         }
@@ -155,19 +155,19 @@ fn reduce_cpu(cpu: &Cpu, mut args: ReduceArgs<'_>) -> Result<()> {
 }
 
 /// One f32 an entry of the kept dimensions.
-fn all<T: Float>(cpu: &Cpu, op: Reduce, x: &Tensor, kept: usize) -> Result<Vec<f32>> {
+fn all(cpu: &Cpu, op: Reduce, x: &Tensor, kept: usize) -> Result<Vec<f32>> {
     let (outer, count): (usize, usize) = (x.shape()[..kept].iter().product(), x.shape()[kept..].iter().product());
     let mut chunks = count.div_ceil(CHUNK).max(1);
     let mut results = vec![0.0; outer * chunks];
     if results_are_neighbours(x, kept) {
         let order: Vec<usize> = (kept..x.rank()).chain(0..kept).collect();
         let columns = x.permute(&order)?;
-        let columns = Reader::<T>::new(&columns)?;
+        let columns = Reader::new(&columns)?;
         cpu.chunks(&mut results, COLUMNS * chunks, |task, results| {
             by_columns(cpu.simd(), op, &columns, [count, outer], task * COLUMNS, chunks, results);
         });
     } else {
-        by_rows(cpu, op, &Reader::<T>::new(x)?, count, chunks, &mut results);
+        by_rows(cpu, op, &Reader::new(x)?, count, chunks, &mut results);
     }
     while chunks > 1 {
         let (count, parts) = (chunks, results);
@@ -189,7 +189,7 @@ fn results_are_neighbours(x: &Tensor, kept: usize) -> bool {
 }
 
 /// The elements of each result follow each other in `x`.
-fn by_rows<T: Element>(cpu: &Cpu, op: Reduce, x: &Reader<'_, T>, count: usize, chunks: usize, results: &mut [f32]) {
+fn by_rows(cpu: &Cpu, op: Reduce, x: &Reader<'_>, count: usize, chunks: usize, results: &mut [f32]) {
     let group = (CHUNK / count.clamp(1, CHUNK)).max(1);
     cpu.chunks(results, group, |task, results| {
         let mut block = [0.0; BLOCK];
@@ -208,10 +208,10 @@ fn by_rows<T: Element>(cpu: &Cpu, op: Reduce, x: &Reader<'_, T>, count: usize, c
 
 /// `columns` is [count, outer]: the first elements of all results, then the second ones, ... The results from `first`
 /// on, as many as there is room for, in the order of additions of [`by_rows`].
-fn by_columns<T: Element>(
+fn by_columns(
     simd: Simd,
     op: Reduce,
-    columns: &Reader<'_, T>,
+    columns: &Reader<'_>,
     [count, outer]: [usize; 2],
     first: usize,
     chunks: usize,
@@ -305,8 +305,8 @@ fn extreme_backward_cpu(cpu: &Cpu, args: ExtremeBackward<'_>) -> Result<()> {
     let ExtremeBackward { x, y, dy, mut dx } = args;
     let count = x.len() / y.len().max(1);
     dispatch!(float x.dtype(), "extreme_backward", T => {
-        let (x, y, dy) = (Reader::<T>::new(x)?, y.as_slice::<T>()?, dy.as_slice::<T>()?);
-        write_rows(cpu, &mut dx, count, 1, |row, dx, scratch| {
+        let (x, y, dy) = (Reader::new(x)?, y.as_slice::<T>()?, dy.as_slice::<T>()?);
+        write_rows(cpu, &mut dx, count, 1, &|row, dx, scratch| {
             let extreme = y[row].to_f32();
             let x = x.read(row * count..(row + 1) * count, scratch);
             dx.fill(0.0);
@@ -320,17 +320,15 @@ fn extreme_backward_cpu(cpu: &Cpu, args: ExtremeBackward<'_>) -> Result<()> {
 fn argmax_cpu(cpu: &Cpu, mut args: ArgMax<'_>) -> Result<()> {
     let count = args.x.shape().last().copied().unwrap_or(1);
     let group = CHUNK.div_ceil(count);
-    dispatch!(float args.x.dtype(), "argmax", T => {
-        let x = Reader::<T>::new(args.x)?;
-        cpu.chunks(args.out.as_mut_slice::<i32>()?, group, |task, out| {
-            let mut row = cpu.scratch(count);
-            for (i, out) in out.iter_mut().enumerate() {
-                let start = (task * group + i) * count;
-                *out = first_largest(x.read(start..start + count, &mut row)) as i32;
-            }
-        });
-        Ok(())
-    })
+    let x = Reader::new(args.x)?;
+    cpu.chunks(args.out.as_mut_slice::<i32>()?, group, |task, out| {
+        let mut row = cpu.scratch(count);
+        for (i, out) in out.iter_mut().enumerate() {
+            let start = (task * group + i) * count;
+            *out = first_largest(x.read(start..start + count, &mut row)) as i32;
+        }
+    });
+    Ok(())
 }
 
 fn first_largest(x: &[f32]) -> usize {

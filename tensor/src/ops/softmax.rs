@@ -3,7 +3,7 @@
 use crate::blocks::{Reader, write_rows};
 use crate::cpu::reduce::{dot_body, max_body, sum_body};
 use crate::cpu::{Cpu, math, simd};
-use crate::{Result, Tensor, TensorMut, dispatch, kernel, same_device};
+use crate::{Result, Tensor, TensorMut, kernel, same_device};
 
 /// Which of the two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,24 +56,20 @@ pub fn softmax_backward(op: Softmax, y: &Tensor, dy: &Tensor) -> Result<Tensor> 
 fn softmax_cpu(cpu: &Cpu, args: SoftmaxArgs<'_>) -> Result<()> {
     let SoftmaxArgs { op, x, mut y } = args;
     let (_, n) = x.dims_rows("softmax")?;
-    dispatch!(float x.dtype(), "softmax", T => {
-        let x = Reader::<T>::new(x)?;
-        write_rows(cpu, &mut y, n, 1, |row, y, scratch| {
-            forward(cpu.simd(), op, x.read(row * n..(row + 1) * n, scratch), y);
-        })
+    let x = Reader::new(x)?;
+    write_rows(cpu, &mut y, n, 1, &|row, y, scratch| {
+        forward(cpu.simd(), op, x.read(row * n..(row + 1) * n, scratch), y);
     })
 }
 
 fn softmax_backward_cpu(cpu: &Cpu, args: SoftmaxBackward<'_>) -> Result<()> {
     let SoftmaxBackward { op, y, dy, mut dx } = args;
     let (_, n) = y.dims_rows("softmax_backward")?;
-    dispatch!(float y.dtype(), "softmax_backward", T => {
-        let (y, dy) = (Reader::<T>::new(y)?, Reader::<T>::new(dy)?);
-        write_rows(cpu, &mut dx, n, 2, |row, dx, scratch| {
-            let (a, b) = scratch.split_at_mut(n);
-            let range = row * n..(row + 1) * n;
-            backward(cpu.simd(), op, y.read(range.clone(), a), dy.read(range, b), dx);
-        })
+    let (y, dy) = (Reader::new(y)?, Reader::new(dy)?);
+    write_rows(cpu, &mut dx, n, 2, &|row, dx, scratch| {
+        let (a, b) = scratch.split_at_mut(n);
+        let range = row * n..(row + 1) * n;
+        backward(cpu.simd(), op, y.read(range.clone(), a), dy.read(range, b), dx);
     })
 }
 

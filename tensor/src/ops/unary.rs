@@ -2,7 +2,7 @@
 
 use crate::blocks::{Old, Reader, write};
 use crate::cpu::{Cpu, math, simd};
-use crate::{Result, Tensor, TensorMut, dispatch, kernel, same_device};
+use crate::{Result, Tensor, TensorMut, kernel, same_device};
 use std::f32::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI};
 
 /// Which function.
@@ -81,19 +81,15 @@ pub fn unary_backward(op: Unary, x: &Tensor, dy: &Tensor) -> Result<Tensor> {
 
 fn unary_cpu(cpu: &Cpu, args: UnaryArgs<'_>) -> Result<()> {
     let UnaryArgs { op, x, mut out } = args;
-    dispatch!(float x.dtype(), "unary", T => {
-        let x = Reader::<T>::new(x)?;
-        write(cpu, &mut out, Old::Ignored, |range, out, [block, ..]| apply(cpu.simd(), op, x.read(range, block), out))
-    })
+    let x = Reader::new(x)?;
+    write(cpu, &mut out, Old::Ignored, &|range, out, [block, ..]| apply(cpu.simd(), op, x.read(range, block), out))
 }
 
 fn unary_backward_cpu(cpu: &Cpu, args: UnaryBackward<'_>) -> Result<()> {
     let UnaryBackward { op, x, dy, mut dx } = args;
-    dispatch!(float x.dtype(), "unary_backward", T => {
-        let (x, dy) = (Reader::<T>::new(x)?, Reader::<T>::new(dy)?);
-        write(cpu, &mut dx, Old::Ignored, |range, dx, [a, b, _]| {
-            apply_slope(cpu.simd(), op, x.read(range.clone(), a), dy.read(range, b), dx);
-        })
+    let (x, dy) = (Reader::new(x)?, Reader::new(dy)?);
+    write(cpu, &mut dx, Old::Ignored, &|range, dx, [a, b, _]| {
+        apply_slope(cpu.simd(), op, x.read(range.clone(), a), dy.read(range, b), dx);
     })
 }
 
