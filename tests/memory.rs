@@ -231,7 +231,8 @@ fn loss(len: usize, classes: usize) -> Result<(usize, usize)> {
     let targets = Tensor::from_vec(ids(len, classes, 3), &[len], &device)?;
     device.reset_peak();
     let before = device.memory().live;
-    ops::linear_cross_entropy(&hidden, &weight, &targets, len as f32, Wants { hidden: true, weight: true })?;
+    let term = ops::Term { x: &hidden, weight: &weight, wants: Wants { x: true, weight: true } };
+    ops::linear_cross_entropy(&[term], &targets, len as f32)?;
     Ok((device.memory().peak - before, device.as_cpu()?.scratch_bytes()))
 }
 

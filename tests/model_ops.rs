@@ -3,7 +3,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that unwraps an error fails, as it should")]
 
-use kinglet_autograd::{Grads, Tape, ops as var};
+use kinglet_autograd::ops::{self as var, Term, TermWeight};
+use kinglet_autograd::{Grads, Tape};
 use kinglet_tensor::ops::{self, KvView, Mask, Segment, Segments, Wants};
 use kinglet_tensor::philox::Key;
 use kinglet_tensor::{DType, Device, Result, Tensor};
@@ -49,8 +50,12 @@ fn what_a_caller_gets_wrong_is_an_error_that_names_it() {
     assert!(ops::cross_entropy(&x, &vector(&[0; 3], &d), 1.0).is_err_and(|e| e.is_shape()));
     assert!(error(ops::cross_entropy(&x, &vector(&[0; 4], &d), 0.0)).contains("divisor 0"));
     let narrow = random(&[9, 5], 3, &d);
-    let loss = ops::linear_cross_entropy(&x, &narrow, &vector(&[0; 4], &d), 1.0, Wants::default());
-    assert!(loss.is_err_and(|e| e.is_shape()));
+    let term = |x, weight| ops::Term { x, weight, wants: Wants::default() };
+    let loss = |terms: &[ops::Term<'_>]| ops::linear_cross_entropy(terms, &vector(&[0; 4], &d), 1.0);
+    assert!(loss(&[term(&x, &narrow)]).is_err_and(|e| e.is_shape()));
+    let (wide, other) = (random(&[9, 6], 3, &d), random(&[8, 6], 3, &d));
+    assert!(loss(&[term(&x, &wide), term(&x, &other)]).is_err_and(|e| e.is_shape()));
+    assert!(loss(&[]).is_err());
     assert!(error(ops::logits(&x, &random(&[9, 6], 3, &d), &[0, 4])).contains("row 4"));
 
     for p in [-0.1, 1.0, f32::NAN] {
@@ -193,7 +198,8 @@ fn loss_peak(tokens: usize) -> usize {
     let hidden = tape.leaf(device.alloc(&[tokens, width], DType::F32).unwrap().finish());
     let weight = device.alloc(&[classes, width], DType::BF16).unwrap().finish();
     let targets = device.alloc(&[tokens], DType::I32).unwrap().finish();
-    let (loss, _) = var::linear_cross_entropy_frozen(&hidden, &weight, &targets, 1.0).unwrap();
+    let term = Term { x: &hidden, weight: TermWeight::Frozen(&weight) };
+    let (loss, _) = var::linear_cross_entropy(&[term], &targets, 1.0).unwrap();
     tape.backward(&loss, &mut Grads::none()).unwrap();
     device.memory().peak
 }
@@ -215,7 +221,8 @@ fn a_loss_scaled_by_two_has_gradients_twice_as_large() {
     let gradients = |factor: f32| {
         let tape = Tape::new();
         let (h, w) = (tape.leaf(h.clone()), tape.leaf(w.clone()));
-        let (loss, losses) = var::linear_cross_entropy(&h, &w, &targets, 20.0).unwrap();
+        let term = Term { x: &h, weight: TermWeight::Var(&w) };
+        let (loss, losses) = var::linear_cross_entropy(&[term], &targets, 20.0).unwrap();
         let mean = losses.to_vec::<f32>().unwrap().iter().sum::<f32>() / 20.0;
         assert!((loss.value().item().unwrap() - mean).abs() < 1e-5);
         let seed = Tensor::full(factor, &[], DType::F32, &d).unwrap();

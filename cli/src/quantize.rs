@@ -7,7 +7,7 @@ use crate::session::{check_requantisation, device, quantization};
 use crate::target::Target;
 use kinglet_models::fs::Folder;
 use kinglet_models::safetensors::{TensorSpec, write_model};
-use kinglet_models::{Decoder, EMBEDDING, LoadOptions, QuantOptions, StoredType};
+use kinglet_models::{Decoder, EMBEDDING, HEAD, LoadOptions, QuantOptions, StoredType};
 use kinglet_peft::write_tensor;
 use kinglet_quant::nf4::Format;
 use kinglet_quant::{Weight, bnb};
@@ -88,8 +88,8 @@ fn tensors(model: &Decoder, from_gguf: bool) -> Result<Vec<Part>> {
     for (name, norm) in model.norms() {
         parts.push(dense(name, norm)?);
     }
-    if let Some(head) = model.head() {
-        parts.push(matrix(&format!("{}.weight", head.site.name), &head.weight)?);
+    if !model.is_tied() {
+        parts.push(matrix(HEAD, &model.head().weight)?);
     }
     Ok(parts)
 }

@@ -5,8 +5,9 @@ use crate::config::Config;
 use crate::ctx::Ctx;
 use crate::layers::{Block, Linear, Norm};
 use crate::sequence::{Batch, Sequence};
+use kinglet_autograd::ops::{Term, TermWeight};
 use kinglet_autograd::{Tape, Var, ops};
-use kinglet_quant::{Weight, embed, linear, linear_trained};
+use kinglet_quant::{Weight, embed};
 use kinglet_tensor::{DType, Device, Error, Result, Tensor, ops as tensor_ops};
 use std::sync::Arc;
 
@@ -17,8 +18,8 @@ pub struct Decoder {
     pub(crate) embedding: Arc<Weight>,
     pub(crate) blocks: Vec<Arc<Block>>,
     pub(crate) norm: Norm,
-    /// The output projection [vocab, hidden]; `None` where it is the embedding.
-    pub(crate) head: Option<Linear>,
+    /// The output projection [vocab, hidden], whose weight may be the embedding.
+    pub(crate) head: Linear,
     pub(crate) device: Device,
 }
 
@@ -47,10 +48,16 @@ impl Decoder {
         self.blocks.iter().flat_map(|b| b.linears())
     }
 
-    /// The output projection, where it is not the embedding.
+    /// The output projection. Where [`Decoder::is_tied`], its weight is the embedding.
     #[must_use]
-    pub fn head(&self) -> Option<&Linear> {
-        self.head.as_ref()
+    pub fn head(&self) -> &Linear {
+        &self.head
+    }
+
+    /// Whether the output projection's weight is the embedding.
+    #[must_use]
+    pub fn is_tied(&self) -> bool {
+        Arc::ptr_eq(&self.head.weight, &self.embedding)
     }
 
     /// The embedding [vocab, hidden].
@@ -136,12 +143,7 @@ impl Decoder {
     /// # Errors
     /// When shapes do not fit.
     pub fn logits<'t>(&self, hidden: &Var<'t>, ctx: &Ctx) -> Result<Var<'t>> {
-        let logits = match (&self.head, ctx.trained(hidden.tape(), HEAD)?) {
-            (Some(head), _) => head.forward(hidden, ctx)?,
-            (None, Some(weight)) => linear_trained(hidden, &weight, None)?,
-            (None, None) => linear(hidden, &self.embedding, None)?,
-        };
-        logits.to_dtype(DType::F32)
+        self.head.forward(hidden, ctx)?.to_dtype(DType::F32)
     }
 
     /// The sum over all targets of -log p(target), over `divisor`: f32, one element. `targets[i]` is the id to be
@@ -168,17 +170,16 @@ impl Decoder {
     /// When shapes do not fit or a target is not in the vocabulary.
     pub fn losses<'t>(&self, hidden: &Var<'t>, targets: &Tensor, divisor: f32, ctx: &Ctx) -> Result<(Var<'t>, Tensor)> {
         let tape = hidden.tape();
-        let (name, weight) = match &self.head {
-            Some(head) if !ctx.loras(tape, &head.site)?.is_empty() => {
-                return Err(Error::unsupported("an adapter on the output projection (lm_head)"));
-            }
-            Some(head) => (head.weight_name.as_str(), &head.weight),
-            None => (HEAD, &self.embedding),
-        };
-        match ctx.trained(tape, name)? {
-            Some(weight) => ops::linear_cross_entropy(hidden, &weight, targets, divisor),
-            None => ops::linear_cross_entropy_frozen(hidden, &**weight, targets, divisor),
+        if let Some(weight) = ctx.trained(tape, HEAD)? {
+            let term = Term { x: hidden, weight: TermWeight::Var(&weight) };
+            return ops::linear_cross_entropy(&[term], targets, divisor);
         }
+        // With adapters, logits = h Wᵀ + Σ (scale · dropout(h) Aᵀ) Bᵀ: one more term each, as narrow as its rank.
+        let loras = ctx.loras(tape, &self.head.site)?;
+        let narrow = loras.iter().map(|lora| lora.narrow(hidden)).collect::<Result<Vec<_>>>()?;
+        let adapters = loras.iter().zip(&narrow).map(|(lora, x)| Term { x, weight: TermWeight::Var(&lora.b) });
+        let base = Term { x: hidden, weight: TermWeight::Frozen(&*self.head.weight) };
+        ops::linear_cross_entropy(&[base].into_iter().chain(adapters).collect::<Vec<_>>(), targets, divisor)
     }
 }
 

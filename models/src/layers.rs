@@ -22,9 +22,9 @@ pub struct Linear {
 }
 
 impl Linear {
-    pub(crate) fn new(site: Site, weight: Weight, bias: Option<Tensor>) -> Self {
+    pub(crate) fn new(site: Site, weight: Arc<Weight>, bias: Option<Tensor>) -> Self {
         let (weight_name, bias_name) = (format!("{}.weight", site.name), format!("{}.bias", site.name));
-        Linear { site, weight: Arc::new(weight), bias, weight_name, bias_name }
+        Linear { site, weight, bias, weight_name, bias_name }
     }
 
     /// x [t, in] -> [t, out]

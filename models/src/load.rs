@@ -2,7 +2,7 @@
 
 use crate::config::Config;
 use crate::ctx::Site;
-use crate::decoder::{Decoder, EMBEDDING};
+use crate::decoder::{Decoder, EMBEDDING, HEAD};
 use crate::layers::{Attention, Block, Linear, Mlp, Norm};
 use crate::{Entry, Source, SourceTensor, StoredType};
 use kinglet_quant::{FourBit, GgufMatrix, RowOrder, Weight, bnb, ggml, nf4};
@@ -77,12 +77,9 @@ fn build(config: &Config, source: &dyn Tensors, options: &LoadOptions) -> Result
     let blocks = (0..c.layers.len()).map(|i| Ok(Arc::new(block(c, i, source, options)?)));
     let blocks = blocks.collect::<Result<Vec<_>>>()?;
     let norm = norm(c, "model.norm", c.hidden, source)?;
-    let head = if c.tied {
-        None
-    } else {
-        let site = Site { name: "lm_head".into(), number: (c.layers.len() * SITES) as u64 };
-        Some(Linear::new(site, source.matrix("lm_head.weight", [c.vocab, c.hidden])?, None))
-    };
+    let site = Site { name: "lm_head".into(), number: (c.layers.len() * SITES) as u64 };
+    let projection = if c.tied { embedding.clone() } else { Arc::new(source.matrix(HEAD, [c.vocab, c.hidden])?) };
+    let head = Linear::new(site, projection, None);
     Ok(Decoder { config: c.clone(), embedding, blocks, norm, head, device: options.device.clone() })
 }
 
@@ -98,7 +95,7 @@ fn block(c: &Config, i: usize, source: &dyn Tensors, options: &LoadOptions) -> R
             weight = quantize(&site.name, weight, quant)?;
         }
         let bias = if bias { Some(source.vector(&format!("{}.bias", site.name), rows)?) } else { None };
-        Ok::<_, Error>(Linear::new(site, weight, bias))
+        Ok::<_, Error>(Linear::new(site, Arc::new(weight), bias))
     };
     let (q, kv) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
     let head_norm = |part: &str| -> Result<Option<Norm>> {

@@ -10,7 +10,7 @@ use kinglet_tensor::{DType, Device, Error, Result, Tensor, ops};
 use std::sync::Arc;
 
 /// What PEFT puts before a module's name in files.
-const PREFIX: &str = "base_model.model.";
+pub(crate) const PREFIX: &str = "base_model.model.";
 
 /// A LoRA adapter of one model.
 pub struct Adapter {
@@ -165,11 +165,7 @@ impl Plan {
     fn adapt(&mut self, module: &Module, config: &LoraConfig, matcher: &Matcher<'_>) -> Result<()> {
         let name = &module.name;
         let (out, inputs) = match (module.kind, module.tensors.first()) {
-            (Kind::Linear | Kind::Head, Some((_, Stored::Matrix(w)))) => w.dims()?,
-            (Kind::TiedHead, _) => {
-                let what = format!("{name} is the embedding in this model and takes no adapter");
-                return Err(Error::unsupported(format!("target_modules: {what}: put it into modules_to_save")));
-            }
+            (Kind::Linear | Kind::Head | Kind::TiedHead, Some((_, Stored::Matrix(w)))) => w.dims()?,
             _ => {
                 let what = format!("target_modules: {name} is no linear layer and takes no adapter");
                 return Err(Error::unsupported(format!("{what}: put it into modules_to_save")));

@@ -1,6 +1,6 @@
 //! Adapter folders as PEFT reads and writes them.
 
-use crate::adapter::{Adapter, Plan};
+use crate::adapter::{Adapter, PREFIX, Plan};
 use crate::config::{CONFIG_FILE, LoraConfig};
 use kinglet_autograd::{Param, ParamSet};
 use kinglet_models::fs::Folder;
@@ -55,7 +55,8 @@ impl Plan {
     fn check_and_read(&self, files: &WeightFiles, device: &Device) -> Result<Vec<(String, Tensor)>> {
         const ADVICE: &str = "was the adapter made for this base model?";
         let known: BTreeSet<&str> = self.slots.iter().map(|s| s.name.as_str()).collect();
-        if let Some(name) = files.entries.keys().find(|name| !known.contains(name.as_str())) {
+        let mut unknown = files.entries.keys().filter(|name| !known.contains(name.as_str()));
+        if let Some(name) = unknown.find(|name| !self.is_base_copy(name, &files.entries[*name].shape)) {
             return Err(Error::invalid(format!("tensor {name:?} belongs to nothing that is adapted: {ADVICE}")));
         }
         let read = |slot: &crate::adapter::Slot| {
@@ -78,6 +79,16 @@ impl Plan {
             Ok((name.clone(), value))
         };
         self.slots.iter().map(read).collect()
+    }
+
+    /// Whether a tensor is the copy of an adapted module's base weight that PEFT saves beside an adapter of `lm_head`. It
+    /// is passed over: the base is the model that the adapter is loaded for.
+    fn is_base_copy(&self, name: &str, shape: &[usize]) -> bool {
+        let module = name.strip_prefix(PREFIX).and_then(|name| name.strip_suffix(".base_layer.weight"));
+        module.and_then(|module| self.map.loras.get(module)).and_then(|places| places.first()).is_some_and(|place| {
+            let (a, b) = (&self.slots[place.a].shape, &self.slots[place.b].shape);
+            *shape == [b[0], a[1]]
+        })
     }
 }
 

@@ -82,7 +82,8 @@ struct Job {
 
 fn jobs(model: &Decoder, trained: &AdapterSet, options: &MergeOptions) -> Result<Vec<Job>> {
     let map = &trained.map;
-    let untied = map.tensors.get(EMBEDDING) != map.tensors.get(HEAD);
+    let untied =
+        map.tensors.get(EMBEDDING) != map.tensors.get(HEAD) || map.loras.contains_key(&*model.head().site.name);
     let from_gguf = model.config().json.is_none();
     let mut jobs = Vec::new();
     for module in modules(model).into_iter().filter(|m| m.kind != Kind::TiedHead || untied) {

@@ -5,9 +5,6 @@ use kinglet_quant::Weight;
 use kinglet_tensor::{Error, Result, Tensor};
 use std::sync::Arc;
 
-/// The output projection's module.
-const HEAD: &str = "lm_head";
-
 /// What a module is to an adapter.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Kind {
@@ -79,10 +76,7 @@ pub(crate) fn modules(model: &Decoder) -> Vec<Module> {
         kind: Kind::Norm,
         tensors: vec![(tensor.into(), Stored::Vector(weight.clone()))],
     }));
-    modules.push(match model.head() {
-        Some(head) => linear(head, Kind::Head),
-        None => Module { name: HEAD.into(), kind: Kind::TiedHead, tensors: vec![matrix(HEAD, model.embedding())] },
-    });
+    modules.push(linear(model.head(), if model.is_tied() { Kind::TiedHead } else { Kind::Head }));
     modules
 }
 

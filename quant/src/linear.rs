@@ -19,6 +19,20 @@ pub struct Lora<'t> {
     pub dropout: Option<(f32, Key)>,
 }
 
+impl<'t> Lora<'t> {
+    /// scale · dropout(x) Aᵀ, x [t, in] -> [t, r]: the factor that B takes to the adapter's output.
+    ///
+    /// # Errors
+    /// When shapes, dtypes or devices do not fit.
+    pub fn narrow(&self, x: &Var<'t>) -> Result<Var<'t>> {
+        let x = match self.dropout {
+            Some((p, key)) if p > 0.0 => kinglet_autograd::ops::dropout(x, p, key)?,
+            _ => x.clone(),
+        };
+        linear_trained(&x, &self.a, None)?.affine(self.scale, 0.0)
+    }
+}
+
 /// x Wᵀ + bias for a frozen weight, x [t, in] -> [t, out].
 ///
 /// # Errors

@@ -1,12 +1,13 @@
 //! Adapters as files, full fine-tuning, merging: that what is written is what was trained.
 
 use crate::common::{case, device, fixtures, output, train};
+use kinglet_autograd::{Grads, Tape, ops};
 use kinglet_models::fs::{Disk, write_folder_atomic};
 use kinglet_models::mmap::Mapped;
-use kinglet_models::{Ctx, Decoder, LoadOptions, QuantOptions, Source};
+use kinglet_models::{Batch, Ctx, Decoder, LoadOptions, QuantOptions, Source};
 use kinglet_peft::{Adapter, LoraConfig, MergeOptions, Targets, logit_gap, merge};
 use kinglet_quant::nf4::Format;
-use kinglet_tensor::{DType, Result};
+use kinglet_tensor::{DType, Result, Tensor};
 use kinglet_train::{Method, Settings, Start};
 use std::path::Path;
 
@@ -75,30 +76,102 @@ fn merging_keeps_the_stored_dtype_and_refuses_four_bits() {
     assert_eq!(source.weights.entries.len(), original.weights.entries.len());
 }
 
+/// An adapter whose every parameter was moved, as training would.
+fn moved(config: LoraConfig, base: &Decoder) -> Adapter {
+    let mut adapter = Adapter::new(config, base, 3).unwrap();
+    let params = std::sync::Arc::get_mut(&mut adapter.params).unwrap();
+    let step = |mut values: kinglet_tensor::TensorMut<'_>| {
+        values.as_mut_slice::<f32>()?.iter_mut().enumerate().for_each(|(i, v)| *v += (i % 7) as f32 * 0.01);
+        Ok(())
+    };
+    params.update(step).unwrap();
+    adapter
+}
+
 #[test]
 fn a_tied_model_is_untied_only_when_one_side_was_trained() {
     let base = base("base-llama");
     assert!(base.config().tied);
-    for (saved, tied) in [("lm_head", false), ("embed_tokens", false), ("norm", true)] {
-        let config = LoraConfig { r: 2, modules_to_save: vec![saved.into()], ..LoraConfig::default() };
-        let mut adapter = Adapter::new(config, &base, 3).unwrap();
-        // As training would: every value moves.
-        std::sync::Arc::get_mut(&mut adapter.params)
-            .unwrap()
-            .update(|mut values| {
-                values.as_mut_slice::<f32>()?.iter_mut().enumerate().for_each(|(i, v)| *v += (i % 7) as f32 * 0.01);
-                Ok(())
-            })
-            .unwrap();
+    let saved = |name: &str| LoraConfig { r: 2, modules_to_save: vec![name.into()], ..LoraConfig::default() };
+    let head = Targets::Names(vec!["lm_head".into()]);
+    let adapted = LoraConfig { target_modules: head, ..LoraConfig::default() };
+    let cases = [
+        ("saved-head", saved("lm_head"), false),
+        ("saved-embedding", saved("embed_tokens"), false),
+        ("saved-norm", saved("norm"), true),
+        ("adapted-head", adapted, false),
+    ];
+    for (name, config, tied) in cases {
+        let adapter = moved(config, &base);
         let with = Ctx::eval(DType::F32).with_adapters(adapter.set());
-        let to = output(&format!("tied-{saved}"));
+        let to = output(&format!("tied-{name}"));
         let options = MergeOptions { dtype: Some(DType::F32), ..MergeOptions::default() };
         write_merged(&base, &adapter, &options, &to).unwrap();
         let merged = model(&to, None);
-        assert_eq!(merged.config().tied, tied, "{saved}");
+        assert_eq!(merged.config().tied, tied, "{name}");
         let gap = logit_gap((&merged, &Ctx::eval(DType::F32)), (&base, &with), &IDS).unwrap();
-        assert!(gap < 1e-4, "{saved}: {gap}");
+        assert!(gap < 1e-4, "{name}: {gap}");
     }
+}
+
+/// Loss and gradients with an adapter on the output projection: the fused loss beside one over logits that are there.
+#[test]
+fn an_adapter_on_the_output_projection_learns() {
+    for name in ["base-llama", "base-qwen2"] {
+        let base = base(name);
+        let target_modules = Targets::Names(vec!["lm_head".into(), "q_proj".into()]);
+        let adapter = moved(LoraConfig { r: 3, target_modules, ..LoraConfig::default() }, &base);
+        let targets =
+            Tensor::from_vec(IDS[1..].iter().copied().chain([-1]).collect(), &[IDS.len()], base.device()).unwrap();
+        let pass = |fused: bool| {
+            let ctx = Ctx::eval(DType::F32).with_adapters(adapter.set());
+            let (tape, mut grads) = (Tape::new(), Grads::new(&adapter.params).unwrap());
+            let batch = Batch::new(&IDS, &[0, IDS.len()], base.device()).unwrap();
+            let hidden = base.hidden(&tape, &batch, None, &ctx).unwrap();
+            let loss = match fused {
+                true => base.losses(&hidden, &targets, 8.0, &ctx).unwrap().0,
+                false => ops::cross_entropy(&base.logits(&hidden, &ctx).unwrap(), &targets, 8.0).unwrap(),
+            };
+            tape.backward(&loss, &mut grads).unwrap();
+            let gradients =
+                (0..adapter.params.params().len()).map(|id| grads.tensor(id).unwrap().to_vec::<f32>().unwrap());
+            (loss.value().item().unwrap(), gradients.collect::<Vec<_>>())
+        };
+        let ((loss, gradients), (want, wanted)) = (pass(true), pass(false));
+        assert!((loss - want).abs() < 1e-5 * want, "{name}: {loss}, {want}");
+        for ((got, want), p) in gradients.iter().zip(&wanted).zip(adapter.params.params()) {
+            let largest = want.iter().fold(0f32, |max, x| max.max(x.abs()));
+            assert!(largest > 0.0, "{name}: no gradient of {}", p.name);
+            let gap = got.iter().zip(want).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            assert!(gap < 1e-4 * largest, "{name}, {}: {gap} of {largest}", p.name);
+        }
+    }
+}
+
+/// PEFT saves the base's weight beside an adapter of the output projection.
+#[test]
+fn a_copy_of_the_base_beside_an_adapter_is_passed_over() {
+    let base = base("base-llama");
+    let head = Targets::Names(vec!["lm_head".into()]);
+    let adapter = moved(LoraConfig { r: 2, target_modules: head, ..LoraConfig::default() }, &base);
+    let folder = output("base-copy");
+    write_folder_atomic(&Disk, &folder, false, |folder| adapter.save(folder)).unwrap();
+    let path = folder.join("adapter_model.safetensors");
+    let bytes = std::fs::read(&path).unwrap();
+    let write = |name: &str, vocab: usize| {
+        let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        let copy = vec![0; vocab * base.config().hidden * 4];
+        let view =
+            safetensors::tensor::TensorView::new(safetensors::Dtype::F32, vec![vocab, base.config().hidden], &copy)
+                .unwrap();
+        let all = file.tensors().into_iter().chain([(name.to_string(), view)]);
+        std::fs::write(&path, safetensors::serialize(all, None).unwrap()).unwrap();
+        Adapter::load(&folder, &base).map(|_| ()).map_err(|e| e.to_string())
+    };
+    let (name, vocab) = ("base_model.model.lm_head.base_layer.weight", base.config().vocab);
+    write(name, vocab).unwrap();
+    assert!(write(name, vocab + 8).unwrap_err().contains("base_layer"));
+    assert!(write("base_model.model.model.norm.base_layer.weight", vocab).unwrap_err().contains("norm"));
 }
 
 /// An adapter folder with one thing wrong.

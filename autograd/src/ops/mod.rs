@@ -27,7 +27,7 @@ pub use cross_entropy::cross_entropy;
 pub use dropout::dropout;
 pub use embedding::embedding;
 pub use layer_norm::layer_norm;
-pub use linear_cross_entropy::{linear_cross_entropy, linear_cross_entropy_frozen};
+pub use linear_cross_entropy::{Term, TermWeight, linear_cross_entropy};
 pub use rms_norm::rms_norm;
 pub use rope::rope;
 pub use swiglu::swiglu;

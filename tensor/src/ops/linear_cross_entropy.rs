@@ -4,7 +4,7 @@
 use super::cross_entropy::{check_targets, classes_of, log_sum_exp, logits_to_gradient, mean_loss};
 use crate::cpu::gemm::{Accumulate, Dense, Elems, Mat, Options, Out, Panels, gemm};
 use crate::cpu::{Cpu, Simd};
-use crate::{DType, Element, Error, Float, Output, Result, Tensor, TensorMut, dispatch, kernel, same_device};
+use crate::{DType, Element as _, Error, Float as _, Output, Result, Tensor, TensorMut, dispatch, kernel, same_device};
 
 const OP: &str = "linear_cross_entropy";
 
@@ -15,17 +15,21 @@ fn rows_at_once(classes: usize) -> usize {
 }
 
 struct Args<'a> {
-    hidden: &'a Tensor,
-    weight: &'a dyn Projection,
+    terms: &'a [Term<'a>],
+    rooms: Vec<Room<'a>>,
     targets: &'a Tensor,
     divisor: f32,
-    /// Room for one chunk of rows in f32: hidden states [rows, d], their gradients [rows, d], logits [rows, classes].
-    rows: TensorMut<'a>,
-    d_rows: TensorMut<'a>,
+    /// Room for the logits of one chunk of rows: [rows, classes], f32.
     logits: TensorMut<'a>,
     loss: TensorMut<'a>,
     losses: TensorMut<'a>,
-    d_hidden: Option<TensorMut<'a>>,
+}
+
+/// Room for one chunk of rows of a term in f32, x [rows, d] and its gradient [rows, d]; and its wanted gradients.
+struct Room<'a> {
+    rows: TensorMut<'a>,
+    d_rows: TensorMut<'a>,
+    d_x: Option<TensorMut<'a>>,
     d_weight: Option<TensorMut<'a>>,
 }
 kernel!(LINEAR_CROSS_ENTROPY = "linear_cross_entropy", Args, linear_cross_entropy_cpu);
@@ -38,11 +42,23 @@ struct Rows<'a> {
 }
 kernel!(LOGITS = "logits", Rows, logits_cpu);
 
-/// Which gradients [`linear_cross_entropy`] makes beside the loss.
+/// One product of the logits, x · weightᵀ: that of the hidden states and the output projection, or that of a low-rank
+/// adapter beside it.
+#[derive(Clone, Copy)]
+pub struct Term<'a> {
+    /// [tokens, d]
+    pub x: &'a Tensor,
+    /// [classes, d]
+    pub weight: &'a dyn Projection,
+    /// Which gradients to make.
+    pub wants: Wants,
+}
+
+/// Which gradients of a [`Term`] are made beside the loss.
 #[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]
 pub struct Wants {
-    /// That of the hidden states.
-    pub hidden: bool,
+    /// That of x.
+    pub x: bool,
     /// That of the weight.
     pub weight: bool,
 }
@@ -53,10 +69,16 @@ pub struct LinearCrossEntropy {
     pub loss: Tensor,
     /// -log p(target) of each row, f32; 0 where there is no target.
     pub losses: Tensor,
-    /// The gradient of `loss` with respect to the hidden states, in their dtype.
-    pub d_hidden: Option<Tensor>,
-    /// The gradient of `loss` with respect to the weight, in f32.
-    pub d_weight: Option<Tensor>,
+    /// The gradients of `loss`, term by term.
+    pub gradients: Vec<TermGradients>,
+}
+
+/// The gradients of a [`Term`].
+pub struct TermGradients {
+    /// With respect to x, in its dtype.
+    pub x: Option<Tensor>,
+    /// With respect to the weight, in f32.
+    pub weight: Option<Tensor>,
 }
 
 /// The weight of an output projection [classes, d]: a dense tensor, or blocks that are decoded tile by tile.
@@ -91,51 +113,88 @@ impl Projection for Tensor {
     }
 }
 
-/// The sum of -log softmax(`hidden` · `weight`ᵀ)\[target\] over the rows that have a target, over `divisor`; and the
-/// gradients that are wanted, for a gradient of 1 of the loss. `hidden` is [tokens, d], `weight` [classes, d],
-/// `targets` `[tokens]` of i32 where -1 means none.
+/// The sum of -log softmax(logits)\[target\] over the rows that have a target, over `divisor`, where the logits are the
+/// sum of the terms' products; and the gradients that are wanted, for a gradient of 1 of the loss. `targets` is
+/// `[tokens]` of i32 where -1 means none.
 ///
 /// # Errors
-/// When a target is no class, shapes or dtypes do not fit, `divisor` is not positive, or devices differ.
-pub fn linear_cross_entropy(
-    hidden: &Tensor,
-    weight: &dyn Projection,
-    targets: &Tensor,
-    divisor: f32,
-    wants: Wants,
-) -> Result<LinearCrossEntropy> {
-    let device = same_device(OP, &[hidden, targets])?;
-    let (tokens, width) = hidden.dims2(OP)?;
-    let (classes, _) = check_widths(hidden, weight)?;
+/// When a target is no class, shapes or dtypes do not fit, `divisor` is not positive, devices differ, or there is no
+/// term.
+pub fn linear_cross_entropy(terms: &[Term<'_>], targets: &Tensor, divisor: f32) -> Result<LinearCrossEntropy> {
+    let all: Vec<&Tensor> = terms.iter().map(|term| term.x).chain([targets]).collect();
+    let device = same_device(OP, &all)?;
+    let (tokens, classes) = check_terms(terms)?;
     check_targets(OP, targets, tokens, divisor)?;
-    let (hidden, targets) = (hidden.contiguous()?, targets.contiguous()?);
+    let targets = targets.contiguous()?;
+    let xs: Vec<Tensor> = terms.iter().map(|term| term.x.contiguous()).collect::<Result<_>>()?;
+    let terms: Vec<Term<'_>> = terms.iter().zip(&xs).map(|(term, x)| Term { x, ..*term }).collect();
     let held = rows_at_once(classes).min(tokens);
-    let mut rows = device.alloc(&[held, width], DType::F32)?;
-    let mut d_rows = device.alloc(&[held, width], DType::F32)?;
     let mut logits = device.alloc(&[held, classes], DType::F32)?;
     let (mut loss, mut losses) = (device.alloc(&[], DType::F32)?, device.alloc(&[tokens], DType::F32)?);
-    let mut d_hidden = wants.hidden.then(|| device.alloc(hidden.shape(), hidden.dtype())).transpose()?;
-    let mut d_weight = wants.weight.then(|| device.alloc(&[classes, width], DType::F32)).transpose()?;
+    let mut outputs: Vec<Outputs> =
+        terms.iter().map(|term| Outputs::new(term, held, classes)).collect::<Result<_>>()?;
     let args = Args {
-        hidden: &hidden,
-        weight,
+        terms: &terms,
+        rooms: outputs.iter_mut().map(Outputs::view).collect(),
         targets: &targets,
         divisor,
-        rows: rows.view(),
-        d_rows: d_rows.view(),
         logits: logits.view(),
         loss: loss.view(),
         losses: losses.view(),
-        d_hidden: d_hidden.as_mut().map(Output::view),
-        d_weight: d_weight.as_mut().map(Output::view),
     };
     device.run(&LINEAR_CROSS_ENTROPY, args)?;
+    let gradients = |o: Outputs| TermGradients { x: o.d_x.map(Output::finish), weight: o.d_weight.map(Output::finish) };
     Ok(LinearCrossEntropy {
         loss: loss.finish(),
         losses: losses.finish(),
-        d_hidden: d_hidden.map(Output::finish),
-        d_weight: d_weight.map(Output::finish),
+        gradients: outputs.into_iter().map(gradients).collect(),
     })
+}
+
+/// Owns what a [`Room`] shows.
+struct Outputs {
+    rows: Output,
+    d_rows: Output,
+    d_x: Option<Output>,
+    d_weight: Option<Output>,
+}
+
+impl Outputs {
+    fn new(term: &Term<'_>, held: usize, classes: usize) -> Result<Self> {
+        let (x, device) = (term.x, term.x.device());
+        let (_, width) = x.dims2(OP)?;
+        Ok(Outputs {
+            rows: device.alloc(&[held, width], DType::F32)?,
+            d_rows: device.alloc(&[held, width], DType::F32)?,
+            d_x: term.wants.x.then(|| device.alloc(x.shape(), x.dtype())).transpose()?,
+            d_weight: term.wants.weight.then(|| device.alloc(&[classes, width], DType::F32)).transpose()?,
+        })
+    }
+
+    fn view(&mut self) -> Room<'_> {
+        Room {
+            rows: self.rows.view(),
+            d_rows: self.d_rows.view(),
+            d_x: self.d_x.as_mut().map(Output::view),
+            d_weight: self.d_weight.as_mut().map(Output::view),
+        }
+    }
+}
+
+/// The tokens and classes that all terms agree on.
+fn check_terms(terms: &[Term<'_>]) -> Result<(usize, usize)> {
+    let Some((first, more)) = terms.split_first() else {
+        return Err(Error::invalid(format!("{OP}: no term")));
+    };
+    let (tokens, _) = first.x.dims2(OP)?;
+    let (classes, _) = check_widths(first.x, first.weight)?;
+    for term in more {
+        let found = (term.x.dims2(OP)?.0, check_widths(term.x, term.weight)?.0);
+        if found != (tokens, classes) {
+            return Err(Error::shape(OP, format!("terms of [tokens, classes] {:?} and {found:?}", (tokens, classes))));
+        }
+    }
+    Ok((tokens, classes))
 }
 
 /// -log p(target) of every row, f32, 0 where the target is -1; see [`linear_cross_entropy`].
@@ -143,7 +202,8 @@ pub fn linear_cross_entropy(
 /// # Errors
 /// As [`linear_cross_entropy`].
 pub fn token_losses(hidden: &Tensor, weight: &dyn Projection, targets: &Tensor) -> Result<Tensor> {
-    Ok(linear_cross_entropy(hidden, weight, targets, 1.0, Wants::default())?.losses)
+    let term = Term { x: hidden, weight, wants: Wants::default() };
+    Ok(linear_cross_entropy(&[term], targets, 1.0)?.losses)
 }
 
 /// The logits of chosen rows of `hidden` [tokens, d], such as the last of each prompt: [rows, classes] in f32.
@@ -174,21 +234,21 @@ fn check_widths(hidden: &Tensor, weight: &dyn Projection) -> Result<(usize, usiz
 }
 
 fn linear_cross_entropy_cpu(cpu: &Cpu, mut args: Args<'_>) -> Result<()> {
-    let (classes, _) = args.weight.dims()?;
+    let (_, classes) = check_terms(args.terms)?;
     let targets = classes_of(OP, args.targets.as_slice()?, classes)?;
     let rows: Vec<Row> = targets.iter().enumerate().filter_map(|(i, t)| t.map(|class| (i, class))).collect();
     args.losses.as_mut_slice::<f32>()?.fill(0.0);
-    if let Some(d_weight) = &mut args.d_weight {
-        d_weight.as_mut_slice::<f32>()?.fill(0.0);
-    }
-    dispatch!(float args.hidden.dtype(), OP, T => {
-        if let Some(d_hidden) = &mut args.d_hidden {
-            d_hidden.as_mut_slice::<T>()?.fill(T::from_f32(0.0));
+    for room in &mut args.rooms {
+        for gradient in [&mut room.d_x, &mut room.d_weight].into_iter().flatten() {
+            dispatch!(float gradient.dtype(), OP, T => {
+                gradient.as_mut_slice::<T>()?.fill(T::from_f32(0.0));
+                Ok(())
+            })?;
         }
-        // Chunks of about one length: a short last one would take another path through the products, with other bits.
-        let chunks = rows.len().div_ceil(rows_at_once(classes)).max(1);
-        rows.chunks(rows.len().div_ceil(chunks).max(1)).try_for_each(|rows| chunk::<T>(cpu, &mut args, rows))
-    })?;
+    }
+    // Chunks of about one length: a short last one would take another path through the products, with other bits.
+    let chunks = rows.len().div_ceil(rows_at_once(classes)).max(1);
+    rows.chunks(rows.len().div_ceil(chunks).max(1)).try_for_each(|rows| chunk(cpu, &mut args, rows))?;
     let loss = mean_loss(args.losses.as_mut_slice()?, args.divisor);
     args.loss.as_mut_slice()?[0] = loss;
     Ok(())
@@ -198,35 +258,67 @@ fn linear_cross_entropy_cpu(cpu: &Cpu, mut args: Args<'_>) -> Result<()> {
 type Row = (usize, usize);
 
 /// Losses and gradients of some rows.
-fn chunk<T: Float>(cpu: &Cpu, args: &mut Args<'_>, rows: &[Row]) -> Result<()> {
+fn chunk(cpu: &Cpu, args: &mut Args<'_>, rows: &[Row]) -> Result<()> {
     let (simd, n) = (cpu.simd(), rows.len());
-    let (classes, width) = args.weight.dims()?;
-    let hidden = &mut args.rows.as_mut_slice::<f32>()?[..n * width];
-    for ((row, _), wide) in rows.iter().zip(hidden.chunks_exact_mut(width)) {
-        T::widen(simd, &args.hidden.as_slice::<T>()?[row * width..][..width], wide);
-    }
-    let hidden = Mat::row_major(Elems::F32(hidden), n, width)?;
+    let (_, classes) = check_terms(args.terms)?;
     let logits = &mut args.logits.as_mut_slice::<f32>()?[..n * classes];
-    gemm(cpu, &hidden, &*args.weight.to_logits(simd)?, Out::F32(logits), classes, Options::default())?;
+    for (i, (term, room)) in args.terms.iter().zip(&mut args.rooms).enumerate() {
+        let (_, width) = term.x.dims2(OP)?;
+        let x = &mut room.rows.as_mut_slice::<f32>()?[..n * width];
+        gather(simd, term.x, rows, x)?;
+        let options =
+            Options { accumulate: if i == 0 { Accumulate::Store } else { Accumulate::Add }, ..Options::default() };
+        let x = Mat::row_major(Elems::F32(x), n, width)?;
+        gemm(cpu, &x, &*term.weight.to_logits(simd)?, Out::F32(logits), classes, options)?;
+    }
     let losses = losses_and_gradients(cpu, rows, logits, args.divisor);
     for ((row, _), loss) in rows.iter().zip(losses) {
         args.losses.as_mut_slice::<f32>()?[*row] = loss;
     }
-    let logits = Mat::row_major(Elems::F32(logits), n, classes)?;
-    if let Some(d_hidden) = &mut args.d_hidden {
-        let d_rows = &mut args.d_rows.as_mut_slice::<f32>()?[..n * width];
-        gemm(cpu, &logits, &*args.weight.to_hidden(simd)?, Out::F32(d_rows), width, Options::default())?;
-        let d_hidden = d_hidden.as_mut_slice::<T>()?;
-        for ((row, _), d_row) in rows.iter().zip(d_rows.chunks_exact(width)) {
-            T::narrow(simd, d_row, &mut d_hidden[row * width..][..width]);
-        }
+    let d_logits = Mat::row_major(Elems::F32(logits), n, classes)?;
+    args.terms.iter().zip(&mut args.rooms).try_for_each(|(term, room)| gradients(cpu, term, room, &d_logits, rows))
+}
+
+/// With logits = x Wᵀ: dx = d_logits W, dW += d_logitsᵀ x.
+fn gradients(cpu: &Cpu, term: &Term<'_>, room: &mut Room<'_>, d_logits: &Mat<'_>, rows: &[Row]) -> Result<()> {
+    let (simd, n) = (cpu.simd(), rows.len());
+    let (_, width) = term.x.dims2(OP)?;
+    if let Some(d_x) = &mut room.d_x {
+        let d_rows = &mut room.d_rows.as_mut_slice::<f32>()?[..n * width];
+        gemm(cpu, d_logits, &*term.weight.to_hidden(simd)?, Out::F32(d_rows), width, Options::default())?;
+        scatter(simd, d_rows, rows, d_x)?;
     }
-    if let Some(d_weight) = &mut args.d_weight {
+    if let Some(d_weight) = &mut room.d_weight {
+        let x = &room.rows.as_mut_slice::<f32>()?[..n * width];
+        let x = Dense::new(simd, Mat::row_major(Elems::F32(x), n, width)?);
         let options = Options { accumulate: Accumulate::Add, ..Options::default() };
-        let d_weight = Out::F32(d_weight.as_mut_slice()?);
-        gemm(cpu, &logits.transposed(), &Dense::new(simd, hidden), d_weight, width, options)?;
+        gemm(cpu, &d_logits.transposed(), &x, Out::F32(d_weight.as_mut_slice()?), width, options)?;
     }
     Ok(())
+}
+
+/// The chosen rows of `x`, one after another, in f32.
+fn gather(simd: Simd, x: &Tensor, rows: &[Row], out: &mut [f32]) -> Result<()> {
+    let (_, width) = x.dims2(OP)?;
+    dispatch!(float x.dtype(), OP, T => {
+        let x = x.as_slice::<T>()?;
+        for ((row, _), wide) in rows.iter().zip(out.chunks_exact_mut(width.max(1))) {
+            T::widen(simd, &x[row * width..][..width], wide);
+        }
+        Ok(())
+    })
+}
+
+/// Rows into their places in `out`.
+fn scatter(simd: Simd, from: &[f32], rows: &[Row], out: &mut TensorMut<'_>) -> Result<()> {
+    let width = out.shape()[1];
+    dispatch!(float out.dtype(), OP, T => {
+        let out = out.as_mut_slice::<T>()?;
+        for ((row, _), wide) in rows.iter().zip(from.chunks_exact(width.max(1))) {
+            T::narrow(simd, wide, &mut out[row * width..][..width]);
+        }
+        Ok(())
+    })
 }
 
 /// The loss of each row; its logits become their gradient, (softmax - onehot) / divisor.
@@ -243,14 +335,9 @@ fn losses_and_gradients(cpu: &Cpu, rows: &[Row], logits: &mut [f32], divisor: f3
 
 fn logits_cpu(cpu: &Cpu, mut args: Rows<'_>) -> Result<()> {
     let (classes, width) = args.weight.dims()?;
-    let mut chosen = vec![0.0; args.rows.len() * width];
-    dispatch!(float args.hidden.dtype(), "logits", T => {
-        let hidden = args.hidden.as_slice::<T>()?;
-        for (row, wide) in args.rows.iter().zip(chosen.chunks_exact_mut(width.max(1))) {
-            T::widen(cpu.simd(), &hidden[row * width..][..width], wide);
-        }
-        Ok::<(), Error>(())
-    })?;
+    let rows: Vec<Row> = args.rows.iter().map(|&row| (row, 0)).collect();
+    let mut chosen = vec![0.0; rows.len() * width];
+    gather(cpu.simd(), args.hidden, &rows, &mut chosen)?;
     let chosen = Mat::row_major(Elems::F32(&chosen), args.rows.len(), width)?;
     let out = Out::F32(args.out.as_mut_slice()?);
     gemm(cpu, &chosen, &*args.weight.to_logits(cpu.simd())?, out, classes, Options::default())

@@ -36,7 +36,9 @@ pub use dropout::dropout;
 pub use embedding::{embedding, embedding_backward};
 pub use gather::{gather, index_add, index_select, scatter_add};
 pub use layer_norm::{layer_norm, layer_norm_backward, layer_norm_backward_weight};
-pub use linear_cross_entropy::{LinearCrossEntropy, Projection, Wants, linear_cross_entropy, logits, token_losses};
+pub use linear_cross_entropy::{
+    LinearCrossEntropy, Projection, Term, TermGradients, Wants, linear_cross_entropy, logits, token_losses,
+};
 pub use matmul::{matmul, matmul_into};
 pub use random::{normal, uniform};
 pub use reduce::{Reduce, argmax, extreme_backward, kept_shape, reduce, sum_to};

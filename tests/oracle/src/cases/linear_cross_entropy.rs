@@ -2,7 +2,8 @@
 
 use super::cross_entropy::{loss, targets};
 use crate::{Array, Case, Input, Scalar, float, integers};
-use kinglet_autograd::{Var, ops};
+use kinglet_autograd::Var;
+use kinglet_autograd::ops::{self, Term, TermWeight};
 use kinglet_tensor::{DType, Result, ops as forward};
 
 /// The sizes of a projection and its dtype; `None` is the data's.
@@ -78,7 +79,8 @@ impl Case for LinearCrossEntropy {
         mean(Sizes::losses(inputs))
     }
     fn run<'t>(&self, inputs: &[Var<'t>]) -> Result<Var<'t>> {
-        Ok(ops::linear_cross_entropy(&inputs[0], &inputs[1], inputs[2].value(), DIVISOR)?.0)
+        let term = Term { x: &inputs[0], weight: TermWeight::Var(&inputs[1]) };
+        Ok(ops::linear_cross_entropy(&[term], inputs[2].value(), DIVISOR)?.0)
     }
     fn flops(&self) -> usize {
         self.0.flops(2)
@@ -103,10 +105,49 @@ impl Case for FrozenLinearCrossEntropy {
     }
     fn run<'t>(&self, inputs: &[Var<'t>]) -> Result<Var<'t>> {
         let weight = inputs[1].value().contiguous()?;
-        Ok(ops::linear_cross_entropy_frozen(&inputs[0], &weight, inputs[2].value(), DIVISOR)?.0)
+        let term = Term { x: &inputs[0], weight: TermWeight::Frozen(&weight) };
+        Ok(ops::linear_cross_entropy(&[term], inputs[2].value(), DIVISOR)?.0)
     }
     fn flops(&self) -> usize {
         self.0.flops(1)
+    }
+}
+
+/// The loss with a frozen weight and a low-rank adapter beside it: inputs hidden, weight, targets, u [rows, r] and
+/// b [classes, r].
+#[derive(Clone, Debug)]
+pub struct AdaptedLinearCrossEntropy {
+    sizes: Sizes,
+    rank: usize,
+}
+
+impl Case for AdaptedLinearCrossEntropy {
+    const NAME: &'static str = "linear_cross_entropy_adapted";
+
+    fn instances() -> Vec<Self> {
+        let case = |sizes: Sizes| AdaptedLinearCrossEntropy { rank: 1 + sizes.width / 3, sizes };
+        Sizes::all(false).into_iter().map(case).collect()
+    }
+    fn inputs(&self) -> Vec<Input> {
+        let mut inputs = self.sizes.inputs(false);
+        inputs.push(float("u", &[self.sizes.rows, self.rank]));
+        inputs.push(float("b", &[self.sizes.classes, self.rank]).within(-1.0, 1.0).always(DType::F32));
+        inputs
+    }
+    fn truth<S: Scalar>(&self, inputs: &[Array<S>]) -> Array<S> {
+        let base = Sizes::logits(inputs);
+        let adapter = Sizes::logits(&inputs[3..]);
+        let logits = Array::from_fn(&base.shape, |i| base.at(i) + adapter.at(i));
+        mean(logits.rows().zip(&inputs[2].data).map(|(row, &target)| loss(row, target)).collect())
+    }
+    fn run<'t>(&self, inputs: &[Var<'t>]) -> Result<Var<'t>> {
+        let weight = inputs[1].value().contiguous()?;
+        let base = Term { x: &inputs[0], weight: TermWeight::Frozen(&weight) };
+        let adapter = Term { x: &inputs[3], weight: TermWeight::Var(&inputs[4]) };
+        Ok(ops::linear_cross_entropy(&[base, adapter], inputs[2].value(), DIVISOR)?.0)
+    }
+    fn flops(&self) -> usize {
+        self.sizes.flops(1) + Sizes { width: self.rank, ..self.sizes }.flops(2)
     }
 }
 

@@ -45,7 +45,7 @@ macro_rules! for_each_case {
             gather: Gather, IndexSelect, ScatterAdd;
             layer_norm: LayerNorm;
             linear: Linear, TrainedLinear, LoraLinear, MoreLora, Embed;
-            linear_cross_entropy: LinearCrossEntropy, FrozenLinearCrossEntropy, TokenLosses, Logits;
+            linear_cross_entropy: LinearCrossEntropy, FrozenLinearCrossEntropy, AdaptedLinearCrossEntropy, TokenLosses, Logits;
             matmul: MatMul;
             random: Random;
             reduce: ArgMax, Reduce;
