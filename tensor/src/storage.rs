@@ -2,6 +2,7 @@
 //! (the meta device). The one file outside the kernels that holds `unsafe`.
 
 use crate::{Device, Element, Error, Result};
+use memmap2::MmapMut;
 use std::alloc;
 use std::collections::BTreeMap;
 use std::ptr::NonNull;
@@ -105,16 +106,30 @@ impl Drop for Storage {
 
 /// One owned allocation. With guards on, `ALIGN` bytes of a known pattern lie on either side.
 pub(crate) struct Block {
-    start: NonNull<u8>,
+    bytes: Bytes,
     len: usize,
-    layout: alloc::Layout,
-    guarded: bool,
 }
 
-// SAFETY: a block is the only owner of its bytes, like a `Vec<u8>`; it can move between threads.
-unsafe impl Send for Block {}
-// SAFETY: shared references to a block only read.
-unsafe impl Sync for Block {}
+/// From how many bytes on a block is a mapping of its own, which goes back to the system whole when it is freed: an
+/// allocator would keep it, and the holes between blocks of many sizes with it.
+const MAPPED: usize = 1 << 20;
+
+enum Bytes {
+    Heap(Allocation),
+    Mapped(MmapMut),
+}
+
+/// Bytes of the allocator. `len` bytes of its block are in use, `margin` bytes from its start.
+struct Allocation {
+    base: NonNull<u8>,
+    layout: alloc::Layout,
+    margin: usize,
+}
+
+// SAFETY: an allocation is the only owner of its bytes, like a `Vec<u8>`; it can move between threads.
+unsafe impl Send for Allocation {}
+// SAFETY: shared references to an allocation only read.
+unsafe impl Sync for Allocation {}
 
 const GUARD: u8 = 0xA5;
 /// Every float of this pattern is a NaN, so reading what nobody wrote shows.
@@ -122,59 +137,92 @@ const POISON: u8 = 0xFF;
 
 impl Block {
     fn new(len: usize, guarded: bool) -> Option<Self> {
-        let margin = if guarded { ALIGN } else { 0 };
-        let size = round_up(len)?.checked_add(2 * margin)?.max(ALIGN);
-        let layout = alloc::Layout::from_size_align(size, ALIGN).ok()?;
-        // SAFETY: the size of `layout` is at least ALIGN, so not zero.
-        let base = NonNull::new(unsafe { alloc::alloc_zeroed(layout) })?;
-        // SAFETY: `margin` is at most a third of the allocation, so the result stays inside it.
-        let start = unsafe { base.add(margin) };
-        let mut block = Block { start, len, layout, guarded };
-        if guarded {
-            block.margins_mut(|bytes| bytes.fill(GUARD));
-        }
+        let size = round_up(len)?.max(ALIGN);
+        let bytes = if guarded || size < MAPPED {
+            Bytes::Heap(Allocation::new(size, if guarded { ALIGN } else { 0 })?)
+        } else {
+            let map = MmapMut::map_anon(size).ok()?;
+            // Fewer page faults where the system has huge pages; nothing is lost where it refuses.
+            #[cfg(target_os = "linux")]
+            let _ = map.advise(memmap2::Advice::HugePage);
+            Bytes::Mapped(map)
+        };
+        let mut block = Block { bytes, len };
+        block.margins_mut(|bytes| bytes.fill(GUARD));
         Some(block)
     }
 
     fn capacity(&self) -> usize {
-        self.layout.size() - if self.guarded { 2 * ALIGN } else { 0 }
+        match &self.bytes {
+            Bytes::Heap(heap) => heap.layout.size() - 2 * heap.margin,
+            Bytes::Mapped(map) => map.len(),
+        }
     }
 
     fn bytes(&self) -> &[u8] {
-        // SAFETY: `start` is followed by at least `capacity() >= len` bytes of our own allocation, all
-        // initialised (zeroed when made, only ever written through slices), borrowed as long as `self`.
-        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) }
+        match &self.bytes {
+            Bytes::Heap(heap) => &heap.bytes()[heap.margin..heap.margin + self.len],
+            Bytes::Mapped(map) => &map[..self.len],
+        }
     }
 
     fn bytes_mut(&mut self) -> &mut [u8] {
-        // SAFETY: as in `bytes`, and `&mut self` makes the borrow unique.
-        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.len) }
+        match &mut self.bytes {
+            Bytes::Heap(heap) => {
+                let margin = heap.margin;
+                &mut heap.bytes_mut()[margin..margin + self.len]
+            }
+            Bytes::Mapped(map) => &mut map[..self.len],
+        }
     }
 
-    /// The bytes before `start` and after `len` up to the end of the allocation.
+    /// With guards on, the bytes before those in use, and those after up to the end of the allocation.
     fn margins_mut(&mut self, mut f: impl FnMut(&mut [u8])) {
-        let after = self.capacity() - self.len + ALIGN;
-        // SAFETY: a guarded block has ALIGN bytes before `start`, inside the same initialised allocation,
-        // and nothing else refers to them.
-        f(unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr().sub(ALIGN), ALIGN) });
-        // SAFETY: from `len` to the allocation's end there are `after` bytes, initialised and unshared.
-        f(unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr().add(self.len), after) });
+        if let Bytes::Heap(heap) = &mut self.bytes
+            && heap.margin > 0
+        {
+            let margin = heap.margin;
+            let (before, rest) = heap.bytes_mut().split_at_mut(margin);
+            f(before);
+            f(&mut rest[self.len..]);
+        }
     }
 
     fn guards_whole(&mut self) -> bool {
         let mut whole = true;
-        if self.guarded {
-            self.margins_mut(|bytes| whole &= bytes.iter().all(|&b| b == GUARD));
-        }
+        self.margins_mut(|bytes| whole &= bytes.iter().all(|&b| b == GUARD));
         whole
     }
 }
 
-impl Drop for Block {
+impl Allocation {
+    /// `size` zeroed bytes with `margin` bytes on either side.
+    fn new(size: usize, margin: usize) -> Option<Self> {
+        let layout = alloc::Layout::from_size_align(size.checked_add(2 * margin)?, ALIGN).ok()?;
+        if layout.size() == 0 {
+            return None;
+        }
+        // SAFETY: the size of `layout` is not zero.
+        let base = NonNull::new(unsafe { alloc::alloc_zeroed(layout) })?;
+        Some(Allocation { base, layout, margin })
+    }
+
+    fn bytes(&self) -> &[u8] {
+        // SAFETY: `base` is the start of `layout.size()` bytes of our own, all initialised (zeroed when made, only ever
+        // written through slices), borrowed as long as `self`.
+        unsafe { std::slice::from_raw_parts(self.base.as_ptr(), self.layout.size()) }
+    }
+
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as in `bytes`, and `&mut self` makes the borrow unique.
+        unsafe { std::slice::from_raw_parts_mut(self.base.as_ptr(), self.layout.size()) }
+    }
+}
+
+impl Drop for Allocation {
     fn drop(&mut self) {
-        let margin = if self.guarded { ALIGN } else { 0 };
-        // SAFETY: `start - margin` is the pointer that `alloc_zeroed` gave for exactly this layout.
-        unsafe { alloc::dealloc(self.start.as_ptr().sub(margin), self.layout) }
+        // SAFETY: `base` is what `alloc_zeroed` gave for exactly this layout.
+        unsafe { alloc::dealloc(self.base.as_ptr(), self.layout) }
     }
 }
 
