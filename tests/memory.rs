@@ -7,7 +7,7 @@ use kinglet::autograd::{Grads, Tape};
 use kinglet::models::{Ctx, Decoder};
 use kinglet::optim::{AdamW, AdamWOptions};
 use kinglet::peft::Adapter;
-use kinglet::quant::{Direction, FourBit, Scales, Weight};
+use kinglet::quant::{Direction, FourBit, GgufMatrix, RowOrder, Scales, Weight, ggml, nf4};
 use kinglet::tensor::ops::{self, KvView, Mask, Segments, Wants};
 use kinglet::tensor::philox::Key;
 use kinglet::{DType, Device, Result, Tensor};
@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use support::{NF4, adapter, batch, bits, device, fixtures, ids, load, training};
 
-/// The packed operands of a product take at most this, each (`cpu/gemm/blocked.rs`).
+/// The packed operands of a dense product take at most this, each (`cpu/gemm/blocked.rs`).
 const PACKED: usize = 4 << 20;
 
 /// What a tensor of `bytes` counts for: whole cache lines.
@@ -135,32 +135,53 @@ fn quantising_while_loading_holds_one_tensor_at_most() {
     }
 }
 
-/// Device bytes beside the output, and working memory, of products with an NF4 matrix [rows, 2048] both ways.
-fn product(rows: usize, tokens: usize, dtype: DType) -> (usize, usize) {
+/// What a thread decodes at once of a weight in blocks: 512 steps of a strip of at most 32 columns, in f32
+/// (`cpu/gemm/blocked.rs`).
+const TILE: usize = 512 * 32 * 4;
+
+/// A matrix [rows, columns] in each form of blocks, made without ever being dense.
+fn blocks(rows: usize, columns: usize, device: &Device) -> [Weight; 3] {
+    let bytes = |len: usize| Tensor::full(36.0, &[len], DType::U8, device).unwrap();
+    let len = rows * columns;
+    let four_bit = |format| {
+        let scales = Scales::Plain(Tensor::full(0.5, &[len / 64], DType::F32, device).unwrap());
+        let matrix = FourBit::new(format, 64, [rows, columns], DType::F32, bytes(len / 2), scales);
+        Weight::FourBit(Arc::new(matrix.unwrap()))
+    };
+    let q4_k = bytes(len / 256 * 144);
+    let q4_k = GgufMatrix::new(ggml::Format::Q4_K, [rows, columns], RowOrder::Plain, q4_k).unwrap();
+    [four_bit(nf4::Format::Nf4), four_bit(nf4::Format::Fp4), Weight::Gguf(q4_k)]
+}
+
+/// Device bytes beside operands and results, and working memory, of products with `form` of [`blocks`] both ways.
+fn product(form: usize, rows: usize, tokens: usize, dtype: DType) -> (usize, usize) {
     let device = device(2);
-    let dense = ops::normal(&[rows, 2048], 1.0, Key::derive(&[1]), &device).unwrap();
-    let weight = FourBit::quantize(&dense, NF4.format, 64, NF4.double).unwrap();
-    let weight = Weight::FourBit(Arc::new(weight));
-    drop(dense);
+    let weight = blocks(rows, 2048, &device)[form].clone();
     let x = Tensor::full(0.5, &[tokens, 2048], dtype, &device).unwrap();
     let before = device.memory().live;
     device.reset_peak();
     let y = weight.matmul(&x, Direction::Forward).unwrap();
     let dx = weight.matmul(&y, Direction::Backward).unwrap();
-    let outputs = counted(y.storage_bytes()) + counted(dx.storage_bytes());
-    (device.memory().peak - before - outputs, device.as_cpu().unwrap().scratch_bytes())
+    let results = counted(y.storage_bytes()) + counted(dx.storage_bytes());
+    (device.memory().peak - before - results, device.as_cpu().unwrap().scratch_bytes())
 }
 
 #[test]
 fn a_product_decodes_one_tile_of_its_weight_at_a_time() {
-    for dtype in [DType::F32, DType::BF16] {
-        for tokens in [1, 40] {
-            let (small, large) = (product(2048, tokens, dtype), product(4096, tokens, dtype));
-            assert_eq!([small.0, large.0], [0, 0], "nothing but outputs comes from the device");
-            // A weight twice as large takes no larger tile: what grows is the rows of the output.
-            let output = 2 * tokens * 4096 * 4;
-            assert!(large.1 <= small.1 + output, "{dtype}, {tokens} tokens: {small:?}, then {large:?}");
-            assert!(large.1 <= 2 * PACKED + output, "{large:?}, the dense weight is {}", 4096 * 2048 * 4);
+    for (form, dtype) in (0..3).flat_map(|form| [DType::F32, DType::BF16].map(|dtype| (form, dtype))) {
+        for tokens in [1, 8, 40, 300] {
+            for rows in [2048, 8192] {
+                let (held, scratch) = product(form, rows, tokens, dtype);
+                let what = format!("form {form}, {rows} rows, {tokens} tokens of {dtype}: {scratch} bytes");
+                assert_eq!(held, 0, "{what}: nothing but results comes from the device");
+                // Beside a tile a thread: the part of x that is packed (by whole tiles of at most 16 rows), or few rows
+                // of it in f32; and where the result is not accumulated in place, a block of it in f32, which few rows
+                // have once by columns and once by rows.
+                let x = (tokens + 16) * 512 * 4;
+                let few = if tokens <= 8 { tokens * rows * 4 + (tokens + 1) * rows * 4 } else { 0 };
+                let wide = if dtype == DType::F32 { 0 } else { (tokens + 16) * 2048 * 4 };
+                assert!(scratch <= 2 * TILE + x + few + wide, "{what}, dense it has {}", rows * 2048 * 4);
+            }
         }
     }
 }

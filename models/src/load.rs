@@ -38,6 +38,8 @@ trait Tensors {
     fn vector(&self, name: &str, len: usize) -> Result<Tensor>;
     /// A matrix [rows, columns].
     fn matrix(&self, name: &str, shape: [usize; 2]) -> Result<Weight>;
+    /// What was read under this name has been copied and is not needed any more.
+    fn release(&self, name: &str);
 }
 
 impl Decoder {
@@ -90,9 +92,11 @@ fn block(c: &Config, i: usize, source: &dyn Tensors, options: &LoadOptions) -> R
     let name = format!("model.layers.{i}");
     let linear = |number: usize, part: &str, rows: usize, columns: usize, bias: bool| {
         let site = Site { name: format!("{name}.{part}").into(), number: (i * SITES + number) as u64 };
-        let mut weight = source.matrix(&format!("{}.weight", site.name), [rows, columns])?;
-        if let Some(quant) = options.quant {
-            weight = quantize(&site.name, weight, quant)?;
+        let weight_name = format!("{}.weight", site.name);
+        let mut weight = source.matrix(&weight_name, [rows, columns])?;
+        if let (Some(quant), false) = (options.quant, matches!(weight, Weight::FourBit(_))) {
+            weight = quantize(&weight_name, weight, quant)?;
+            source.release(&weight_name);
         }
         let bias = if bias { Some(source.vector(&format!("{}.bias", site.name), rows)?) } else { None };
         Ok::<_, Error>(Linear::new(site, Arc::new(weight), bias))
@@ -138,17 +142,17 @@ fn norm(c: &Config, module: &str, len: usize, source: &dyn Tensors) -> Result<No
     Ok(Norm { weight_name, weight, eps: c.eps as f32 })
 }
 
-/// The weight in 4-bit blocks. A dense source is read where it lies; a GGUF one is decoded for this one tensor, and
-/// that copy is dropped here.
-fn quantize(site: &str, weight: Weight, quant: QuantOptions) -> Result<Weight> {
+/// The weight in 4-bit blocks, as it is if it has such already. A dense source is read where it lies; a GGUF one is
+/// decoded for this one tensor, and that copy is dropped here.
+fn quantize(name: &str, weight: Weight, quant: QuantOptions) -> Result<Weight> {
     let dense = match &weight {
         Weight::Dense(w) => w.clone(),
         Weight::Gguf(w) => w.dequantize(DType::F32)?,
         Weight::FourBit(_) => return Ok(weight),
-        Weight::Custom(_) => return Err(Error::unsupported(format!("{site}: cannot quantise a custom weight"))),
+        Weight::Custom(_) => return Err(Error::unsupported(format!("{name}: cannot quantise a custom weight"))),
     };
     let quantized = FourBit::quantize(&dense, quant.format, BLOCK, quant.double);
-    quantized.map(|w| Weight::FourBit(Arc::new(w))).map_err(|e| e.context(format!("{site}.weight")))
+    quantized.map(|w| Weight::FourBit(Arc::new(w))).map_err(|e| e.context(name))
 }
 
 /// Tensors in files.
@@ -224,6 +228,12 @@ impl Tensors for Files<'_> {
         let matrix = GgufMatrix::new(format, shape, tensor.rows, blocks);
         matrix.map(Weight::Gguf).map_err(|e| e.context(format!("tensor {:?}", tensor.entry.name)))
     }
+
+    fn release(&self, name: &str) {
+        if let Some(tensor) = self.source.find(name) {
+            self.source.weights.release(tensor.entry);
+        }
+    }
 }
 
 fn ggml_format(dtype: StoredType) -> Option<ggml::Format> {
@@ -259,4 +269,6 @@ impl Tensors for Random<'_> {
         let key = name.bytes().fold(Key::derive(&[self.seed]), |key, byte| key.child(u64::from(byte)));
         ops::normal(&shape, self.deviation, key, self.device).map(Weight::Dense)
     }
+
+    fn release(&self, _: &str) {}
 }

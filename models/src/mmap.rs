@@ -13,6 +13,9 @@
 //!   end the process with `SIGBUS`. Where that can happen, open with [`Mapped::open_unmapped`].
 //!
 //! So: replace model files by rename, never write into them while they are in use.
+//!
+//! Pages that were read and are not needed any more, such as those of a weight that was quantised, are given back by
+//! [`Mapped::release`].
 
 use std::fs::{File, Metadata};
 use std::io::Read;
@@ -125,6 +128,22 @@ impl Mapped {
                 Err(Error::io(what, e))
             }
         }
+    }
+
+    /// Gives the pages of `range` back to the system, for bytes that are not read again soon. Whoever reads them after all
+    /// finds the same: they come from the file once more. A hint: where it cannot be followed, the pages stay.
+    pub fn release(&self, range: Range<usize>) {
+        #[cfg(target_os = "linux")]
+        if let Backing::Map(map) = &self.backing
+            && range.start < range.end
+            && range.end <= map.len()
+        {
+            // SAFETY: the map is shared and read-only, so that dropped pages are those of the file and come back from there
+            // with the same bytes, as long as nobody writes into it: what `Mapped::open` asks for already.
+            let _ = unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, range.start, range.len()) };
+        }
+        #[cfg(not(target_os = "linux"))]
+        let _ = range;
     }
 
     #[cfg(not(target_os = "linux"))]
@@ -242,6 +261,10 @@ mod tests {
                 assert_eq!(mapped.as_ref().as_ptr().align_offset(ALIGNMENT), 0);
                 mapped.populate(0..len).unwrap();
                 assert!(mapped.populate(0..len + 1).is_err());
+                mapped.release(0..len + 1);
+                mapped.release(0..len);
+                mapped.release(len / 2..len);
+                assert_eq!(mapped.as_ref(), content, "released bytes are there when they are read");
                 mapped.check_unchanged().unwrap();
             }
             std::fs::remove_file(&path).unwrap();

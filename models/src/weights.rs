@@ -93,6 +93,15 @@ impl WeightFiles {
         Ok(Bytes { owner: Arc::new(copy), range: 0..entry.range.len() })
     }
 
+    /// Gives the memory of `entry`'s bytes back to the system: they are not needed any more, and come from the file again
+    /// for whoever reads them after all.
+    ///
+    /// # Panics
+    /// When `entry` is not one of these files'.
+    pub fn release(&self, entry: &Entry) {
+        self.files[entry.file].release(entry.range.clone());
+    }
+
     /// Checks that no file changed since it was opened: to be called at the end of loading, at each
     /// epoch and before saving.
     ///

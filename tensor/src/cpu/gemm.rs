@@ -140,6 +140,12 @@ pub trait Panels: Sync {
         None
     }
 
+    /// Whether elements are stored as floats, so that packing them only moves them and widens them. What is not stored
+    /// so is decoded a strip at a time by the task that multiplies it, and is never shared packed.
+    fn is_dense(&self) -> bool {
+        false
+    }
+
     /// Whether reading single columns is as cheap as packing; if not, products of few rows are packed too.
     fn columns_are_cheap(&self) -> bool {
         true

@@ -23,6 +23,9 @@ impl Pool {
     /// A buffer of `len` floats: the smallest free one that is large enough, else the largest, grown.
     /// So there are never more buffers than were in use at once.
     pub(super) fn take(self: &Arc<Self>, len: usize) -> Buffer {
+        if len == 0 {
+            return Buffer { memory: Vec::new(), len, home: self.clone() }; // keeps nobody from a buffer
+        }
         let lines = len.div_ceil(16);
         let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
         let fits = (0..free.len()).filter(|&i| free[i].len() >= lines).min_by_key(|&i| free[i].len());
@@ -69,6 +72,9 @@ impl DerefMut for Buffer {
 impl Drop for Buffer {
     fn drop(&mut self) {
         let memory = std::mem::take(&mut self.memory);
+        if memory.is_empty() {
+            return;
+        }
         self.home.free.lock().unwrap_or_else(PoisonError::into_inner).push(memory);
     }
 }
@@ -87,7 +93,7 @@ mod tests {
         drop((a, b));
         assert_eq!(pool.take(1000).as_ptr(), at);
         assert_eq!(pool.bytes(), (63 + 1) * 64);
-        let (_small, _large) = (pool.take(10), pool.take(2000));
+        let (_nothing, _small, _large) = (pool.take(0), pool.take(10), pool.take(2000));
         assert_eq!(pool.free.lock().expect("not poisoned").len(), 0);
         assert_eq!(pool.bytes(), (1 + 125) * 64, "the smaller one fits, the larger one grew");
     }

@@ -319,6 +319,10 @@ impl Panels for Dense<'_> {
         }
     }
 
+    fn is_dense(&self) -> bool {
+        true
+    }
+
     fn columns_are_cheap(&self) -> bool {
         self.mat.row_stride == 1
     }
