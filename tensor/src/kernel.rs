@@ -44,7 +44,7 @@ macro_rules! kernel {
         impl $crate::kernel::Args for $args<'static> {
             type In<'a> = $args<'a>;
         }
-        #[doc = concat!("The kernel `", $name, "`.")]
+        #[doc = concat!("The kernel `", $name, "`, which takes [`", stringify!($args), "`].")]
         $vis static $kernel: $crate::kernel::Kernel<$args<'static>> =
             $crate::kernel::Kernel::<$args<'static>>::new($name, $cpu);
     };
