@@ -75,6 +75,56 @@ fn every_op_has_a_case() {
     assert!(unknown.is_empty(), "no such case: {unknown:?}");
 }
 
+/// Whoever uses the library can replace and launch every kernel: each is public, has the names that follow from its own,
+/// and is listed in its crate's `kernels`, which the compiler keeps true.
+#[test]
+fn every_kernel_is_public() {
+    let mut names = BTreeSet::new();
+    for crate_name in crates() {
+        let sources = sources(&format!("{crate_name}/src"));
+        let of = |file: &str| sources.iter().find(|(path, _)| path.ends_with(format!("src/{file}.rs")));
+        let listed: BTreeSet<&str> = of("kernels").map_or_else(BTreeSet::new, |(_, list)| words(list).collect());
+        for (path, declaration) in sources.iter().flat_map(|(path, s)| declarations(s).map(move |d| (path, d))) {
+            let [name] = &names_after(declaration, "kernel!(")[..] else { panic!("{declaration} has one name") };
+            let (kernel, args) = (name.to_uppercase(), format!("{}Args", camel_case(name)));
+            let declared = format!("kernel!(pub {kernel} = \"{name}\", {args}, ");
+            assert!(declaration.starts_with(&declared), "{}: {declaration}: not {declared}", path.display());
+            assert!(listed.contains(&*kernel), "{crate_name}/src/kernels.rs lacks {kernel}");
+            assert!(listed.contains(&*args), "{crate_name}/src/kernels.rs lacks {args}");
+            assert!(names.insert(name.clone()), "two kernels are called {name}: the door cannot tell them apart");
+        }
+        let public = of("lib").is_some_and(|(_, lib)| lib.contains("pub mod kernels;"));
+        assert!(listed.is_empty() || public, "{crate_name}: kernels.rs is not public");
+    }
+    assert!(names.contains("matmul") && names.contains("linear") && names.contains("adamw"), "only {names:?}");
+}
+
+/// The folders of the repository that are crates.
+fn crates() -> Vec<String> {
+    let folders = Path::new(env!("CARGO_MANIFEST_DIR")).read_dir().expect("the repository");
+    let crates =
+        folders.map(|entry| entry.expect("a readable folder")).filter(|e| e.path().join("src/lib.rs").is_file());
+    crates.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+}
+
+/// Every `kernel!(..` of a source file that is no comment, up to its end.
+fn declarations(source: &str) -> impl Iterator<Item = &str> {
+    let commented =
+        |at: usize| source[..at].rsplit('\n').next().is_some_and(|line| line.trim_start().starts_with("//"));
+    let starts = source.match_indices("kernel!(").map(|(at, _)| at).filter(move |&at| !commented(at));
+    starts.map(|at| source[at..].split(");").next().expect("split gives one part"))
+}
+
+fn words(source: &str) -> impl Iterator<Item = &str> {
+    source.split(|c: char| !c.is_alphanumeric() && c != '_')
+}
+
+/// `rms_norm` as `RmsNorm`.
+fn camel_case(name: &str) -> String {
+    let capital = |word: &str| word.get(..1).unwrap_or_default().to_uppercase() + word.get(1..).unwrap_or_default();
+    name.split('_').map(capital).collect()
+}
+
 /// All Rust files below a folder of the repository, which must be there.
 fn sources(folder: &str) -> Vec<(PathBuf, String)> {
     let mut folders = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join(folder)];

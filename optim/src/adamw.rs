@@ -118,7 +118,7 @@ impl AdamW {
             set.update(|p| {
                 let device = p.device().clone();
                 let p = p.into_part(range.start, &[range.len()])?;
-                device.run(&ADAMW, Update { step, max_norm, norm: &norm, p, m, v, gradient: &gradient })
+                device.run(&ADAMW, AdamwArgs { step, max_norm, norm: &norm, p, m, v, gradient: &gradient })
             })?;
         }
         Ok(norm)
@@ -159,22 +159,29 @@ fn part<'a>(moment: &'a mut Tensor, range: &Range<usize>) -> Result<TensorMut<'a
     whole.into_part(range.start, &[range.len()])
 }
 
-struct Update<'a> {
-    step: AdamWStep,
-    max_norm: f32,
-    /// [1]: the norm of all gradients, made on the device.
-    norm: &'a Tensor,
-    p: TensorMut<'a>,
-    m: TensorMut<'a>,
-    v: TensorMut<'a>,
-    gradient: &'a Tensor,
+/// Arguments of [`ADAMW`]: one step of AdamW over a part of the flat buffers.
+pub struct AdamwArgs<'a> {
+    /// The numbers of the step; its `clip` is replaced by that of `norm` and `max_norm`.
+    pub step: AdamWStep,
+    /// Gradients of a larger norm are scaled down to it; 0 turns it off.
+    pub max_norm: f32,
+    /// The norm of all gradients: one element, f32. When it is not finite, nothing is written.
+    pub norm: &'a Tensor,
+    /// Parameters: `[n]`, f32; read and written.
+    pub p: TensorMut<'a>,
+    /// First moments: `[n]`, f32; read and written.
+    pub m: TensorMut<'a>,
+    /// Second moments: `[n]`, f32; read and written.
+    pub v: TensorMut<'a>,
+    /// `[n]`, f32, contiguous.
+    pub gradient: &'a Tensor,
 }
-kernel!(ADAMW = "adamw", Update, adamw_cpu);
+kernel!(pub ADAMW = "adamw", AdamwArgs, adamw_cpu);
 
 /// Elements handed to one task.
 const CHUNK: usize = 1 << 14;
 
-fn adamw_cpu(cpu: &Cpu, mut args: Update<'_>) -> Result<()> {
+fn adamw_cpu(cpu: &Cpu, mut args: AdamwArgs<'_>) -> Result<()> {
     let norm = args.norm.as_slice::<f32>()?[0];
     if !norm.is_finite() {
         return Ok(());

@@ -27,6 +27,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod adamw;
+pub mod kernels;
 mod norm;
 mod schedule;
 

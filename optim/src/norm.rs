@@ -4,12 +4,14 @@ use kinglet_autograd::Grads;
 use kinglet_tensor::cpu::{Cpu, reduce};
 use kinglet_tensor::{DType, Result, Tensor, TensorMut, kernel};
 
-struct Norm<'a> {
-    x: &'a Tensor,
-    /// [1]
-    out: TensorMut<'a>,
+/// Arguments of [`GRAD_NORM`]: out = the Euclidean norm of x.
+pub struct GradNormArgs<'a> {
+    /// `[n]`, f32, contiguous.
+    pub x: &'a Tensor,
+    /// One element, f32.
+    pub out: TensorMut<'a>,
 }
-kernel!(NORM = "grad_norm", Norm, norm_cpu);
+kernel!(pub GRAD_NORM = "grad_norm", GradNormArgs, norm_cpu);
 
 /// Elements of a chunk, whose squares are added up by one task.
 const CHUNK: usize = 1 << 16;
@@ -24,11 +26,11 @@ const CHUNK: usize = 1 << 16;
 pub fn grad_norm(grads: &Grads) -> Result<Tensor> {
     let flat = grads.flat()?;
     let mut out = flat.device().alloc(&[1], DType::F32)?;
-    flat.device().run(&NORM, Norm { x: flat, out: out.view() })?;
+    flat.device().run(&GRAD_NORM, GradNormArgs { x: flat, out: out.view() })?;
     Ok(out.finish())
 }
 
-fn norm_cpu(cpu: &Cpu, mut args: Norm<'_>) -> Result<()> {
+fn norm_cpu(cpu: &Cpu, mut args: GradNormArgs<'_>) -> Result<()> {
     let x = args.x.as_slice::<f32>()?;
     let mut partial = vec![0.0; x.len().div_ceil(CHUNK)];
     cpu.chunks(&mut partial, 1, |i, sum| {

@@ -86,8 +86,8 @@ impl FourBit {
         let blocks = weight.len().div_ceil(blocksize);
         let mut codes = device.alloc(&[weight.len().div_ceil(2)], DType::U8)?;
         let mut absmax = device.alloc(&[blocks], DType::F32)?;
-        let args = Quantize { weight: &weight, format, blocksize, codes: codes.view(), absmax: absmax.view() };
-        device.run(&QUANTIZE, args)?;
+        let args = Quantize4bitArgs { weight: &weight, format, blocksize, codes: codes.view(), absmax: absmax.view() };
+        device.run(&QUANTIZE_4BIT, args)?;
         let absmax = absmax.finish();
         let scales = if double { quantize_scales(&absmax)? } else { Scales::Plain(absmax) };
         FourBit::new(format, blocksize, [out_features, in_features], weight.dtype(), codes.finish(), scales)
@@ -99,7 +99,7 @@ impl FourBit {
     /// When `dtype` is no float, or memory runs out.
     pub fn dequantize(&self, dtype: DType) -> Result<Tensor> {
         let mut out = self.device().alloc(&self.shape, dtype)?;
-        self.device().run(&DEQUANTIZE, Dequantize { weight: self, out: out.view() })?;
+        self.device().run(&DEQUANTIZE_4BIT, Dequantize4bitArgs { weight: self, out: out.view() })?;
         Ok(out.finish())
     }
 
@@ -221,7 +221,7 @@ fn quantize_scales(absmax: &Tensor) -> Result<Scales> {
     let offset = if device.is_meta() { 0.0 } else { nf4::mean(absmax.as_slice()?) };
     let mut codes = device.alloc(&[absmax.len()], DType::U8)?;
     let mut nested = device.alloc(&[absmax.len().div_ceil(ABSMAX_BLOCK)], DType::F32)?;
-    let args = QuantizeAbsmax { absmax, offset, codes: codes.view(), nested: nested.view() };
+    let args = QuantizeAbsmaxArgs { absmax, offset, codes: codes.view(), nested: nested.view() };
     device.run(&QUANTIZE_ABSMAX, args)?;
     Ok(Scales::Nested { codes: codes.finish(), absmax: nested.finish(), map: Arc::new(DYNAMIC_MAP), offset })
 }
@@ -238,16 +238,22 @@ impl Rows for FourBitRows<'_> {
     }
 }
 
-struct Quantize<'a> {
-    weight: &'a Tensor,
-    format: Format,
-    blocksize: usize,
-    codes: TensorMut<'a>,
-    absmax: TensorMut<'a>,
+/// Arguments of [`QUANTIZE_4BIT`]: 4-bit codes and scales of a dense matrix.
+pub struct Quantize4bitArgs<'a> {
+    /// [out, in], any float dtype, contiguous.
+    pub weight: &'a Tensor,
+    /// What the codes stand for.
+    pub format: Format,
+    /// Elements in a block.
+    pub blocksize: usize,
+    /// Two elements a byte: `[elements / 2, rounded up]`, u8.
+    pub codes: TensorMut<'a>,
+    /// One scale a block: `[blocks]`, f32.
+    pub absmax: TensorMut<'a>,
 }
-kernel!(QUANTIZE = "quantize_4bit", Quantize, quantize_cpu);
+kernel!(pub QUANTIZE_4BIT = "quantize_4bit", Quantize4bitArgs, quantize_cpu);
 
-fn quantize_cpu(cpu: &Cpu, mut args: Quantize<'_>) -> Result<()> {
+fn quantize_cpu(cpu: &Cpu, mut args: Quantize4bitArgs<'_>) -> Result<()> {
     let (codes, absmax) = (args.codes.as_mut_slice()?, args.absmax.as_mut_slice()?);
     let finite = dispatch!(float args.weight.dtype(), "quantize", T => {
         Ok(nf4::quantize(cpu, args.format, args.blocksize, args.weight.as_slice::<T>()?, codes, absmax))
@@ -255,27 +261,35 @@ fn quantize_cpu(cpu: &Cpu, mut args: Quantize<'_>) -> Result<()> {
     if finite { Ok(()) } else { Err(Error::non_finite("quantize: the weight holds a NaN or an infinity")) }
 }
 
-struct QuantizeAbsmax<'a> {
-    absmax: &'a Tensor,
-    offset: f32,
-    codes: TensorMut<'a>,
-    nested: TensorMut<'a>,
+/// Arguments of [`QUANTIZE_ABSMAX`]: scales quantised once more, 256 a block.
+pub struct QuantizeAbsmaxArgs<'a> {
+    /// `[blocks]`, f32, contiguous.
+    pub absmax: &'a Tensor,
+    /// Subtracted from every scale first.
+    pub offset: f32,
+    /// `[blocks]`, u8.
+    pub codes: TensorMut<'a>,
+    /// The scales of the scales: `[blocks / 256, rounded up]`, f32.
+    pub nested: TensorMut<'a>,
 }
-kernel!(QUANTIZE_ABSMAX = "quantize_absmax", QuantizeAbsmax, quantize_absmax_cpu);
+kernel!(pub QUANTIZE_ABSMAX = "quantize_absmax", QuantizeAbsmaxArgs, quantize_absmax_cpu);
 
-fn quantize_absmax_cpu(cpu: &Cpu, mut args: QuantizeAbsmax<'_>) -> Result<()> {
+fn quantize_absmax_cpu(cpu: &Cpu, mut args: QuantizeAbsmaxArgs<'_>) -> Result<()> {
     let (codes, nested) = (args.codes.as_mut_slice()?, args.nested.as_mut_slice()?);
     nf4::quantize_absmax(cpu, args.absmax.as_slice()?, args.offset, codes, nested);
     Ok(())
 }
 
-struct Dequantize<'a> {
-    weight: &'a FourBit,
-    out: TensorMut<'a>,
+/// Arguments of [`DEQUANTIZE_4BIT`]: out = the dense matrix.
+pub struct Dequantize4bitArgs<'a> {
+    /// [out, in], in 4-bit blocks.
+    pub weight: &'a FourBit,
+    /// [out, in], any float dtype.
+    pub out: TensorMut<'a>,
 }
-kernel!(DEQUANTIZE = "dequantize_4bit", Dequantize, dequantize_cpu);
+kernel!(pub DEQUANTIZE_4BIT = "dequantize_4bit", Dequantize4bitArgs, dequantize_cpu);
 
-fn dequantize_cpu(cpu: &Cpu, mut args: Dequantize<'_>) -> Result<()> {
+fn dequantize_cpu(cpu: &Cpu, mut args: Dequantize4bitArgs<'_>) -> Result<()> {
     let blocks = args.weight.blocks()?;
     dispatch!(float args.out.dtype(), "dequantize", T => {
         decode_chunks(cpu, args.out.as_mut_slice::<T>()?, |start, out| blocks.decode(cpu.simd(), start, out));

@@ -82,7 +82,7 @@ impl GgufMatrix {
     /// When `dtype` is no float, or memory runs out.
     pub fn dequantize(&self, dtype: DType) -> Result<Tensor> {
         let mut out = self.device().alloc(&self.shape, dtype)?;
-        self.device().run(&DEQUANTIZE, Dequantize { weight: self, out: out.view() })?;
+        self.device().run(&DEQUANTIZE_GGUF, DequantizeGgufArgs { weight: self, out: out.view() })?;
         Ok(out.finish())
     }
 
@@ -162,13 +162,16 @@ impl Rows for GgufRows<'_> {
     }
 }
 
-struct Dequantize<'a> {
-    weight: &'a GgufMatrix,
-    out: TensorMut<'a>,
+/// Arguments of [`DEQUANTIZE_GGUF`]: out = the dense matrix.
+pub struct DequantizeGgufArgs<'a> {
+    /// [out, in], in ggml blocks.
+    pub weight: &'a GgufMatrix,
+    /// [out, in], any float dtype.
+    pub out: TensorMut<'a>,
 }
-kernel!(DEQUANTIZE = "dequantize_gguf", Dequantize, dequantize_cpu);
+kernel!(pub DEQUANTIZE_GGUF = "dequantize_gguf", DequantizeGgufArgs, dequantize_cpu);
 
-fn dequantize_cpu(cpu: &Cpu, mut args: Dequantize<'_>) -> Result<()> {
+fn dequantize_cpu(cpu: &Cpu, mut args: DequantizeGgufArgs<'_>) -> Result<()> {
     let (rows, columns) = (args.weight.rows(cpu.simd())?, args.weight.shape[1]);
     dispatch!(float args.out.dtype(), "dequantize", T => {
         decode_chunks(cpu, args.out.as_mut_slice::<T>()?, |start, out| decode_flat(&rows, columns, start, out));

@@ -5,6 +5,7 @@
 pub mod bnb;
 mod four_bit;
 mod gguf;
+pub mod kernels;
 mod linear;
 mod panels;
 mod projection;

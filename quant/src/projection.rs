@@ -32,18 +32,22 @@ pub fn embed(weight: &Weight, ids: &Tensor, dtype: DType) -> Result<Tensor> {
     let (_, width) = weight.dims()?;
     let ids = &ids.contiguous()?;
     let mut out = ids.device().alloc(&[ids.len(), width], dtype)?;
-    ids.device().run(&EMBED, Embed { weight, ids, out: out.view() })?;
+    ids.device().run(&EMBEDDING_QUANTIZED, EmbeddingQuantizedArgs { weight, ids, out: out.view() })?;
     Ok(out.finish())
 }
 
-struct Embed<'a> {
-    weight: &'a Weight,
-    ids: &'a Tensor,
-    out: TensorMut<'a>,
+/// Arguments of [`EMBEDDING_QUANTIZED`]: the rows of a weight in block form that ids choose.
+pub struct EmbeddingQuantizedArgs<'a> {
+    /// [vocabulary, d], in any form but dense.
+    pub weight: &'a Weight,
+    /// `[tokens]`, i32, contiguous: rows of the table, which the kernel checks.
+    pub ids: &'a Tensor,
+    /// [tokens, d], any float dtype.
+    pub out: TensorMut<'a>,
 }
-kernel!(EMBED = "embedding", Embed, embed_cpu);
+kernel!(pub EMBEDDING_QUANTIZED = "embedding_quantized", EmbeddingQuantizedArgs, embed_cpu);
 
-fn embed_cpu(cpu: &Cpu, mut args: Embed<'_>) -> Result<()> {
+fn embed_cpu(cpu: &Cpu, mut args: EmbeddingQuantizedArgs<'_>) -> Result<()> {
     let (vocab, width) = args.weight.dims()?;
     let row = |&id: &i32| {
         let row = usize::try_from(id).ok().filter(|&row| row < vocab);

@@ -129,7 +129,7 @@ impl Weight {
         }
         let (x, weight) = (&x.forwards()?, &self.forwards()?);
         let options = Options { alpha, accumulate, round_bf16: x.dtype() == DType::BF16 };
-        x.device().run(&LINEAR, Linear { x, weight, direction, out, options })
+        x.device().run(&LINEAR, LinearArgs { x, weight, direction, out, options })
     }
 }
 
@@ -143,16 +143,22 @@ impl Weight {
     }
 }
 
-struct Linear<'a> {
-    x: &'a Tensor,
-    weight: &'a Weight,
-    direction: Direction,
-    out: TensorMut<'a>,
-    options: Options,
+/// Arguments of [`LINEAR`]: out = x Wᵀ or x W, or out += that.
+pub struct LinearArgs<'a> {
+    /// [t, in] forward, [t, out] backward; any float dtype; any layout without negative strides.
+    pub x: &'a Tensor,
+    /// [out, in], in any form; a dense one without negative strides.
+    pub weight: &'a Weight,
+    /// Which of the two products.
+    pub direction: Direction,
+    /// [t, out] forward, [t, in] backward; any float dtype; read only to be added to.
+    pub out: TensorMut<'a>,
+    /// Factor of the product, rounding, overwrite or add.
+    pub options: Options,
 }
-kernel!(LINEAR = "linear", Linear, linear_cpu);
+kernel!(pub LINEAR = "linear", LinearArgs, linear_cpu);
 
-fn linear_cpu(cpu: &Cpu, mut args: Linear<'_>) -> Result<()> {
+fn linear_cpu(cpu: &Cpu, mut args: LinearArgs<'_>) -> Result<()> {
     let columns = args.out.shape()[1];
     let panels = args.weight.panels(cpu.simd(), args.direction)?;
     gemm(cpu, &args.x.as_mat("linear")?, &*panels, args.out.as_out("linear")?, columns, args.options)

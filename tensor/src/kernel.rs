@@ -44,7 +44,7 @@ macro_rules! kernel {
         impl $crate::kernel::Args for $args<'static> {
             type In<'a> = $args<'a>;
         }
-        #[doc = concat!("The kernel `", $name, "`.")]
+        #[doc = concat!("The kernel `", $name, "`, which takes [`", stringify!($args), "`].")]
         $vis static $kernel: $crate::kernel::Kernel<$args<'static>> =
             $crate::kernel::Kernel::<$args<'static>>::new($name, $cpu);
     };
@@ -87,6 +87,9 @@ pub struct Launch {
     pub time: Duration,
 }
 
+/// What a kernel was replaced by.
+type Replacement<A> = Arc<dyn for<'a> Fn(&Cpu, <A as Args>::In<'a>) -> Result<()> + Send + Sync>;
+
 type Listener = Arc<dyn Fn(&Launch) + Send + Sync>;
 
 /// What the owner of a device hung on its door: replaced kernels and a listener.
@@ -99,8 +102,35 @@ pub struct Hooks {
 }
 
 impl Hooks {
-    /// Runs `with` instead of the built-in implementation of `kernel`, on this device only.
-    pub fn replace<A: Args>(&self, kernel: &Kernel<A>, with: CpuFn<A>) {
+    /// Runs `with` instead of the built-in implementation of `kernel`, on this device only. It may call the built-in one.
+    ///
+    /// ```
+    /// use kinglet_tensor::kernels::RMS_NORM;
+    /// use kinglet_tensor::{CpuOptions, DType, Device, Tensor, ops};
+    /// use std::sync::Arc;
+    /// use std::sync::atomic::{AtomicUsize, Ordering};
+    ///
+    /// let device = Device::cpu(CpuOptions::default())?;
+    /// let rows = Arc::new(AtomicUsize::new(0));
+    /// let counter = rows.clone();
+    /// device.hooks().replace(&RMS_NORM, move |cpu, args| {
+    ///     counter.fetch_add(args.x.shape()[0], Ordering::Relaxed);
+    ///     RMS_NORM.cpu()(cpu, args)
+    /// });
+    ///
+    /// let x = Tensor::full(3.0, &[5, 8], DType::F32, &device)?;
+    /// let weight = Tensor::full(2.0, &[8], DType::F32, &device)?;
+    /// let y = ops::rms_norm(&x, &weight, 0.0)?;
+    /// assert_eq!(y.to_vec::<f32>()?, [2.0; 40]);
+    /// assert_eq!(rows.load(Ordering::Relaxed), 5);
+    /// # Ok::<(), kinglet_tensor::Error>(())
+    /// ```
+    pub fn replace<A: Args>(
+        &self,
+        kernel: &Kernel<A>,
+        with: impl for<'a> Fn(&Cpu, A::In<'a>) -> Result<()> + Send + Sync + 'static,
+    ) {
+        let with: Replacement<A> = Arc::new(with);
         let mut replaced = self.replaced.write().unwrap_or_else(PoisonError::into_inner);
         replaced.insert(kernel.name, Box::new(with));
         self.used.store(true, Ordering::Release);
@@ -121,9 +151,12 @@ impl Hooks {
         if !self.used.load(Ordering::Acquire) {
             return (kernel.cpu)(cpu, args);
         }
-        let run = self.implementation(kernel)?;
+        let replacement = self.replacement(kernel)?;
         let start = Instant::now();
-        let result = run(cpu, args);
+        let result = match replacement {
+            None => (kernel.cpu)(cpu, args),
+            Some(replacement) => replacement(cpu, args),
+        };
         self.tell(kernel.name, start.elapsed());
         result
     }
@@ -136,12 +169,13 @@ impl Hooks {
         }
     }
 
-    fn implementation<A: Args>(&self, kernel: &Kernel<A>) -> Result<CpuFn<A>> {
-        match self.replaced.read().unwrap_or_else(PoisonError::into_inner).get(kernel.name) {
-            None => Ok(kernel.cpu),
-            Some(with) => with.downcast_ref::<CpuFn<A>>().copied().ok_or_else(|| {
-                Error::unsupported(format!("kernel {}: replaced by one with other arguments", kernel.name))
-            }),
+    /// What runs instead of `kernel`, if anything does.
+    fn replacement<A: Args>(&self, kernel: &Kernel<A>) -> Result<Option<Replacement<A>>> {
+        let replaced = self.replaced.read().unwrap_or_else(PoisonError::into_inner);
+        let Some(with) = replaced.get(kernel.name) else { return Ok(None) };
+        match with.downcast_ref::<Replacement<A>>() {
+            Some(with) => Ok(Some(with.clone())),
+            None => Err(Error::unsupported(format!("kernel {}: replaced by one with other arguments", kernel.name))),
         }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! A [`Tensor`] is an immutable strided view of bytes on a [`Device`]. Operations are plain functions in
 //! [`ops`], forward and backward alike; gradients are recorded one crate up. CPU kernels are functions over
-//! slices in [`cpu`].
+//! slices in [`cpu`]. Those of [`kernels`] can be replaced and listened to at their [device](Device::hooks).
 //!
 //! ```
 //! use kinglet_tensor::{CpuOptions, Device, Tensor};
@@ -19,6 +19,7 @@ mod device;
 mod dtype;
 mod error;
 pub mod kernel;
+pub mod kernels;
 mod layout;
 mod mat;
 pub mod ops;

@@ -4,13 +4,18 @@ use crate::blocks::{Old, Reader, write};
 use crate::cpu::{Cpu, simd};
 use crate::{Result, Tensor, TensorMut, kernel};
 
-struct Affine<'a> {
-    x: &'a Tensor,
-    scale: f32,
-    shift: f32,
-    out: TensorMut<'a>,
+/// Arguments of [`AFFINE`]: out = x · scale + shift.
+pub struct AffineArgs<'a> {
+    /// Any shape, layout and float dtype.
+    pub x: &'a Tensor,
+    /// The factor.
+    pub scale: f32,
+    /// What is added.
+    pub shift: f32,
+    /// Shape and dtype of `x`.
+    pub out: TensorMut<'a>,
 }
-kernel!(AFFINE = "affine", Affine, affine_cpu);
+kernel!(pub AFFINE = "affine", AffineArgs, affine_cpu);
 
 /// x · scale + shift, with one rounding.
 ///
@@ -19,12 +24,12 @@ kernel!(AFFINE = "affine", Affine, affine_cpu);
 pub fn affine(x: &Tensor, scale: f32, shift: f32) -> Result<Tensor> {
     let dtype = x.dtype().expect_float("affine")?;
     let mut out = x.device().alloc(x.shape(), dtype)?;
-    x.device().run(&AFFINE, Affine { x, scale, shift, out: out.view() })?;
+    x.device().run(&AFFINE, AffineArgs { x, scale, shift, out: out.view() })?;
     Ok(out.finish())
 }
 
-fn affine_cpu(cpu: &Cpu, args: Affine<'_>) -> Result<()> {
-    let Affine { x, scale, shift, mut out } = args;
+fn affine_cpu(cpu: &Cpu, args: AffineArgs<'_>) -> Result<()> {
+    let AffineArgs { x, scale, shift, mut out } = args;
     let x = Reader::new(x)?;
     write(cpu, &mut out, Old::Ignored, &|range, out, [block, ..]| {
         apply(cpu.simd(), x.read(range, block), scale, shift, out);

@@ -74,31 +74,51 @@ impl Segments {
     }
 }
 
-struct Forward<'a> {
-    q: &'a Tensor,
-    kv: KvView<'a>,
-    segments: &'a [Segment],
-    mask: Mask,
-    scale: f32,
-    out: TensorMut<'a>,
-    lse: TensorMut<'a>,
+/// Arguments of [`ATTENTION`]: out = softmax(q kᵀ · scale) v within segments.
+pub struct AttentionArgs<'a> {
+    /// [tokens, heads, d], f32, contiguous.
+    pub q: &'a Tensor,
+    /// Keys and values [entries, key heads, d], f32, contiguous.
+    pub kv: KvView<'a>,
+    /// Which queries see which keys, in the order of the queries.
+    pub segments: &'a [Segment],
+    /// Which keys of its segment a query sees.
+    pub mask: Mask,
+    /// Factor of the scores.
+    pub scale: f32,
+    /// [tokens, heads, d], f32.
+    pub out: TensorMut<'a>,
+    /// The logarithm of each softmax's sum: [tokens, heads], f32.
+    pub lse: TensorMut<'a>,
 }
-kernel!(FORWARD = "attention", Forward, forward_cpu);
+kernel!(pub ATTENTION = "attention", AttentionArgs, forward_cpu);
 
-struct Backward<'a> {
-    d_out: &'a Tensor,
-    q: &'a Tensor,
-    kv: KvView<'a>,
-    out: &'a Tensor,
-    lse: &'a Tensor,
-    segments: &'a [Segment],
-    mask: Mask,
-    scale: f32,
-    dq: TensorMut<'a>,
-    dk: TensorMut<'a>,
-    dv: TensorMut<'a>,
+/// Arguments of [`ATTENTION_BACKWARD`]: the gradients of [`ATTENTION`] by q, k and v.
+pub struct AttentionBackwardArgs<'a> {
+    /// The gradient of `out`: [tokens, heads, d], f32, contiguous.
+    pub d_out: &'a Tensor,
+    /// [tokens, heads, d], f32, contiguous.
+    pub q: &'a Tensor,
+    /// Keys and values [entries, key heads, d], f32, contiguous.
+    pub kv: KvView<'a>,
+    /// As the forward pass gave it: [tokens, heads, d], f32, contiguous.
+    pub out: &'a Tensor,
+    /// As the forward pass gave it: [tokens, heads], f32, contiguous.
+    pub lse: &'a Tensor,
+    /// Which queries see which keys, in the order of the queries.
+    pub segments: &'a [Segment],
+    /// Which keys of its segment a query sees.
+    pub mask: Mask,
+    /// Factor of the scores.
+    pub scale: f32,
+    /// [tokens, heads, d], f32.
+    pub dq: TensorMut<'a>,
+    /// [entries, key heads, d], f32.
+    pub dk: TensorMut<'a>,
+    /// [entries, key heads, d], f32.
+    pub dv: TensorMut<'a>,
 }
-kernel!(BACKWARD = "attention_backward", Backward, backward_cpu);
+kernel!(pub ATTENTION_BACKWARD = "attention_backward", AttentionBackwardArgs, backward_cpu);
 
 /// Attention of `q` [tokens, heads, d] over the keys and values of `kv`; query head h uses key head
 /// h / (heads / key heads). Gives the output [tokens, heads, d] and the logarithm of each softmax's sum
@@ -114,7 +134,7 @@ pub fn attention(q: &Tensor, kv: KvView<'_>, segments: &Segments, mask: Mask, sc
     let mut lse = device.alloc(&q.shape()[..2], DType::F32)?;
     let kv = KvView { k: &k32, v: &v32 };
     let segments = segments.list();
-    device.run(&FORWARD, Forward { q: &q32, kv, segments, mask, scale, out: out.view(), lse: lse.view() })?;
+    device.run(&ATTENTION, AttentionArgs { q: &q32, kv, segments, mask, scale, out: out.view(), lse: lse.view() })?;
     Ok((out.finish().to_dtype(q.dtype())?, lse.finish()))
 }
 
@@ -144,7 +164,7 @@ pub fn attention_backward(
     let mut dq = device.alloc(q.shape(), DType::F32)?;
     let mut dk = device.alloc(kv.k.shape(), DType::F32)?;
     let mut dv = device.alloc(kv.v.shape(), DType::F32)?;
-    let args = Backward {
+    let args = AttentionBackwardArgs {
         d_out: &d_out,
         q: &q32,
         kv: KvView { k: &k32, v: &v32 },
@@ -157,7 +177,7 @@ pub fn attention_backward(
         dk: dk.view(),
         dv: dv.view(),
     };
-    device.run(&BACKWARD, args)?;
+    device.run(&ATTENTION_BACKWARD, args)?;
     let dtype = q.dtype();
     Ok([dq.finish().to_dtype(dtype)?, dk.finish().to_dtype(dtype)?, dv.finish().to_dtype(dtype)?])
 }
@@ -196,13 +216,13 @@ fn attention_of(q: &Tensor, kv: KvView<'_>, mask: Mask, scale: f32) -> Result<At
     Ok(Attention { heads, kv_heads, head_dim, scale, mask })
 }
 
-fn forward_cpu(cpu: &Cpu, mut args: Forward<'_>) -> Result<()> {
+fn forward_cpu(cpu: &Cpu, mut args: AttentionArgs<'_>) -> Result<()> {
     let of = attention_of(args.q, args.kv, args.mask, args.scale)?;
     let (q, k, v) = (args.q.as_slice()?, args.kv.k.as_slice()?, args.kv.v.as_slice()?);
     attention::forward(cpu, &of, args.segments, q, k, v, args.out.as_mut_slice()?, args.lse.as_mut_slice()?)
 }
 
-fn backward_cpu(cpu: &Cpu, mut args: Backward<'_>) -> Result<()> {
+fn backward_cpu(cpu: &Cpu, mut args: AttentionBackwardArgs<'_>) -> Result<()> {
     let of = attention_of(args.q, args.kv, args.mask, args.scale)?;
     let (q, k, v) = (args.q.as_slice()?, args.kv.k.as_slice()?, args.kv.v.as_slice()?);
     let (out, lse, d_out) = (args.out.as_slice()?, args.lse.as_slice()?, args.d_out.as_slice()?);

@@ -21,19 +21,27 @@ pub enum Binary {
     Minimum,
 }
 
-struct BinaryArgs<'a> {
-    op: Binary,
-    a: &'a Tensor,
-    b: &'a Tensor,
-    out: TensorMut<'a>,
+/// Arguments of [`BINARY`]: out = `op` of a and b, element by element.
+pub struct BinaryArgs<'a> {
+    /// Which operation.
+    pub op: Binary,
+    /// Shape of `out`, any layout (broadcast: strides of 0), any float dtype.
+    pub a: &'a Tensor,
+    /// Shape and dtype of `a`, any layout.
+    pub b: &'a Tensor,
+    /// Shape and dtype of `a`.
+    pub out: TensorMut<'a>,
 }
-kernel!(BINARY = "binary", BinaryArgs, binary_cpu);
+kernel!(pub BINARY = "binary", BinaryArgs, binary_cpu);
 
-struct Accumulate<'a> {
-    x: &'a Tensor,
-    out: TensorMut<'a>,
+/// Arguments of [`ACCUMULATE`]: out += x.
+pub struct AccumulateArgs<'a> {
+    /// Shape of `out`, any layout and float dtype.
+    pub x: &'a Tensor,
+    /// Any shape and float dtype; read and written.
+    pub out: TensorMut<'a>,
 }
-kernel!(ACCUMULATE = "accumulate", Accumulate, accumulate_cpu);
+kernel!(pub ACCUMULATE = "accumulate", AccumulateArgs, accumulate_cpu);
 
 /// `op` of `a` and `b`, which have one float dtype and broadcast to the shape of the result.
 ///
@@ -113,7 +121,7 @@ pub fn accumulate(out: &mut TensorMut<'_>, x: &Tensor) -> Result<()> {
     if !x.dtype().is_float() || !out.dtype().is_float() {
         return Err(Error::dtype("accumulate", format!("{} into {}", x.dtype(), out.dtype())));
     }
-    x.device().run(&ACCUMULATE, Accumulate { x, out: out.reborrow() })
+    x.device().run(&ACCUMULATE, AccumulateArgs { x, out: out.reborrow() })
 }
 
 fn binary_cpu(cpu: &Cpu, args: BinaryArgs<'_>) -> Result<()> {
@@ -124,8 +132,8 @@ fn binary_cpu(cpu: &Cpu, args: BinaryArgs<'_>) -> Result<()> {
     })
 }
 
-fn accumulate_cpu(cpu: &Cpu, args: Accumulate<'_>) -> Result<()> {
-    let Accumulate { x, mut out } = args;
+fn accumulate_cpu(cpu: &Cpu, args: AccumulateArgs<'_>) -> Result<()> {
+    let AccumulateArgs { x, mut out } = args;
     let x = Reader::new(x)?;
     write(cpu, &mut out, Old::Kept, &|range, out, [block, ..]| add_to(cpu.simd(), x.read(range, block), out))
 }

@@ -4,12 +4,16 @@ use crate::blocks::Elements;
 use crate::cpu::Cpu;
 use crate::{Error, Result, Tensor, TensorMut, dispatch, kernel, same_device};
 
-struct Cat<'a> {
-    xs: &'a [Tensor],
-    dim: usize,
-    out: TensorMut<'a>,
+/// Arguments of [`CAT`]: tensors one after another along a dimension.
+pub struct CatArgs<'a> {
+    /// Of one dtype and of one shape but for `dim`; any layout.
+    pub xs: &'a [Tensor],
+    /// The dimension.
+    pub dim: usize,
+    /// Their dtype and shape, with the sum of their sizes along `dim`.
+    pub out: TensorMut<'a>,
 }
-kernel!(CAT = "cat", Cat, cat_cpu);
+kernel!(pub CAT = "cat", CatArgs, cat_cpu);
 
 /// The tensors one after another along `dim`.
 ///
@@ -30,7 +34,7 @@ pub fn cat(xs: &[&Tensor], dim: usize) -> Result<Tensor> {
     shape[dim] = xs.iter().map(|x| x.shape()[dim]).sum();
     let xs: Vec<Tensor> = xs.iter().map(|&x| x.clone()).collect();
     let mut out = device.alloc(&shape, first.dtype())?;
-    device.run(&CAT, Cat { xs: &xs, dim, out: out.view() })?;
+    device.run(&CAT, CatArgs { xs: &xs, dim, out: out.view() })?;
     Ok(out.finish())
 }
 
@@ -58,7 +62,7 @@ pub fn pad(x: &Tensor, dim: usize, before: usize, after: usize) -> Result<Tensor
     cat(&[&zeros(before)?, x, &zeros(after)?], dim)
 }
 
-fn cat_cpu(cpu: &Cpu, mut args: Cat<'_>) -> Result<()> {
+fn cat_cpu(cpu: &Cpu, mut args: CatArgs<'_>) -> Result<()> {
     // The result is rows of everything behind the dimensions before `dim`; each input has a piece of every row.
     let inner: usize = args.out.shape()[args.dim + 1..].iter().product();
     let row = args.out.shape()[args.dim] * inner;

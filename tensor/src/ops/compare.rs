@@ -21,21 +21,31 @@ pub enum Compare {
     Ge,
 }
 
-struct CompareArgs<'a> {
-    op: Compare,
-    a: &'a Tensor,
-    b: &'a Tensor,
-    out: TensorMut<'a>,
+/// Arguments of [`COMPARE`]: out = 1 where `op` holds of a and b, else 0.
+pub struct CompareArgs<'a> {
+    /// Which comparison.
+    pub op: Compare,
+    /// Shape of `out`, any layout and dtype.
+    pub a: &'a Tensor,
+    /// Shape and dtype of `a`, any layout.
+    pub b: &'a Tensor,
+    /// Any shape, u8.
+    pub out: TensorMut<'a>,
 }
-kernel!(COMPARE = "compare", CompareArgs, compare_cpu);
+kernel!(pub COMPARE = "compare", CompareArgs, compare_cpu);
 
-struct Where<'a> {
-    mask: &'a Tensor,
-    a: &'a Tensor,
-    b: &'a Tensor,
-    out: TensorMut<'a>,
+/// Arguments of [`WHERE`]: out = a where the mask is not 0, else b.
+pub struct WhereArgs<'a> {
+    /// Shape of `out`, u8, any layout.
+    pub mask: &'a Tensor,
+    /// Shape of `out`, any layout and float dtype.
+    pub a: &'a Tensor,
+    /// Shape and dtype of `a`, any layout.
+    pub b: &'a Tensor,
+    /// Any shape, dtype of `a`.
+    pub out: TensorMut<'a>,
 }
-kernel!(WHERE = "where", Where, where_cpu);
+kernel!(pub WHERE = "where", WhereArgs, where_cpu);
 
 /// `op` of `a` and `b`, which have one dtype and broadcast, as u8: 1 where it holds, 0 elsewhere.
 ///
@@ -66,7 +76,7 @@ pub fn where_(mask: &Tensor, a: &Tensor, b: &Tensor) -> Result<Tensor> {
     let shape = broadcast_shape("where", mask.shape(), &broadcast_shape("where", a.shape(), b.shape())?)?;
     let [mask, a, b] = [mask.broadcast_to(&shape)?, a.broadcast_to(&shape)?, b.broadcast_to(&shape)?];
     let mut out = device.alloc(&shape, a.dtype())?;
-    device.run(&WHERE, Where { mask: &mask, a: &a, b: &b, out: out.view() })?;
+    device.run(&WHERE, WhereArgs { mask: &mask, a: &a, b: &b, out: out.view() })?;
     Ok(out.finish())
 }
 
@@ -95,8 +105,8 @@ fn compare_cpu(cpu: &Cpu, mut args: CompareArgs<'_>) -> Result<()> {
     })
 }
 
-fn where_cpu(cpu: &Cpu, args: Where<'_>) -> Result<()> {
-    let Where { mask, a, b, mut out } = args;
+fn where_cpu(cpu: &Cpu, args: WhereArgs<'_>) -> Result<()> {
+    let WhereArgs { mask, a, b, mut out } = args;
     let (mask, a, b) = (Reader::new(mask)?, Reader::new(a)?, Reader::new(b)?);
     write(cpu, &mut out, Old::Ignored, &|range, out, [m, x, y]| {
         choose(cpu.simd(), mask.read(range.clone(), m), a.read(range.clone(), x), b.read(range, y), out);

@@ -4,17 +4,23 @@ use crate::blocks::{Elements, Old, Reader, TASK, write};
 use crate::cpu::Cpu;
 use crate::{DType, Element, Error, Result, Tensor, TensorMut, dispatch, kernel};
 
-struct Copy<'a> {
-    x: &'a Tensor,
-    out: TensorMut<'a>,
+/// Arguments of [`COPY`]: out = x, row-major and in another dtype.
+pub struct CopyArgs<'a> {
+    /// Any shape, layout and dtype.
+    pub x: &'a Tensor,
+    /// Shape of `x`, any dtype.
+    pub out: TensorMut<'a>,
 }
-kernel!(COPY = "copy", Copy, copy_cpu);
+kernel!(pub COPY = "copy", CopyArgs, copy_cpu);
 
-struct Fill<'a> {
-    value: f32,
-    out: TensorMut<'a>,
+/// Arguments of [`FILL`]: every element of out = value.
+pub struct FillArgs<'a> {
+    /// Rounded to the dtype of `out`.
+    pub value: f32,
+    /// Any shape and dtype.
+    pub out: TensorMut<'a>,
 }
-kernel!(FILL = "fill", Fill, fill_cpu);
+kernel!(pub FILL = "fill", FillArgs, fill_cpu);
 
 /// A contiguous copy of `x` as `dtype`.
 ///
@@ -22,7 +28,7 @@ kernel!(FILL = "fill", Fill, fill_cpu);
 /// When memory runs out.
 pub fn copy(x: &Tensor, dtype: DType) -> Result<Tensor> {
     let mut out = x.device().alloc(x.shape(), dtype)?;
-    x.device().run(&COPY, Copy { x, out: out.view() })?;
+    x.device().run(&COPY, CopyArgs { x, out: out.view() })?;
     Ok(out.finish())
 }
 
@@ -37,7 +43,7 @@ pub fn copy_into(x: &Tensor, out: TensorMut<'_>) -> Result<()> {
     if x.device() != out.device() {
         return Err(Error::device("copy_into", "tensors on two devices"));
     }
-    x.device().run(&COPY, Copy { x, out })
+    x.device().run(&COPY, CopyArgs { x, out })
 }
 
 /// Sets every element of `out` to `value`.
@@ -46,11 +52,11 @@ pub fn copy_into(x: &Tensor, out: TensorMut<'_>) -> Result<()> {
 /// When the device refuses the launch.
 pub fn fill(out: &mut TensorMut<'_>, value: f32) -> Result<()> {
     let device = out.device().clone();
-    device.run(&FILL, Fill { value, out: out.reborrow() })
+    device.run(&FILL, FillArgs { value, out: out.reborrow() })
 }
 
 /// From one type to itself an element keeps its bits; every other pair goes through f32.
-fn copy_cpu(cpu: &Cpu, mut args: Copy<'_>) -> Result<()> {
+fn copy_cpu(cpu: &Cpu, mut args: CopyArgs<'_>) -> Result<()> {
     if args.x.dtype() != args.out.dtype() {
         let x = Reader::new(args.x)?;
         return write(cpu, &mut args.out, Old::Ignored, &|range, out, [block, ..]| {
@@ -64,7 +70,7 @@ fn copy_cpu(cpu: &Cpu, mut args: Copy<'_>) -> Result<()> {
     })
 }
 
-fn fill_cpu(cpu: &Cpu, mut args: Fill<'_>) -> Result<()> {
+fn fill_cpu(cpu: &Cpu, mut args: FillArgs<'_>) -> Result<()> {
     dispatch!(any args.out.dtype(), T => {
         let value = T::from_f32(args.value);
         cpu.chunks(args.out.as_mut_slice::<T>()?, TASK, |_, out| out.fill(value));

@@ -4,24 +4,37 @@ use crate::cpu::reduce::{LANES, max_body, sum_body};
 use crate::cpu::{Cpu, math, simd};
 use crate::{DType, Element, Error, Float, Result, Tensor, TensorMut, dispatch, kernel, same_device};
 
-struct Forward<'a> {
-    logits: &'a Tensor,
-    targets: &'a Tensor,
-    divisor: f32,
-    loss: TensorMut<'a>,
-    lse: TensorMut<'a>,
+/// Arguments of [`CROSS_ENTROPY`]: loss = Σ -log softmax(logits)\[target\] / divisor.
+pub struct CrossEntropyArgs<'a> {
+    /// [rows, classes], any float dtype, contiguous.
+    pub logits: &'a Tensor,
+    /// `[rows]`, i32, contiguous: the class, which the kernel checks, or -1 for none.
+    pub targets: &'a Tensor,
+    /// What the sum of the losses is divided by; positive.
+    pub divisor: f32,
+    /// A scalar, f32.
+    pub loss: TensorMut<'a>,
+    /// The logarithm of each row's softmax sum: `[rows]`, f32.
+    pub lse: TensorMut<'a>,
 }
-kernel!(FORWARD = "cross_entropy", Forward, forward_cpu);
+kernel!(pub CROSS_ENTROPY = "cross_entropy", CrossEntropyArgs, forward_cpu);
 
-struct Backward<'a> {
-    dy: &'a Tensor,
-    logits: &'a Tensor,
-    targets: &'a Tensor,
-    lse: &'a Tensor,
-    divisor: f32,
-    out: TensorMut<'a>,
+/// Arguments of [`CROSS_ENTROPY_BACKWARD`]: the gradient of [`CROSS_ENTROPY`] by the logits.
+pub struct CrossEntropyBackwardArgs<'a> {
+    /// The gradient of the loss: one element, f32.
+    pub dy: &'a Tensor,
+    /// [rows, classes], any float dtype, contiguous.
+    pub logits: &'a Tensor,
+    /// `[rows]`, i32, contiguous: the class, which the kernel checks, or -1 for none.
+    pub targets: &'a Tensor,
+    /// As the forward pass gave it: `[rows]`, f32, contiguous.
+    pub lse: &'a Tensor,
+    /// What the sum of the losses is divided by; positive.
+    pub divisor: f32,
+    /// [rows, classes], dtype of `logits`.
+    pub out: TensorMut<'a>,
 }
-kernel!(BACKWARD = "cross_entropy_backward", Backward, backward_cpu);
+kernel!(pub CROSS_ENTROPY_BACKWARD = "cross_entropy_backward", CrossEntropyBackwardArgs, backward_cpu);
 
 /// The sum of -log softmax(`logits`)\[target\] over the rows that have one, over `divisor`: a scalar of f32. `logits`
 /// is [rows, classes], `targets` `[rows]` of i32 where -1 means none. The second result is the logarithm of each row's
@@ -35,8 +48,8 @@ pub fn cross_entropy(logits: &Tensor, targets: &Tensor, divisor: f32) -> Result<
     check_targets("cross_entropy", targets, rows, divisor)?;
     let (mut loss, mut lse) = (device.alloc(&[], DType::F32)?, device.alloc(&[rows], DType::F32)?);
     let (logits, targets) = (logits.contiguous()?, targets.contiguous()?);
-    let args = Forward { logits: &logits, targets: &targets, divisor, loss: loss.view(), lse: lse.view() };
-    device.run(&FORWARD, args)?;
+    let args = CrossEntropyArgs { logits: &logits, targets: &targets, divisor, loss: loss.view(), lse: lse.view() };
+    device.run(&CROSS_ENTROPY, args)?;
     Ok((loss.finish(), lse.finish()))
 }
 
@@ -61,8 +74,9 @@ pub fn cross_entropy_backward(
     let mut out = device.alloc(logits.shape(), logits.dtype())?;
     let (logits, targets) = (logits.contiguous()?, targets.contiguous()?);
     let (dy, lse) = (dy.to_dtype(DType::F32)?, lse.contiguous()?);
-    let args = Backward { dy: &dy, logits: &logits, targets: &targets, lse: &lse, divisor, out: out.view() };
-    device.run(&BACKWARD, args)?;
+    let args =
+        CrossEntropyBackwardArgs { dy: &dy, logits: &logits, targets: &targets, lse: &lse, divisor, out: out.view() };
+    device.run(&CROSS_ENTROPY_BACKWARD, args)?;
     Ok(out.finish())
 }
 
@@ -94,7 +108,7 @@ pub(super) fn mean_loss(losses: &[f32], divisor: f32) -> f32 {
     (losses.iter().map(|&l| f64::from(l)).sum::<f64>() / f64::from(divisor)) as f32
 }
 
-fn forward_cpu(cpu: &Cpu, mut args: Forward<'_>) -> Result<()> {
+fn forward_cpu(cpu: &Cpu, mut args: CrossEntropyArgs<'_>) -> Result<()> {
     let (_, classes) = args.logits.dims2("cross_entropy")?;
     let targets = classes_of("cross_entropy", args.targets.as_slice()?, classes)?;
     dispatch!(float args.logits.dtype(), "cross_entropy", T => {
@@ -117,7 +131,7 @@ fn row_lse<T: Float>(cpu: &Cpu, logits: &[T], classes: usize, lse: &mut [f32]) {
     });
 }
 
-fn backward_cpu(cpu: &Cpu, mut args: Backward<'_>) -> Result<()> {
+fn backward_cpu(cpu: &Cpu, mut args: CrossEntropyBackwardArgs<'_>) -> Result<()> {
     let (_, classes) = args.logits.dims2("cross_entropy_backward")?;
     let targets = classes_of("cross_entropy_backward", args.targets.as_slice()?, classes)?;
     let scale = args.dy.as_slice::<f32>()?[0] / args.divisor;

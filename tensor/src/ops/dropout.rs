@@ -7,13 +7,18 @@ use crate::cpu::{Cpu, simd};
 use crate::philox::Key;
 use crate::{Error, Float, Result, Tensor, TensorMut, dispatch, kernel};
 
-struct Dropout<'a> {
-    x: &'a Tensor,
-    p: f32,
-    key: Key,
-    out: TensorMut<'a>,
+/// Arguments of [`DROPOUT`]: out = x / (1 - p), each element 0 with probability p.
+pub struct DropoutArgs<'a> {
+    /// Any shape and float dtype, contiguous.
+    pub x: &'a Tensor,
+    /// In (0, 1).
+    pub p: f32,
+    /// Of the random mask.
+    pub key: Key,
+    /// Shape and dtype of `x`.
+    pub out: TensorMut<'a>,
 }
-kernel!(DROPOUT = "dropout", Dropout, dropout_cpu);
+kernel!(pub DROPOUT = "dropout", DropoutArgs, dropout_cpu);
 
 /// Elements handed to one task: a multiple of four, so that a task starts on a Philox block.
 const CHUNK: usize = 1 << 13;
@@ -35,11 +40,11 @@ pub fn dropout(x: &Tensor, p: f32, key: Key) -> Result<Tensor> {
     }
     let x = x.contiguous()?;
     let mut out = x.device().alloc(x.shape(), x.dtype())?;
-    x.device().run(&DROPOUT, Dropout { x: &x, p, key, out: out.view() })?;
+    x.device().run(&DROPOUT, DropoutArgs { x: &x, p, key, out: out.view() })?;
     Ok(out.finish())
 }
 
-fn dropout_cpu(cpu: &Cpu, mut args: Dropout<'_>) -> Result<()> {
+fn dropout_cpu(cpu: &Cpu, mut args: DropoutArgs<'_>) -> Result<()> {
     dispatch!(float args.x.dtype(), "dropout", T => {
         mask::<T>(cpu, args.x.as_slice()?, args.p, args.key, args.out.as_mut_slice()?);
         Ok(())

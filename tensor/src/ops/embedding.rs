@@ -4,19 +4,27 @@ use crate::cpu::Cpu;
 use crate::cpu::reduce;
 use crate::{DType, Error, Float, Result, Tensor, TensorMut, dispatch, kernel, same_device};
 
-struct Forward<'a> {
-    weight: &'a Tensor,
-    ids: &'a Tensor,
-    out: TensorMut<'a>,
+/// Arguments of [`EMBEDDING`]: the rows of a table that ids choose.
+pub struct EmbeddingArgs<'a> {
+    /// [vocabulary, d], any float dtype, contiguous.
+    pub weight: &'a Tensor,
+    /// `[tokens]`, i32, contiguous: rows of the table, which the kernel checks.
+    pub ids: &'a Tensor,
+    /// [tokens, d], any float dtype.
+    pub out: TensorMut<'a>,
 }
-kernel!(FORWARD = "embedding", Forward, forward_cpu);
+kernel!(pub EMBEDDING = "embedding", EmbeddingArgs, forward_cpu);
 
-struct Backward<'a> {
-    dy: &'a Tensor,
-    ids: &'a Tensor,
-    out: TensorMut<'a>,
+/// Arguments of [`EMBEDDING_BACKWARD`]: row i of dy is added to row `ids[i]` of out.
+pub struct EmbeddingBackwardArgs<'a> {
+    /// [tokens, d], any float dtype, contiguous.
+    pub dy: &'a Tensor,
+    /// `[tokens]`, i32, contiguous: rows of the table, which the kernel checks.
+    pub ids: &'a Tensor,
+    /// [vocabulary, d], f32; read and written.
+    pub out: TensorMut<'a>,
 }
-kernel!(BACKWARD = "embedding_backward", Backward, backward_cpu);
+kernel!(pub EMBEDDING_BACKWARD = "embedding_backward", EmbeddingBackwardArgs, backward_cpu);
 
 /// Into how many ranges of table rows the scatter is cut.
 const RANGES: usize = 64;
@@ -31,7 +39,7 @@ pub fn embedding(weight: &Tensor, ids: &Tensor, dtype: DType) -> Result<Tensor> 
     let tokens = check_ids(ids)?;
     let mut out = device.alloc(&[tokens, width], dtype)?;
     let (weight, ids) = (weight.contiguous()?, ids.contiguous()?);
-    device.run(&FORWARD, Forward { weight: &weight, ids: &ids, out: out.view() })?;
+    device.run(&EMBEDDING, EmbeddingArgs { weight: &weight, ids: &ids, out: out.view() })?;
     Ok(out.finish())
 }
 
@@ -49,7 +57,7 @@ pub fn embedding_backward(dy: &Tensor, ids: &Tensor, out: TensorMut<'_>) -> Resu
         return Err(Error::shape("embedding_backward", shapes));
     }
     let (dy, ids) = (dy.contiguous()?, ids.contiguous()?);
-    device.run(&BACKWARD, Backward { dy: &dy, ids: &ids, out })
+    device.run(&EMBEDDING_BACKWARD, EmbeddingBackwardArgs { dy: &dy, ids: &ids, out })
 }
 
 fn check_ids(ids: &Tensor) -> Result<usize> {
@@ -71,7 +79,7 @@ fn rows_of(ids: &Tensor, vocabulary: usize) -> Result<Vec<usize>> {
     ids.as_slice::<i32>()?.iter().enumerate().map(row).collect()
 }
 
-fn forward_cpu(cpu: &Cpu, mut args: Forward<'_>) -> Result<()> {
+fn forward_cpu(cpu: &Cpu, mut args: EmbeddingArgs<'_>) -> Result<()> {
     let (vocabulary, width) = args.weight.dims2("embedding")?;
     let rows = rows_of(args.ids, vocabulary)?;
     dispatch!(float args.weight.dtype(), "embedding", W => dispatch!(float args.out.dtype(), "embedding", T => {
@@ -88,7 +96,7 @@ fn gather<W: Float, T: Float>(cpu: &Cpu, weight: &[W], rows: &[usize], width: us
     });
 }
 
-fn backward_cpu(cpu: &Cpu, mut args: Backward<'_>) -> Result<()> {
+fn backward_cpu(cpu: &Cpu, mut args: EmbeddingBackwardArgs<'_>) -> Result<()> {
     let (vocabulary, width) = (args.out.shape()[0], args.out.shape()[1]);
     let rows = rows_of(args.ids, vocabulary)?;
     dispatch!(float args.dy.dtype(), "embedding_backward", T => {

@@ -5,21 +5,31 @@ use crate::cpu::Cpu;
 use crate::layout::Layout;
 use crate::{DType, Element, Error, Result, Tensor, TensorMut, dispatch, kernel, ops, same_device};
 
-struct Gather<'a> {
-    x: &'a Tensor,
-    dim: usize,
-    index: &'a Tensor,
-    out: TensorMut<'a>,
+/// Arguments of [`GATHER`]: out[.., i, ..] = x[.., index[.., i, ..], ..] along `dim`.
+pub struct GatherArgs<'a> {
+    /// Shape of `index` but for `dim`, any dtype, contiguous.
+    pub x: &'a Tensor,
+    /// The dimension.
+    pub dim: usize,
+    /// Shape of `out`, i32, any layout; the kernel checks it.
+    pub index: &'a Tensor,
+    /// Any shape, dtype of `x`.
+    pub out: TensorMut<'a>,
 }
-kernel!(GATHER = "gather", Gather, gather_cpu);
+kernel!(pub GATHER = "gather", GatherArgs, gather_cpu);
 
-struct ScatterAdd<'a> {
-    dim: usize,
-    index: &'a Tensor,
-    src: &'a Tensor,
-    out: TensorMut<'a>,
+/// Arguments of [`SCATTER_ADD`]: out[.., index[.., i, ..], ..] += src[.., i, ..] along `dim`.
+pub struct ScatterAddArgs<'a> {
+    /// The dimension.
+    pub dim: usize,
+    /// Shape of `out` but for `dim`, i32, any layout; the kernel checks it.
+    pub index: &'a Tensor,
+    /// Shape of `index`, any float dtype, contiguous.
+    pub src: &'a Tensor,
+    /// Any shape, f32; read and written.
+    pub out: TensorMut<'a>,
 }
-kernel!(SCATTER_ADD = "scatter_add", ScatterAdd, scatter_add_cpu);
+kernel!(pub SCATTER_ADD = "scatter_add", ScatterAddArgs, scatter_add_cpu);
 
 /// out[.., i, ..] = x[.., index[.., i, ..], ..] along `dim`: `index` (i32) has the shape of the result, and that of `x`
 /// but for `dim`.
@@ -31,7 +41,7 @@ pub fn gather(x: &Tensor, dim: usize, index: &Tensor) -> Result<Tensor> {
     check("gather", x.shape(), dim, index)?;
     let x = x.contiguous()?;
     let mut out = device.alloc(index.shape(), x.dtype())?;
-    device.run(&GATHER, Gather { x: &x, dim, index, out: out.view() })?;
+    device.run(&GATHER, GatherArgs { x: &x, dim, index, out: out.view() })?;
     Ok(out.finish())
 }
 
@@ -59,7 +69,7 @@ pub fn scatter_add(x: &Tensor, dim: usize, index: &Tensor, src: &Tensor) -> Resu
     let src = src.contiguous()?;
     let mut out = device.alloc(x.shape(), DType::F32)?;
     ops::copy_into(x, out.view())?;
-    device.run(&SCATTER_ADD, ScatterAdd { dim, index, src: &src, out: out.view() })?;
+    device.run(&SCATTER_ADD, ScatterAddArgs { dim, index, src: &src, out: out.view() })?;
     out.finish().to_dtype(x.dtype())
 }
 
@@ -125,7 +135,7 @@ impl<'a> Index<'a> {
     }
 }
 
-fn gather_cpu(cpu: &Cpu, mut args: Gather<'_>) -> Result<()> {
+fn gather_cpu(cpu: &Cpu, mut args: GatherArgs<'_>) -> Result<()> {
     let [_, count, inner] = around(args.index.shape(), args.dim);
     let index = Index::new("gather", args.index, args.x.shape()[args.dim])?;
     dispatch!(any args.x.dtype(), T => {
@@ -140,7 +150,7 @@ fn gather_cpu(cpu: &Cpu, mut args: Gather<'_>) -> Result<()> {
     })
 }
 
-fn scatter_add_cpu(cpu: &Cpu, mut args: ScatterAdd<'_>) -> Result<()> {
+fn scatter_add_cpu(cpu: &Cpu, mut args: ScatterAddArgs<'_>) -> Result<()> {
     let [_, count, inner] = around(args.index.shape(), args.dim);
     let limit = args.out.shape()[args.dim];
     let index = Index::new("scatter_add", args.index, limit)?;

@@ -6,32 +6,49 @@ use crate::cpu::reduce::{dot_body, sum_body};
 use crate::cpu::{Cpu, math, rows_per_task, simd};
 use crate::{DType, Float, Result, Tensor, TensorMut, dispatch, kernel, same_device};
 
-struct Forward<'a> {
-    x: &'a Tensor,
-    weight: &'a Tensor,
-    bias: &'a Tensor,
-    eps: f32,
-    out: TensorMut<'a>,
+/// Arguments of [`LAYER_NORM`]: out = (x - mean) / sqrt(variance + eps) · weight + bias over the last dimension.
+pub struct LayerNormArgs<'a> {
+    /// [.., d], any float dtype, contiguous.
+    pub x: &'a Tensor,
+    /// `[d]`, f32, contiguous.
+    pub weight: &'a Tensor,
+    /// `[d]`, f32, contiguous.
+    pub bias: &'a Tensor,
+    /// Added to the variance.
+    pub eps: f32,
+    /// Shape and dtype of `x`.
+    pub out: TensorMut<'a>,
 }
-kernel!(FORWARD = "layer_norm", Forward, forward_cpu);
+kernel!(pub LAYER_NORM = "layer_norm", LayerNormArgs, forward_cpu);
 
-struct Backward<'a> {
-    dy: &'a Tensor,
-    x: &'a Tensor,
-    weight: &'a Tensor,
-    eps: f32,
-    out: TensorMut<'a>,
+/// Arguments of [`LAYER_NORM_BACKWARD`]: the gradient of [`LAYER_NORM`] by x.
+pub struct LayerNormBackwardArgs<'a> {
+    /// The gradient of the output: shape and dtype of `x`, contiguous.
+    pub dy: &'a Tensor,
+    /// [.., d], any float dtype, contiguous.
+    pub x: &'a Tensor,
+    /// `[d]`, f32, contiguous.
+    pub weight: &'a Tensor,
+    /// Added to the variance.
+    pub eps: f32,
+    /// Shape and dtype of `x`.
+    pub out: TensorMut<'a>,
 }
-kernel!(BACKWARD = "layer_norm_backward", Backward, backward_cpu);
+kernel!(pub LAYER_NORM_BACKWARD = "layer_norm_backward", LayerNormBackwardArgs, backward_cpu);
 
-struct BackwardWeight<'a> {
-    dy: &'a Tensor,
-    x: &'a Tensor,
-    eps: f32,
-    /// One pair of sums a task (weight, bias), [tasks, 2, width] in f32.
-    partial: TensorMut<'a>,
+/// Arguments of [`LAYER_NORM_BACKWARD_WEIGHT`]: the gradient of [`LAYER_NORM`] by the weight and the bias, in partial
+/// sums.
+pub struct LayerNormBackwardWeightArgs<'a> {
+    /// The gradient of the output: shape and dtype of `x`, contiguous.
+    pub dy: &'a Tensor,
+    /// [.., d], any float dtype, contiguous.
+    pub x: &'a Tensor,
+    /// Added to the variance.
+    pub eps: f32,
+    /// One pair of sums a task (weight, bias): [tasks, 2, d], f32. The op adds them up.
+    pub partial: TensorMut<'a>,
 }
-kernel!(BACKWARD_WEIGHT = "layer_norm_backward_weight", BackwardWeight, backward_weight_cpu);
+kernel!(pub LAYER_NORM_BACKWARD_WEIGHT = "layer_norm_backward_weight", LayerNormBackwardWeightArgs, backward_weight_cpu);
 
 /// `x` [.., d] normalised over its last dimension, scaled by `weight` `[d]` and shifted by `bias` `[d]`, which may have
 /// another float dtype. Computed in f32 and rounded once.
@@ -42,7 +59,8 @@ pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f32) -> Resul
     let device = same_device("layer_norm", &[x, weight, bias])?;
     let (weight, bias) = (wide_weight("layer_norm", x, weight)?, wide_weight("layer_norm", x, bias)?);
     let mut out = device.alloc(x.shape(), x.dtype())?;
-    device.run(&FORWARD, Forward { x: &x.contiguous()?, weight: &weight, bias: &bias, eps, out: out.view() })?;
+    device
+        .run(&LAYER_NORM, LayerNormArgs { x: &x.contiguous()?, weight: &weight, bias: &bias, eps, out: out.view() })?;
     Ok(out.finish())
 }
 
@@ -55,7 +73,8 @@ pub fn layer_norm_backward(dy: &Tensor, x: &Tensor, weight: &Tensor, eps: f32) -
     let weight = wide_weight("layer_norm", x, weight)?;
     let (dy, x) = (like("layer_norm_backward", dy, x)?, x.contiguous()?);
     let mut out = device.alloc(x.shape(), x.dtype())?;
-    device.run(&BACKWARD, Backward { dy: &dy, x: &x, weight: &weight, eps, out: out.view() })?;
+    device
+        .run(&LAYER_NORM_BACKWARD, LayerNormBackwardArgs { dy: &dy, x: &x, weight: &weight, eps, out: out.view() })?;
     Ok(out.finish())
 }
 
@@ -68,12 +87,15 @@ pub fn layer_norm_backward_weight(dy: &Tensor, x: &Tensor, eps: f32) -> Result<(
     let (rows, width) = x.dims_rows("layer_norm_backward_weight")?;
     let (dy, x) = (like("layer_norm_backward", dy, x)?, x.contiguous()?);
     let mut partial = device.alloc(&[rows.div_ceil(rows_per_task(width)), 2, width], DType::F32)?;
-    device.run(&BACKWARD_WEIGHT, BackwardWeight { dy: &dy, x: &x, eps, partial: partial.view() })?;
+    device.run(
+        &LAYER_NORM_BACKWARD_WEIGHT,
+        LayerNormBackwardWeightArgs { dy: &dy, x: &x, eps, partial: partial.view() },
+    )?;
     let sums = sum_to(&partial.finish(), &[2, width])?;
     Ok((sums.select(0, 0)?, sums.select(0, 1)?))
 }
 
-fn forward_cpu(cpu: &Cpu, mut args: Forward<'_>) -> Result<()> {
+fn forward_cpu(cpu: &Cpu, mut args: LayerNormArgs<'_>) -> Result<()> {
     let (weight, bias) = (args.weight.as_slice::<f32>()?, args.bias.as_slice::<f32>()?);
     dispatch!(float args.x.dtype(), "layer_norm", T => {
         forward::<T>(cpu, args.x.as_slice()?, weight, bias, args.eps, args.out.as_mut_slice()?);
@@ -94,7 +116,7 @@ fn forward<T: Float>(cpu: &Cpu, x: &[T], weight: &[f32], bias: &[f32], eps: f32,
     });
 }
 
-fn backward_cpu(cpu: &Cpu, mut args: Backward<'_>) -> Result<()> {
+fn backward_cpu(cpu: &Cpu, mut args: LayerNormBackwardArgs<'_>) -> Result<()> {
     let weight = args.weight.as_slice::<f32>()?;
     dispatch!(float args.x.dtype(), "layer_norm_backward", T => {
         backward::<T>(cpu, args.dy.as_slice()?, args.x.as_slice()?, weight, args.eps, args.out.as_mut_slice()?);
@@ -116,7 +138,7 @@ fn backward<T: Float>(cpu: &Cpu, dy: &[T], x: &[T], weight: &[f32], eps: f32, ou
     });
 }
 
-fn backward_weight_cpu(cpu: &Cpu, mut args: BackwardWeight<'_>) -> Result<()> {
+fn backward_weight_cpu(cpu: &Cpu, mut args: LayerNormBackwardWeightArgs<'_>) -> Result<()> {
     dispatch!(float args.x.dtype(), "layer_norm_backward_weight", T => {
         let (_, width) = args.x.dims_rows("layer_norm_backward_weight")?;
         let partial = args.partial.as_mut_slice()?;

@@ -14,33 +14,50 @@ fn rows_at_once(classes: usize) -> usize {
     ((1 << 24) / classes / 32 * 32).clamp(64, 256)
 }
 
-struct Args<'a> {
-    terms: &'a [Term<'a>],
-    rooms: Vec<Room<'a>>,
-    targets: &'a Tensor,
-    divisor: f32,
+/// Arguments of [`LINEAR_CROSS_ENTROPY`]: loss = Σ -log softmax(Σ x · weightᵀ over the terms)\[target\] / divisor, and
+/// its gradients.
+pub struct LinearCrossEntropyArgs<'a> {
+    /// The products whose sum is the logits; each x is contiguous.
+    pub terms: &'a [Term<'a>],
+    /// Room and gradients of each term.
+    pub rooms: Vec<TermRoom<'a>>,
+    /// `[tokens]`, i32, contiguous: the class, which the kernel checks, or -1 for none.
+    pub targets: &'a Tensor,
+    /// What the sum of the losses is divided by; positive.
+    pub divisor: f32,
     /// Room for the logits of one chunk of rows: [rows, classes], f32.
-    logits: TensorMut<'a>,
-    loss: TensorMut<'a>,
-    losses: TensorMut<'a>,
+    pub logits: TensorMut<'a>,
+    /// A scalar, f32.
+    pub loss: TensorMut<'a>,
+    /// `[tokens]`, f32: 0 where there is no target.
+    pub losses: TensorMut<'a>,
 }
 
-/// Room for one chunk of rows of a term in f32, x [rows, d] and its gradient [rows, d]; and its wanted gradients.
-struct Room<'a> {
-    rows: TensorMut<'a>,
-    d_rows: TensorMut<'a>,
-    d_x: Option<TensorMut<'a>>,
-    d_weight: Option<TensorMut<'a>>,
+/// Room for one chunk of rows of a [`Term`], and its wanted gradients.
+pub struct TermRoom<'a> {
+    /// Rows of x: [rows, d], f32.
+    pub rows: TensorMut<'a>,
+    /// Their gradient: [rows, d], f32.
+    pub d_rows: TensorMut<'a>,
+    /// The gradient by x, where it is wanted: shape and dtype of x.
+    pub d_x: Option<TensorMut<'a>>,
+    /// The gradient by the weight, where it is wanted: [classes, d], f32.
+    pub d_weight: Option<TensorMut<'a>>,
 }
-kernel!(LINEAR_CROSS_ENTROPY = "linear_cross_entropy", Args, linear_cross_entropy_cpu);
+kernel!(pub LINEAR_CROSS_ENTROPY = "linear_cross_entropy", LinearCrossEntropyArgs, linear_cross_entropy_cpu);
 
-struct Rows<'a> {
-    hidden: &'a Tensor,
-    weight: &'a dyn Projection,
-    rows: &'a [usize],
-    out: TensorMut<'a>,
+/// Arguments of [`LOGITS`]: out = hidden · weightᵀ for chosen rows.
+pub struct LogitsArgs<'a> {
+    /// [tokens, d], any float dtype, contiguous.
+    pub hidden: &'a Tensor,
+    /// [classes, d], in any form.
+    pub weight: &'a dyn Projection,
+    /// Rows of `hidden`.
+    pub rows: &'a [usize],
+    /// [rows, classes], f32.
+    pub out: TensorMut<'a>,
 }
-kernel!(LOGITS = "logits", Rows, logits_cpu);
+kernel!(pub LOGITS = "logits", LogitsArgs, logits_cpu);
 
 /// One product of the logits, x · weightᵀ: that of the hidden states and the output projection, or that of a low-rank
 /// adapter beside it.
@@ -133,7 +150,7 @@ pub fn linear_cross_entropy(terms: &[Term<'_>], targets: &Tensor, divisor: f32) 
     let (mut loss, mut losses) = (device.alloc(&[], DType::F32)?, device.alloc(&[tokens], DType::F32)?);
     let mut outputs: Vec<Outputs> =
         terms.iter().map(|term| Outputs::new(term, held, classes)).collect::<Result<_>>()?;
-    let args = Args {
+    let args = LinearCrossEntropyArgs {
         terms: &terms,
         rooms: outputs.iter_mut().map(Outputs::view).collect(),
         targets: &targets,
@@ -151,7 +168,7 @@ pub fn linear_cross_entropy(terms: &[Term<'_>], targets: &Tensor, divisor: f32) 
     })
 }
 
-/// Owns what a [`Room`] shows.
+/// Owns what a [`TermRoom`] shows.
 struct Outputs {
     rows: Output,
     d_rows: Output,
@@ -171,8 +188,8 @@ impl Outputs {
         })
     }
 
-    fn view(&mut self) -> Room<'_> {
-        Room {
+    fn view(&mut self) -> TermRoom<'_> {
+        TermRoom {
             rows: self.rows.view(),
             d_rows: self.d_rows.view(),
             d_x: self.d_x.as_mut().map(Output::view),
@@ -218,7 +235,7 @@ pub fn logits(hidden: &Tensor, weight: &dyn Projection, rows: &[usize]) -> Resul
     }
     let device = hidden.device();
     let mut out = device.alloc(&[rows.len(), classes], DType::F32)?;
-    device.run(&LOGITS, Rows { hidden: &hidden.contiguous()?, weight, rows, out: out.view() })?;
+    device.run(&LOGITS, LogitsArgs { hidden: &hidden.contiguous()?, weight, rows, out: out.view() })?;
     Ok(out.finish())
 }
 
@@ -233,7 +250,7 @@ fn check_widths(hidden: &Tensor, weight: &dyn Projection) -> Result<(usize, usiz
     Ok((classes, width))
 }
 
-fn linear_cross_entropy_cpu(cpu: &Cpu, mut args: Args<'_>) -> Result<()> {
+fn linear_cross_entropy_cpu(cpu: &Cpu, mut args: LinearCrossEntropyArgs<'_>) -> Result<()> {
     let (_, classes) = check_terms(args.terms)?;
     let targets = classes_of(OP, args.targets.as_slice()?, classes)?;
     let rows: Vec<Row> = targets.iter().enumerate().filter_map(|(i, t)| t.map(|class| (i, class))).collect();
@@ -258,7 +275,7 @@ fn linear_cross_entropy_cpu(cpu: &Cpu, mut args: Args<'_>) -> Result<()> {
 type Row = (usize, usize);
 
 /// Losses and gradients of some rows.
-fn chunk(cpu: &Cpu, args: &mut Args<'_>, rows: &[Row]) -> Result<()> {
+fn chunk(cpu: &Cpu, args: &mut LinearCrossEntropyArgs<'_>, rows: &[Row]) -> Result<()> {
     let (simd, n) = (cpu.simd(), rows.len());
     let (_, classes) = check_terms(args.terms)?;
     let logits = &mut args.logits.as_mut_slice::<f32>()?[..n * classes];
@@ -280,7 +297,7 @@ fn chunk(cpu: &Cpu, args: &mut Args<'_>, rows: &[Row]) -> Result<()> {
 }
 
 /// With logits = x Wᵀ: dx = d_logits W, dW += d_logitsᵀ x.
-fn gradients(cpu: &Cpu, term: &Term<'_>, room: &mut Room<'_>, d_logits: &Mat<'_>, rows: &[Row]) -> Result<()> {
+fn gradients(cpu: &Cpu, term: &Term<'_>, room: &mut TermRoom<'_>, d_logits: &Mat<'_>, rows: &[Row]) -> Result<()> {
     let (simd, n) = (cpu.simd(), rows.len());
     let (_, width) = term.x.dims2(OP)?;
     if let Some(d_x) = &mut room.d_x {
@@ -333,7 +350,7 @@ fn losses_and_gradients(cpu: &Cpu, rows: &[Row], logits: &mut [f32], divisor: f3
     losses
 }
 
-fn logits_cpu(cpu: &Cpu, mut args: Rows<'_>) -> Result<()> {
+fn logits_cpu(cpu: &Cpu, mut args: LogitsArgs<'_>) -> Result<()> {
     let (classes, width) = args.weight.dims()?;
     let rows: Vec<Row> = args.rows.iter().map(|&row| (row, 0)).collect();
     let mut chosen = vec![0.0; rows.len() * width];

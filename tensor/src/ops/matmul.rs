@@ -4,14 +4,18 @@ use crate::cpu::Cpu;
 use crate::cpu::gemm::{self, Dense, Elems, Mat, Options, Out};
 use crate::{DType, Error, Float, Result, Tensor, TensorMut, broadcast_shape, kernel, same_device};
 
-struct MatMul<'a> {
-    /// [batch.., m, k] and [batch.., k, n]
-    a: &'a Tensor,
-    b: &'a Tensor,
-    out: TensorMut<'a>,
-    accumulate: gemm::Accumulate,
+/// Arguments of [`MATMUL`]: out = a b or out += a b.
+pub struct MatmulArgs<'a> {
+    /// [batch.., m, k], any float dtype; any layout whose last two strides are not negative.
+    pub a: &'a Tensor,
+    /// [batch.., k, n], with the batch of `a` (broadcast: strides of 0), float dtype and layout as for `a`.
+    pub b: &'a Tensor,
+    /// [batch.., m, n], any float dtype; read only to be added to.
+    pub out: TensorMut<'a>,
+    /// Overwrite `out` or add to it.
+    pub accumulate: gemm::Accumulate,
 }
-kernel!(MATMUL = "matmul", MatMul, matmul_cpu);
+kernel!(pub MATMUL = "matmul", MatmulArgs, matmul_cpu);
 
 /// Products of fewer multiplications than this are handed out whole, one a task; larger ones are cut themselves.
 const SMALL: usize = 1 << 18;
@@ -30,7 +34,7 @@ pub fn matmul(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     }
     let (a, b, shape) = operands(a, b)?;
     let mut out = device.alloc(&shape, a.dtype())?;
-    device.run(&MATMUL, MatMul { a: &a, b: &b, out: out.view(), accumulate: gemm::Accumulate::Store })?;
+    device.run(&MATMUL, MatmulArgs { a: &a, b: &b, out: out.view(), accumulate: gemm::Accumulate::Store })?;
     Ok(out.finish())
 }
 
@@ -44,7 +48,7 @@ pub fn matmul_into(a: &Tensor, b: &Tensor, out: TensorMut<'_>) -> Result<()> {
     if shape != out.shape() || device != out.device() {
         return Err(Error::shape("matmul", format!("a product {shape:?} into {:?}", out.shape())));
     }
-    device.run(&MATMUL, MatMul { a: &a, b: &b, out, accumulate: gemm::Accumulate::Add })
+    device.run(&MATMUL, MatmulArgs { a: &a, b: &b, out, accumulate: gemm::Accumulate::Add })
 }
 
 /// `a` as one matrix, when all of its batches meet the one matrix `b` and that needs no copy.
@@ -75,7 +79,7 @@ fn operands(a: &Tensor, b: &Tensor) -> Result<(Tensor, Tensor, Vec<usize>)> {
     Ok((whole(a, *m, *k)?, whole(b, *k, *n)?, [&batch[..], &[*m, *n]].concat()))
 }
 
-fn matmul_cpu(cpu: &Cpu, mut args: MatMul<'_>) -> Result<()> {
+fn matmul_cpu(cpu: &Cpu, mut args: MatmulArgs<'_>) -> Result<()> {
     let round_bf16 = args.a.dtype() == DType::BF16 && args.b.dtype() == DType::F32;
     let options = Options { accumulate: args.accumulate, round_bf16, ..Options::default() };
     let pairs: Vec<(Mat<'_>, Mat<'_>)> = mats(args.a)?.into_iter().zip(mats(args.b)?).collect();

@@ -2,27 +2,27 @@
 //!
 //! Nothing here records gradients: `kinglet_autograd::ops` pairs each function with its rule.
 
-mod affine;
-mod attention;
-mod binary;
-mod cat;
-mod compare;
-mod copy;
-mod cross_entropy;
-mod dropout;
-mod embedding;
-mod gather;
-mod layer_norm;
-mod linear_cross_entropy;
-mod matmul;
-mod random;
-mod reduce;
-mod rms_norm;
-mod rope;
-mod scale;
-mod softmax;
-mod swiglu;
-mod unary;
+pub(crate) mod affine;
+pub(crate) mod attention;
+pub(crate) mod binary;
+pub(crate) mod cat;
+pub(crate) mod compare;
+pub(crate) mod copy;
+pub(crate) mod cross_entropy;
+pub(crate) mod dropout;
+pub(crate) mod embedding;
+pub(crate) mod gather;
+pub(crate) mod layer_norm;
+pub(crate) mod linear_cross_entropy;
+pub(crate) mod matmul;
+pub(crate) mod random;
+pub(crate) mod reduce;
+pub(crate) mod rms_norm;
+pub(crate) mod rope;
+pub(crate) mod scale;
+pub(crate) mod softmax;
+pub(crate) mod swiglu;
+pub(crate) mod unary;
 
 pub use crate::cpu::attention::{Mask, Segment};
 pub use affine::affine;

@@ -4,17 +4,32 @@ use crate::cpu::{Cpu, math};
 use crate::philox::{Key, uniform as to_unit};
 use crate::{DType, Device, Result, Tensor, TensorMut, kernel};
 
-struct Random<'a> {
-    distribution: Distribution,
-    key: Key,
-    out: TensorMut<'a>,
+/// Arguments of [`RANDOM`]: random numbers, four from each counter of the key.
+pub struct RandomArgs<'a> {
+    /// Of the numbers.
+    pub distribution: Distribution,
+    /// Of the random numbers.
+    pub key: Key,
+    /// Any shape, f32.
+    pub out: TensorMut<'a>,
 }
-kernel!(RANDOM = "random", Random, random_cpu);
+kernel!(pub RANDOM = "random", RandomArgs, random_cpu);
 
-#[derive(Clone, Copy)]
-enum Distribution {
-    Normal { deviation: f32 },
-    Uniform { low: f32, high: f32 },
+/// What random numbers are spread like.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Distribution {
+    /// Normally, about 0.
+    Normal {
+        /// The standard deviation.
+        deviation: f32,
+    },
+    /// Evenly.
+    Uniform {
+        /// The least number.
+        low: f32,
+        /// What all numbers are below.
+        high: f32,
+    },
 }
 
 /// f32 values of mean 0 and the given standard deviation, the same on every device for one key.
@@ -35,14 +50,14 @@ pub fn uniform(shape: &[usize], low: f32, high: f32, key: Key, device: &Device) 
 
 fn random(shape: &[usize], distribution: Distribution, key: Key, device: &Device) -> Result<Tensor> {
     let mut out = device.alloc(shape, DType::F32)?;
-    device.run(&RANDOM, Random { distribution, key, out: out.view() })?;
+    device.run(&RANDOM, RandomArgs { distribution, key, out: out.view() })?;
     Ok(out.finish())
 }
 
 /// Four elements of a counter; a task takes this many.
 const CHUNK: usize = 4 << 10;
 
-fn random_cpu(cpu: &Cpu, mut args: Random<'_>) -> Result<()> {
+fn random_cpu(cpu: &Cpu, mut args: RandomArgs<'_>) -> Result<()> {
     let (distribution, key) = (args.distribution, args.key);
     cpu.chunks(args.out.as_mut_slice::<f32>()?, CHUNK, |chunk, out| {
         for (i, out) in out.chunks_mut(4).enumerate() {

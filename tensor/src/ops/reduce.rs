@@ -27,30 +27,41 @@ const CHUNK: usize = 8 * BLOCK;
 /// Neighbouring results that are reduced together where the elements of one lie far apart.
 const COLUMNS: usize = 64;
 
-struct ReduceArgs<'a> {
-    op: Reduce,
-    /// The kept dimensions, then the reduced ones.
-    x: &'a Tensor,
-    kept: usize,
-    out: TensorMut<'a>,
+/// Arguments of [`REDUCE`]: out = `op` over all but the first dimensions of x.
+pub struct ReduceArgs<'a> {
+    /// Which reduction.
+    pub op: Reduce,
+    /// The kept dimensions, then the reduced ones; any layout and float dtype.
+    pub x: &'a Tensor,
+    /// How many dimensions are kept.
+    pub kept: usize,
+    /// The kept dimensions, dtype of `x`.
+    pub out: TensorMut<'a>,
 }
-kernel!(REDUCE = "reduce", ReduceArgs, reduce_cpu);
+kernel!(pub REDUCE = "reduce", ReduceArgs, reduce_cpu);
 
-struct ExtremeBackward<'a> {
-    /// The kept dimensions, then the reduced ones.
-    x: &'a Tensor,
-    y: &'a Tensor,
-    dy: &'a Tensor,
-    dx: TensorMut<'a>,
+/// Arguments of [`EXTREME_BACKWARD`]: the gradient of a maximum or minimum by x: the first element that equals it gets
+/// dy.
+pub struct ExtremeBackwardArgs<'a> {
+    /// The kept dimensions, then the reduced ones; any layout and float dtype.
+    pub x: &'a Tensor,
+    /// The maximum or minimum: the kept dimensions, dtype of `x`, contiguous.
+    pub y: &'a Tensor,
+    /// Its gradient: shape and dtype of `y`, contiguous.
+    pub dy: &'a Tensor,
+    /// Shape and dtype of `x`.
+    pub dx: TensorMut<'a>,
 }
-kernel!(EXTREME_BACKWARD = "extreme_backward", ExtremeBackward, extreme_backward_cpu);
+kernel!(pub EXTREME_BACKWARD = "extreme_backward", ExtremeBackwardArgs, extreme_backward_cpu);
 
-struct ArgMax<'a> {
-    /// The kept dimensions, then the reduced one.
-    x: &'a Tensor,
-    out: TensorMut<'a>,
+/// Arguments of [`ARGMAX`]: out = the index of the first largest element.
+pub struct ArgmaxArgs<'a> {
+    /// The kept dimensions, then the reduced one; any layout and float dtype.
+    pub x: &'a Tensor,
+    /// The kept dimensions, i32.
+    pub out: TensorMut<'a>,
 }
-kernel!(ARGMAX = "argmax", ArgMax, argmax_cpu);
+kernel!(pub ARGMAX = "argmax", ArgmaxArgs, argmax_cpu);
 
 /// `op` over the dimensions `dims`, which stay with size 1 if `keep`, else are dropped.
 ///
@@ -88,7 +99,7 @@ pub fn extreme_backward(x: &Tensor, y: &Tensor, dy: &Tensor, dims: &[usize]) -> 
     }
     let (y, dy) = (y.contiguous()?, dy.contiguous()?);
     let mut dx = device.alloc(moved.shape(), x.dtype())?;
-    device.run(&EXTREME_BACKWARD, ExtremeBackward { x: &moved, y: &y, dy: &dy, dx: dx.view() })?;
+    device.run(&EXTREME_BACKWARD, ExtremeBackwardArgs { x: &moved, y: &y, dy: &dy, dx: dx.view() })?;
     // Back from [kept, reduced] to the order of x.
     let order = kept_then_reduced(x, dims);
     let back: Vec<usize> = (0..x.rank()).filter_map(|d| order.iter().position(|&o| o == d)).collect();
@@ -106,7 +117,7 @@ pub fn argmax(x: &Tensor, dim: usize) -> Result<Tensor> {
         return Err(Error::shape("argmax", format!("dimension {dim} of {:?} is empty", x.shape())));
     }
     let mut out = x.device().alloc(&moved.shape()[..kept], DType::I32)?;
-    x.device().run(&ARGMAX, ArgMax { x: &moved, out: out.view() })?;
+    x.device().run(&ARGMAX, ArgmaxArgs { x: &moved, out: out.view() })?;
     Ok(out.finish())
 }
 
@@ -301,8 +312,8 @@ fn join_all(op: Reduce, lanes: &mut [f32], x: &[f32]) {
     }
 }
 
-fn extreme_backward_cpu(cpu: &Cpu, args: ExtremeBackward<'_>) -> Result<()> {
-    let ExtremeBackward { x, y, dy, mut dx } = args;
+fn extreme_backward_cpu(cpu: &Cpu, args: ExtremeBackwardArgs<'_>) -> Result<()> {
+    let ExtremeBackwardArgs { x, y, dy, mut dx } = args;
     let count = x.len() / y.len().max(1);
     dispatch!(float x.dtype(), "extreme_backward", T => {
         let (x, y, dy) = (Reader::new(x)?, y.as_slice::<T>()?, dy.as_slice::<T>()?);
@@ -317,7 +328,7 @@ fn extreme_backward_cpu(cpu: &Cpu, args: ExtremeBackward<'_>) -> Result<()> {
     })
 }
 
-fn argmax_cpu(cpu: &Cpu, mut args: ArgMax<'_>) -> Result<()> {
+fn argmax_cpu(cpu: &Cpu, mut args: ArgmaxArgs<'_>) -> Result<()> {
     let count = args.x.shape().last().copied().unwrap_or(1);
     let group = CHUNK.div_ceil(count);
     let x = Reader::new(args.x)?;

@@ -5,31 +5,46 @@ use crate::cpu::reduce::dot_body;
 use crate::cpu::{Cpu, math, rows_per_task, simd};
 use crate::{DType, Error, Float, Result, Tensor, TensorMut, dispatch, kernel, same_device};
 
-struct Forward<'a> {
-    x: &'a Tensor,
-    weight: &'a Tensor,
-    eps: f32,
-    out: TensorMut<'a>,
+/// Arguments of [`RMS_NORM`]: out = x / sqrt(mean(x²) + eps) · weight over the last dimension.
+pub struct RmsNormArgs<'a> {
+    /// [.., d], any float dtype, contiguous.
+    pub x: &'a Tensor,
+    /// `[d]`, f32, contiguous.
+    pub weight: &'a Tensor,
+    /// Added to the mean of squares.
+    pub eps: f32,
+    /// Shape and dtype of `x`.
+    pub out: TensorMut<'a>,
 }
-kernel!(FORWARD = "rms_norm", Forward, forward_cpu);
+kernel!(pub RMS_NORM = "rms_norm", RmsNormArgs, forward_cpu);
 
-struct Backward<'a> {
-    dy: &'a Tensor,
-    x: &'a Tensor,
-    weight: &'a Tensor,
-    eps: f32,
-    out: TensorMut<'a>,
+/// Arguments of [`RMS_NORM_BACKWARD`]: the gradient of [`RMS_NORM`] by x.
+pub struct RmsNormBackwardArgs<'a> {
+    /// The gradient of the output: shape and dtype of `x`, contiguous.
+    pub dy: &'a Tensor,
+    /// [.., d], any float dtype, contiguous.
+    pub x: &'a Tensor,
+    /// `[d]`, f32, contiguous.
+    pub weight: &'a Tensor,
+    /// Added to the mean of squares.
+    pub eps: f32,
+    /// Shape and dtype of `x`.
+    pub out: TensorMut<'a>,
 }
-kernel!(BACKWARD = "rms_norm_backward", Backward, backward_cpu);
+kernel!(pub RMS_NORM_BACKWARD = "rms_norm_backward", RmsNormBackwardArgs, backward_cpu);
 
-struct BackwardWeight<'a> {
-    dy: &'a Tensor,
-    x: &'a Tensor,
-    eps: f32,
-    /// One sum a task, [tasks, width] in f32.
-    partial: TensorMut<'a>,
+/// Arguments of [`RMS_NORM_BACKWARD_WEIGHT`]: the gradient of [`RMS_NORM`] by the weight, in partial sums.
+pub struct RmsNormBackwardWeightArgs<'a> {
+    /// The gradient of the output: shape and dtype of `x`, contiguous.
+    pub dy: &'a Tensor,
+    /// [.., d], any float dtype, contiguous.
+    pub x: &'a Tensor,
+    /// Added to the mean of squares.
+    pub eps: f32,
+    /// One sum a task: [tasks, d], f32. The op adds them up.
+    pub partial: TensorMut<'a>,
 }
-kernel!(BACKWARD_WEIGHT = "rms_norm_backward_weight", BackwardWeight, backward_weight_cpu);
+kernel!(pub RMS_NORM_BACKWARD_WEIGHT = "rms_norm_backward_weight", RmsNormBackwardWeightArgs, backward_weight_cpu);
 
 /// `x` [.., d] normalised over its last dimension and scaled by `weight` `[d]`, which may have another float dtype.
 /// As Hugging Face's LlamaRMSNorm: computed in f32, rounded to the dtype of `x`, then scaled.
@@ -40,7 +55,7 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
     let device = same_device("rms_norm", &[x, weight])?;
     let weight = wide_weight("rms_norm", x, weight)?;
     let mut out = device.alloc(x.shape(), x.dtype())?;
-    device.run(&FORWARD, Forward { x: &x.contiguous()?, weight: &weight, eps, out: out.view() })?;
+    device.run(&RMS_NORM, RmsNormArgs { x: &x.contiguous()?, weight: &weight, eps, out: out.view() })?;
     Ok(out.finish())
 }
 
@@ -53,7 +68,7 @@ pub fn rms_norm_backward(dy: &Tensor, x: &Tensor, weight: &Tensor, eps: f32) -> 
     let weight = wide_weight("rms_norm", x, weight)?;
     let (dy, x) = (like("rms_norm_backward", dy, x)?, x.contiguous()?);
     let mut out = device.alloc(x.shape(), x.dtype())?;
-    device.run(&BACKWARD, Backward { dy: &dy, x: &x, weight: &weight, eps, out: out.view() })?;
+    device.run(&RMS_NORM_BACKWARD, RmsNormBackwardArgs { dy: &dy, x: &x, weight: &weight, eps, out: out.view() })?;
     Ok(out.finish())
 }
 
@@ -66,7 +81,8 @@ pub fn rms_norm_backward_weight(dy: &Tensor, x: &Tensor, eps: f32) -> Result<Ten
     let (rows, width) = x.dims_rows("rms_norm_backward_weight")?;
     let (dy, x) = (like("rms_norm_backward", dy, x)?, x.contiguous()?);
     let mut partial = device.alloc(&[rows.div_ceil(rows_per_task(width)), width], DType::F32)?;
-    device.run(&BACKWARD_WEIGHT, BackwardWeight { dy: &dy, x: &x, eps, partial: partial.view() })?;
+    device
+        .run(&RMS_NORM_BACKWARD_WEIGHT, RmsNormBackwardWeightArgs { dy: &dy, x: &x, eps, partial: partial.view() })?;
     sum_to(&partial.finish(), &[width])
 }
 
@@ -90,7 +106,7 @@ pub(super) fn like(op: &str, dy: &Tensor, x: &Tensor) -> Result<Tensor> {
     dy.to_dtype(x.dtype())?.contiguous()
 }
 
-fn forward_cpu(cpu: &Cpu, mut args: Forward<'_>) -> Result<()> {
+fn forward_cpu(cpu: &Cpu, mut args: RmsNormArgs<'_>) -> Result<()> {
     let weight = args.weight.as_slice::<f32>()?;
     dispatch!(float args.x.dtype(), "rms_norm", T => {
         forward::<T>(cpu, args.x.as_slice()?, weight, args.eps, args.out.as_mut_slice()?);
@@ -115,7 +131,7 @@ fn forward<T: Float>(cpu: &Cpu, x: &[T], weight: &[f32], eps: f32, out: &mut [T]
     });
 }
 
-fn backward_cpu(cpu: &Cpu, mut args: Backward<'_>) -> Result<()> {
+fn backward_cpu(cpu: &Cpu, mut args: RmsNormBackwardArgs<'_>) -> Result<()> {
     let weight = args.weight.as_slice::<f32>()?;
     dispatch!(float args.x.dtype(), "rms_norm_backward", T => {
         backward::<T>(cpu, args.dy.as_slice()?, args.x.as_slice()?, weight, args.eps, args.out.as_mut_slice()?);
@@ -136,7 +152,7 @@ fn backward<T: Float>(cpu: &Cpu, dy: &[T], x: &[T], weight: &[f32], eps: f32, ou
     });
 }
 
-fn backward_weight_cpu(cpu: &Cpu, mut args: BackwardWeight<'_>) -> Result<()> {
+fn backward_weight_cpu(cpu: &Cpu, mut args: RmsNormBackwardWeightArgs<'_>) -> Result<()> {
     dispatch!(float args.x.dtype(), "rms_norm_backward_weight", T => {
         let (_, width) = args.x.dims_rows("rms_norm_backward_weight")?;
         let partial = args.partial.as_mut_slice()?;

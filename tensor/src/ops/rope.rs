@@ -4,14 +4,20 @@
 use crate::cpu::{Cpu, Simd, math, rows_per_task, simd};
 use crate::{DType, Device, Error, Float, Result, Tensor, TensorMut, dispatch, kernel, same_device};
 
-struct Rope<'a> {
-    x: &'a Tensor,
-    cos: &'a Tensor,
-    sin: &'a Tensor,
-    inverse: bool,
-    out: TensorMut<'a>,
+/// Arguments of [`ROPE`]: the first 2n elements of each head turned by the angles of its token.
+pub struct RopeArgs<'a> {
+    /// [tokens, heads, d], any float dtype, contiguous.
+    pub x: &'a Tensor,
+    /// [tokens, n], f32, contiguous.
+    pub cos: &'a Tensor,
+    /// [tokens, n], f32, contiguous.
+    pub sin: &'a Tensor,
+    /// Turn back: the gradient.
+    pub inverse: bool,
+    /// Shape and dtype of `x`.
+    pub out: TensorMut<'a>,
 }
-kernel!(ROPE = "rope", Rope, rope_cpu);
+kernel!(pub ROPE = "rope", RopeArgs, rope_cpu);
 
 /// cos and sin of every angle position · frequency (a product in f32, as Hugging Face's), times `scaling` (YaRN's
 /// attention factor; 1 for all others): two tensors [positions, frequencies] of f32, made once a forward pass.
@@ -62,11 +68,11 @@ fn rotate(x: &Tensor, cos: &Tensor, sin: &Tensor, inverse: bool) -> Result<Tenso
     }
     let (x, cos, sin) = (x.contiguous()?, cos.contiguous()?, sin.contiguous()?);
     let mut out = device.alloc(x.shape(), x.dtype())?;
-    device.run(&ROPE, Rope { x: &x, cos: &cos, sin: &sin, inverse, out: out.view() })?;
+    device.run(&ROPE, RopeArgs { x: &x, cos: &cos, sin: &sin, inverse, out: out.view() })?;
     Ok(out.finish())
 }
 
-fn rope_cpu(cpu: &Cpu, mut args: Rope<'_>) -> Result<()> {
+fn rope_cpu(cpu: &Cpu, mut args: RopeArgs<'_>) -> Result<()> {
     let (_, heads, width) = args.x.dims3("rope")?;
     let (_, angles) = args.cos.dims2("rope")?;
     let (cos, sin) = (args.cos.as_slice::<f32>()?, args.sin.as_slice::<f32>()?);

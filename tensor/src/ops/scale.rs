@@ -3,19 +3,27 @@
 use crate::cpu::{Cpu, simd};
 use crate::{DType, Error, Float, Result, Tensor, TensorMut, dispatch, kernel, same_device};
 
-struct Scale<'a> {
-    x: &'a Tensor,
-    by: &'a Tensor,
-    out: TensorMut<'a>,
+/// Arguments of [`SCALE`]: out = x · by.
+pub struct ScaleArgs<'a> {
+    /// Any shape and float dtype, contiguous.
+    pub x: &'a Tensor,
+    /// One element, f32.
+    pub by: &'a Tensor,
+    /// Shape and dtype of `x`.
+    pub out: TensorMut<'a>,
 }
-kernel!(SCALE = "scale", Scale, scale_cpu);
+kernel!(pub SCALE = "scale", ScaleArgs, scale_cpu);
 
-struct AddScaled<'a> {
-    x: &'a Tensor,
-    by: &'a Tensor,
-    out: TensorMut<'a>,
+/// Arguments of [`ADD_SCALED`]: out += x · by.
+pub struct AddScaledArgs<'a> {
+    /// Shape of `out`, f32, contiguous.
+    pub x: &'a Tensor,
+    /// One element, f32.
+    pub by: &'a Tensor,
+    /// Any shape, f32; read and written.
+    pub out: TensorMut<'a>,
 }
-kernel!(ADD_SCALED = "add_scaled", AddScaled, add_scaled_cpu);
+kernel!(pub ADD_SCALED = "add_scaled", AddScaledArgs, add_scaled_cpu);
 
 /// Elements handed to one task.
 const CHUNK: usize = 1 << 14;
@@ -28,7 +36,7 @@ pub fn scale(x: &Tensor, by: &Tensor) -> Result<Tensor> {
     let device = same_device("scale", &[x, by])?;
     let mut out = device.alloc(x.shape(), x.dtype())?;
     let (x, by) = (x.contiguous()?, one_element(by)?);
-    device.run(&SCALE, Scale { x: &x, by: &by, out: out.view() })?;
+    device.run(&SCALE, ScaleArgs { x: &x, by: &by, out: out.view() })?;
     Ok(out.finish())
 }
 
@@ -42,7 +50,7 @@ pub fn add_scaled(x: &Tensor, by: &Tensor, out: TensorMut<'_>) -> Result<()> {
         return Err(Error::shape("add_scaled", format!("{:?} into {:?}", x.shape(), out.shape())));
     }
     let (x, by) = (x.contiguous()?, one_element(by)?);
-    device.run(&ADD_SCALED, AddScaled { x: &x, by: &by, out })
+    device.run(&ADD_SCALED, AddScaledArgs { x: &x, by: &by, out })
 }
 
 fn one_element(by: &Tensor) -> Result<Tensor> {
@@ -52,7 +60,7 @@ fn one_element(by: &Tensor) -> Result<Tensor> {
     by.to_dtype(DType::F32)?.contiguous()
 }
 
-fn scale_cpu(cpu: &Cpu, mut args: Scale<'_>) -> Result<()> {
+fn scale_cpu(cpu: &Cpu, mut args: ScaleArgs<'_>) -> Result<()> {
     let by = args.by.as_slice::<f32>()?[0];
     dispatch!(float args.x.dtype(), "scale", T => {
         scale_elements::<T>(cpu, args.x.as_slice()?, by, args.out.as_mut_slice()?);
@@ -69,7 +77,7 @@ fn scale_elements<T: Float>(cpu: &Cpu, x: &[T], by: f32, out: &mut [T]) {
     });
 }
 
-fn add_scaled_cpu(cpu: &Cpu, mut args: AddScaled<'_>) -> Result<()> {
+fn add_scaled_cpu(cpu: &Cpu, mut args: AddScaledArgs<'_>) -> Result<()> {
     let (x, by) = (args.x.as_slice::<f32>()?, args.by.as_slice::<f32>()?[0]);
     cpu.chunks(args.out.as_mut_slice::<f32>()?, CHUNK, |i, out| {
         crate::cpu::reduce::axpy(cpu.simd(), by, &x[i * CHUNK..][..out.len()], out);

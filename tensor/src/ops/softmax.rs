@@ -14,20 +14,29 @@ pub enum Softmax {
     Log,
 }
 
-struct SoftmaxArgs<'a> {
-    op: Softmax,
-    x: &'a Tensor,
-    y: TensorMut<'a>,
+/// Arguments of [`SOFTMAX`]: y = softmax of x, or its logarithm, over the last dimension.
+pub struct SoftmaxArgs<'a> {
+    /// Softmax or its logarithm.
+    pub op: Softmax,
+    /// [.., d], any layout and float dtype.
+    pub x: &'a Tensor,
+    /// Shape and dtype of `x`.
+    pub y: TensorMut<'a>,
 }
-kernel!(SOFTMAX = "softmax", SoftmaxArgs, softmax_cpu);
+kernel!(pub SOFTMAX = "softmax", SoftmaxArgs, softmax_cpu);
 
-struct SoftmaxBackward<'a> {
-    op: Softmax,
-    y: &'a Tensor,
-    dy: &'a Tensor,
-    dx: TensorMut<'a>,
+/// Arguments of [`SOFTMAX_BACKWARD`]: the gradient of [`SOFTMAX`] by x.
+pub struct SoftmaxBackwardArgs<'a> {
+    /// Softmax or its logarithm.
+    pub op: Softmax,
+    /// As the forward pass gave it: [.., d], any layout and float dtype.
+    pub y: &'a Tensor,
+    /// Its gradient: shape and dtype of `y`, any layout.
+    pub dy: &'a Tensor,
+    /// Shape and dtype of `y`.
+    pub dx: TensorMut<'a>,
 }
-kernel!(SOFTMAX_BACKWARD = "softmax_backward", SoftmaxBackward, softmax_backward_cpu);
+kernel!(pub SOFTMAX_BACKWARD = "softmax_backward", SoftmaxBackwardArgs, softmax_backward_cpu);
 
 /// Softmax (or its logarithm) along the last dimension.
 ///
@@ -49,7 +58,7 @@ pub fn softmax_backward(op: Softmax, y: &Tensor, dy: &Tensor) -> Result<Tensor> 
     y.dims_rows("softmax_backward")?;
     dy.expect_like("softmax_backward", y)?;
     let mut dx = device.alloc(y.shape(), y.dtype().expect_float("softmax_backward")?)?;
-    device.run(&SOFTMAX_BACKWARD, SoftmaxBackward { op, y, dy, dx: dx.view() })?;
+    device.run(&SOFTMAX_BACKWARD, SoftmaxBackwardArgs { op, y, dy, dx: dx.view() })?;
     Ok(dx.finish())
 }
 
@@ -62,8 +71,8 @@ fn softmax_cpu(cpu: &Cpu, args: SoftmaxArgs<'_>) -> Result<()> {
     })
 }
 
-fn softmax_backward_cpu(cpu: &Cpu, args: SoftmaxBackward<'_>) -> Result<()> {
-    let SoftmaxBackward { op, y, dy, mut dx } = args;
+fn softmax_backward_cpu(cpu: &Cpu, args: SoftmaxBackwardArgs<'_>) -> Result<()> {
+    let SoftmaxBackwardArgs { op, y, dy, mut dx } = args;
     let (_, n) = y.dims_rows("softmax_backward")?;
     let (y, dy) = (Reader::new(y)?, Reader::new(dy)?);
     write_rows(cpu, &mut dx, n, 2, &|row, dx, scratch| {

@@ -3,21 +3,31 @@
 use crate::cpu::{Cpu, math, simd};
 use crate::{Error, Float, Result, Tensor, TensorMut, dispatch, kernel, same_device};
 
-struct Forward<'a> {
-    gate: &'a Tensor,
-    up: &'a Tensor,
-    out: TensorMut<'a>,
+/// Arguments of [`SWIGLU`]: out = silu(gate) · up.
+pub struct SwigluArgs<'a> {
+    /// Any shape and float dtype, contiguous.
+    pub gate: &'a Tensor,
+    /// Shape and dtype of `gate`, contiguous.
+    pub up: &'a Tensor,
+    /// Shape and dtype of `gate`.
+    pub out: TensorMut<'a>,
 }
-kernel!(FORWARD = "swiglu", Forward, forward_cpu);
+kernel!(pub SWIGLU = "swiglu", SwigluArgs, forward_cpu);
 
-struct Backward<'a> {
-    dy: &'a Tensor,
-    gate: &'a Tensor,
-    up: &'a Tensor,
-    d_gate: TensorMut<'a>,
-    d_up: TensorMut<'a>,
+/// Arguments of [`SWIGLU_BACKWARD`]: the gradients of [`SWIGLU`] by gate and up.
+pub struct SwigluBackwardArgs<'a> {
+    /// The gradient of the output: shape and dtype of `gate`, contiguous.
+    pub dy: &'a Tensor,
+    /// Any shape and float dtype, contiguous.
+    pub gate: &'a Tensor,
+    /// Shape and dtype of `gate`, contiguous.
+    pub up: &'a Tensor,
+    /// Shape and dtype of `gate`.
+    pub d_gate: TensorMut<'a>,
+    /// Shape and dtype of `gate`.
+    pub d_up: TensorMut<'a>,
 }
-kernel!(BACKWARD = "swiglu_backward", Backward, backward_cpu);
+kernel!(pub SWIGLU_BACKWARD = "swiglu_backward", SwigluBackwardArgs, backward_cpu);
 
 /// Elements handed to one task.
 const CHUNK: usize = 1 << 13;
@@ -31,7 +41,7 @@ pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     alike(gate, up)?;
     let mut out = device.alloc(gate.shape(), gate.dtype())?;
     let (gate, up) = (gate.contiguous()?, up.contiguous()?);
-    device.run(&FORWARD, Forward { gate: &gate, up: &up, out: out.view() })?;
+    device.run(&SWIGLU, SwigluArgs { gate: &gate, up: &up, out: out.view() })?;
     Ok(out.finish())
 }
 
@@ -45,8 +55,8 @@ pub fn swiglu_backward(dy: &Tensor, gate: &Tensor, up: &Tensor) -> Result<(Tenso
     alike(dy, gate)?;
     let (mut d_gate, mut d_up) = (device.alloc(gate.shape(), gate.dtype())?, device.alloc(up.shape(), up.dtype())?);
     let (dy, gate, up) = (dy.contiguous()?, gate.contiguous()?, up.contiguous()?);
-    let args = Backward { dy: &dy, gate: &gate, up: &up, d_gate: d_gate.view(), d_up: d_up.view() };
-    device.run(&BACKWARD, args)?;
+    let args = SwigluBackwardArgs { dy: &dy, gate: &gate, up: &up, d_gate: d_gate.view(), d_up: d_up.view() };
+    device.run(&SWIGLU_BACKWARD, args)?;
     Ok((d_gate.finish(), d_up.finish()))
 }
 
@@ -60,7 +70,7 @@ fn alike(a: &Tensor, b: &Tensor) -> Result<()> {
     Ok(())
 }
 
-fn forward_cpu(cpu: &Cpu, mut args: Forward<'_>) -> Result<()> {
+fn forward_cpu(cpu: &Cpu, mut args: SwigluArgs<'_>) -> Result<()> {
     dispatch!(float args.out.dtype(), "swiglu", T => {
         forward::<T>(cpu, args.gate.as_slice()?, args.up.as_slice()?, args.out.as_mut_slice()?);
         Ok(())
@@ -77,7 +87,7 @@ fn forward<T: Float>(cpu: &Cpu, gate: &[T], up: &[T], out: &mut [T]) {
     });
 }
 
-fn backward_cpu(cpu: &Cpu, mut args: Backward<'_>) -> Result<()> {
+fn backward_cpu(cpu: &Cpu, mut args: SwigluBackwardArgs<'_>) -> Result<()> {
     dispatch!(float args.d_up.dtype(), "swiglu_backward", T => {
         let (dy, gate, up) = (args.dy.as_slice()?, args.gate.as_slice()?, args.up.as_slice()?);
         backward::<T>(cpu, dy, gate, up, args.d_gate.as_mut_slice()?, args.d_up.as_mut_slice()?);

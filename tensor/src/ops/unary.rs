@@ -42,20 +42,29 @@ pub enum Unary {
     GeluTanh,
 }
 
-struct UnaryArgs<'a> {
-    op: Unary,
-    x: &'a Tensor,
-    out: TensorMut<'a>,
+/// Arguments of [`UNARY`]: out = `op` of x, element by element.
+pub struct UnaryArgs<'a> {
+    /// Which function.
+    pub op: Unary,
+    /// Any shape, layout and float dtype.
+    pub x: &'a Tensor,
+    /// Shape and dtype of `x`.
+    pub out: TensorMut<'a>,
 }
-kernel!(UNARY = "unary", UnaryArgs, unary_cpu);
+kernel!(pub UNARY = "unary", UnaryArgs, unary_cpu);
 
-struct UnaryBackward<'a> {
-    op: Unary,
-    x: &'a Tensor,
-    dy: &'a Tensor,
-    dx: TensorMut<'a>,
+/// Arguments of [`UNARY_BACKWARD`]: dx = dy · op'(x).
+pub struct UnaryBackwardArgs<'a> {
+    /// Which function.
+    pub op: Unary,
+    /// Any shape, layout and float dtype.
+    pub x: &'a Tensor,
+    /// Shape and dtype of `x`, any layout.
+    pub dy: &'a Tensor,
+    /// Shape and dtype of `x`.
+    pub dx: TensorMut<'a>,
 }
-kernel!(UNARY_BACKWARD = "unary_backward", UnaryBackward, unary_backward_cpu);
+kernel!(pub UNARY_BACKWARD = "unary_backward", UnaryBackwardArgs, unary_backward_cpu);
 
 /// `op` of every element.
 ///
@@ -75,7 +84,7 @@ pub fn unary_backward(op: Unary, x: &Tensor, dy: &Tensor) -> Result<Tensor> {
     let device = same_device("unary_backward", &[x, dy])?;
     dy.expect_like("unary_backward", x)?;
     let mut dx = device.alloc(x.shape(), x.dtype().expect_float("unary_backward")?)?;
-    device.run(&UNARY_BACKWARD, UnaryBackward { op, x, dy, dx: dx.view() })?;
+    device.run(&UNARY_BACKWARD, UnaryBackwardArgs { op, x, dy, dx: dx.view() })?;
     Ok(dx.finish())
 }
 
@@ -85,8 +94,8 @@ fn unary_cpu(cpu: &Cpu, args: UnaryArgs<'_>) -> Result<()> {
     write(cpu, &mut out, Old::Ignored, &|range, out, [block, ..]| apply(cpu.simd(), op, x.read(range, block), out))
 }
 
-fn unary_backward_cpu(cpu: &Cpu, args: UnaryBackward<'_>) -> Result<()> {
-    let UnaryBackward { op, x, dy, mut dx } = args;
+fn unary_backward_cpu(cpu: &Cpu, args: UnaryBackwardArgs<'_>) -> Result<()> {
+    let UnaryBackwardArgs { op, x, dy, mut dx } = args;
     let (x, dy) = (Reader::new(x)?, Reader::new(dy)?);
     write(cpu, &mut dx, Old::Ignored, &|range, dx, [a, b, _]| {
         apply_slope(cpu.simd(), op, x.read(range.clone(), a), dy.read(range, b), dx);

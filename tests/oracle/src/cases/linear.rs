@@ -318,7 +318,7 @@ pub struct Embed {
 }
 
 impl Case for Embed {
-    const NAME: &'static str = "embedding";
+    const NAME: &'static str = "embedding_quantized";
 
     fn instances() -> Vec<Self> {
         let outs = [DType::F32, DType::BF16, DType::F16].into_iter().cycle();
