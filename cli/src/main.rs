@@ -6,6 +6,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod args;
+mod conflicts;
 mod console;
 mod demo;
 mod eval;

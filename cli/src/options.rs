@@ -64,12 +64,12 @@ impl FinetuneOptions {
     fn resolve(mut self) -> Result<Self> {
         if let Some(no) = self.no_packing.take() {
             if self.packing == Some(no) {
-                return Err(Error::invalid("packing and no-packing exclude each other"));
+                return Err(Error::invalid("--packing and --no-packing exclude each other: leave one out"));
             }
             self.packing = Some(!no);
         }
         if self.resume == Some(true) && self.overwrite == Some(true) {
-            return Err(Error::invalid("resume and overwrite exclude each other"));
+            return Err(Error::invalid("--resume and --overwrite exclude each other: leave one out"));
         }
         Ok(self)
     }

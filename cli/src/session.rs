@@ -92,6 +92,15 @@ pub(crate) fn kept_template(adapter: &Path) -> Option<PathBuf> {
 /// # Errors
 /// When there is none, or it does not fit the model.
 pub(crate) fn adapter(folder: &Path, model: &Decoder) -> Result<Adapter> {
+    check_is_adapter(folder)?;
+    Adapter::load(folder, model)
+}
+
+/// Says of a folder without an adapter what it is instead.
+///
+/// # Errors
+/// When it is a whole model, or a run that is not finished.
+pub(crate) fn check_is_adapter(folder: &Path) -> Result<()> {
     let has = |name: &str| folder.join(name).exists();
     if !has(kinglet_peft::CONFIG_FILE) {
         let shown = folder.display();
@@ -103,7 +112,7 @@ pub(crate) fn adapter(folder: &Path, model: &Decoder) -> Result<Adapter> {
             return Err(Error::invalid(format!("{shown}: {what}, or go on with finetune --resume --output {shown}")));
         }
     }
-    Adapter::load(folder, model)
+    Ok(())
 }
 
 /// How `--quant` and `--no-double-quant` ask the linear layers to be held.

@@ -1,6 +1,7 @@
 //! Options into the settings of a run. Defaults live in [`Settings::new`] alone.
 
 use crate::args::{Dtype, FinetuneOptions, Method, Quant, Schedule};
+use crate::conflicts::{check_method, take_adapters_own};
 use kinglet_tensor::{Error, Result};
 use kinglet_train::{self as train, DtypeName, SchedulerType, Settings, Start};
 
@@ -41,6 +42,8 @@ pub(crate) fn settings(options: &FinetuneOptions) -> Result<Settings> {
         settings.modules_to_save =
             names.split(',').map(|n| n.trim().into()).filter(|n: &String| !n.is_empty()).collect();
     }
+    check_method(&settings, o)?;
+    take_adapters_own(&mut settings, o)?;
     make_absolute(&mut settings);
     settings.validate()?;
     Ok(settings)

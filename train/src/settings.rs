@@ -137,7 +137,8 @@ pub struct Settings {
     pub save_total_limit: Option<usize>,
     /// Show every so many steps; the log has every step.
     pub logging_steps: u64,
-    /// Start from this adapter instead of a new one.
+    /// Start from this adapter instead of a new one: its own configuration then stands for `lora-*`, `target-modules`,
+    /// `use-rslora` and `modules-to-save`.
     pub init_adapter: Option<PathBuf>,
     /// No chat template.
     pub raw: bool,
@@ -150,7 +151,7 @@ pub struct Settings {
 }
 
 /// Settings that a resumed run may change: no number of the result depends on them.
-const FREE: [&str; 4] = ["threads", "logging-steps", "save-steps", "output"];
+const FREE: [&str; 6] = ["threads", "logging-steps", "save-steps", "save-total-limit", "no-mmap", "output"];
 
 impl Settings {
     /// The file of OUTPUT that holds the settings: it makes a folder a run's.
@@ -281,6 +282,10 @@ impl Settings {
                 full && !self.modules_to_save.is_empty(),
                 "--method full trains every module: leave out --modules-to-save",
             ),
+            (
+                self.no_double_quant && self.is_surely_unquantised(),
+                "--no-double-quant has no effect on a base that is not quantised: give --quant nf4 or fp4, or leave it out",
+            ),
             (!full && self.from_scratch, "--from-scratch needs --method full: an adapter needs a trained base"),
             (self.raw && self.chat_template.is_some(), "--raw uses no chat template: leave out --chat-template"),
             (self.eval_steps.is_some() && self.eval_data.is_none(), "--eval-steps needs --eval-data"),
@@ -288,6 +293,14 @@ impl Settings {
         match excluded.iter().find(|(wrong, _)| *wrong) {
             Some((_, what)) => Err(Error::invalid(what)),
             None => Ok(()),
+        }
+    }
+
+    /// Whether no base at all would be quantised.
+    fn is_surely_unquantised(&self) -> bool {
+        match self.quant {
+            Some(quant) => quant == Quant::None,
+            None => self.method != Method::Qlora,
         }
     }
 
@@ -353,7 +366,8 @@ mod tests {
     #[test]
     fn what_has_no_sense_is_named() {
         type Case = (&'static str, fn(&mut Settings));
-        let cases: [Case; 9] = [
+        let cases: [Case; 10] = [
+            ("--no-double-quant", |s| (s.method, s.no_double_quant) = (Method::Lora, true)),
             ("--lora-r", |s| s.lora_r = 0),
             ("--learning-rate", |s| s.learning_rate = f64::NAN),
             ("--warmup-ratio", |s| s.warmup_ratio = 1.5),
@@ -376,6 +390,7 @@ mod tests {
         let run = settings();
         let mut free = settings();
         (free.threads, free.save_steps, free.logging_steps) = (Some(7), 3, 9);
+        (free.save_total_limit, free.no_mmap) = (Some(2), true);
         run.check_resumable_as(&free).unwrap();
         let other = Settings { seed: 43, ..settings() };
         let error = run.check_resumable_as(&other).unwrap_err().to_string();

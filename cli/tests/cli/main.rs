@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod common;
+mod conflicts;
 mod finetune;
 mod folders;
 mod inference;

@@ -169,6 +169,22 @@ fn the_first_signal_saves_and_resume_goes_on_to_the_same_bytes() {
 }
 
 #[test]
+fn what_changes_no_number_may_change_on_the_way() {
+    let temp = Temp::new();
+    let (model, rows, output) = (model(), temp.rows(20), temp.arg("out"));
+    let steps = ["--per-device-train-batch-size", "2", "--max-steps", "6", "--save-steps", "1"];
+    let child = spawn(&[&["finetune", "--model", &model, "--data", &rows, "--output", &output], &steps[..]].concat());
+    wait_until("a step", || self::steps(Path::new(&output)) >= 1);
+    terminate(&child);
+    let done: Done = child.wait_with_output().unwrap().into();
+    assert_eq!(done.code, 0, "{}", done.err);
+    let free = ["--save-total-limit", "1", "--save-steps", "2", "--logging-steps", "3", "--threads", "1", "--no-mmap"];
+    ok(&[&["finetune", "--resume", "--output", &output][..], &free].concat());
+    let kept = names(Path::new(&output)).into_iter().filter(|name| name.starts_with("checkpoint-"));
+    assert_eq!(kept.collect::<Vec<_>>(), ["checkpoint-6"]);
+}
+
+#[test]
 fn the_second_signal_ends_at_once() {
     let (temp, model) = (Temp::new(), model());
     let (rows, output) = (temp.rows(10_000), temp.arg("out"));
