@@ -35,8 +35,9 @@ const MOMENTS: [Moment; 7] = [
 /// and many epochs. It saves every other step, so that a kill can lose a step and leave its row in the log.
 fn run_args(temp: &Temp, method: &str, output: &str) -> Vec<String> {
     let fixed = ["finetune", "--model", &model(), "--data", &temp.rows(40), "--output", output].map(String::from);
+    let adapter = if method == "full" { "" } else { "--lora-r 4 --lora-dropout 0.1" };
     let options = format!(
-        "--method {method} --lora-r 4 --lora-dropout 0.1 --packing --max-length 64 --per-device-train-batch-size 2 \
+        "--method {method} {adapter} --packing --max-length 64 --per-device-train-batch-size 2 \
          --gradient-accumulation-steps 2 --warmup-steps 5 --weight-decay 0.01 --learning-rate 0.002 \
          --max-steps {STEPS} --save-steps 2 --save-total-limit 2 --threads 2"
     );
