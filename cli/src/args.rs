@@ -315,7 +315,8 @@ pub(crate) struct EvalArgs {
     /// Tokens of a row; longer rows lose their end
     #[arg(long, value_name = "N", default_value_t = 1024)]
     pub(crate) max_length: usize,
-    /// Rows that may be taken together; results do not depend on it (rows go one at a time today)
+    /// Rows that go through the model at once for loss and perplexity: more take more memory and often less time, and
+    /// change no bit of the result. Answers under exact-match are made one row at a time
     #[arg(long, value_name = "N", default_value_t = 8)]
     pub(crate) batch_size: usize,
     /// The most tokens of an answer under exact-match

@@ -19,6 +19,7 @@ mod progress;
 mod quantize;
 mod session;
 mod settings;
+mod signals;
 mod target;
 
 use args::{Cli, Command};

@@ -17,7 +17,8 @@ pub(crate) fn gather(args: FinetuneArgs) -> Result<FinetuneOptions> {
 }
 
 fn read(path: &Path) -> Result<FinetuneOptions> {
-    let text = std::fs::read_to_string(path).map_err(|e| Error::io(path.display(), e))?;
+    let text = std::fs::read_to_string(path)
+        .map_err(|e| Error::io(format!("{}: cannot read the options of the run", path.display()), e))?;
     parse(&text).and_then(FinetuneOptions::resolve).map_err(|e| e.context(path.display()))
 }
 

@@ -1,5 +1,6 @@
 //! Every option of a run, under the names of the command line.
 
+use crate::log::LOG;
 use kinglet_optim::{AdamWOptions, Schedule, ScheduleKind};
 use kinglet_tensor::{DType, Error, Result};
 use serde::{Deserialize, Serialize};
@@ -210,14 +211,30 @@ impl Settings {
     /// When the folder holds no run, or its settings cannot be read.
     pub fn read(output: &Path) -> Result<Self> {
         let path = output.join(Self::FILE);
+        let advice = "restore the file, or start anew with --overwrite";
         let text = std::fs::read_to_string(&path).map_err(|e| {
-            let what = format!("{}: cannot read the settings of the run to resume", path.display());
+            let what = format!("{}: cannot read the settings of the run ({advice})", path.display());
             Error::io(what, e)
         })?;
         let mut settings: Settings =
-            serde_json::from_str(&text).map_err(|e| Error::invalid(format!("{}: {e}", path.display())))?;
+            serde_json::from_str(&text).map_err(|e| Error::invalid(format!("{}: {e}: {advice}", path.display())))?;
         settings.output = output.into();
         Ok(settings)
+    }
+
+    /// An error where `output` holds what a run leaves but not its settings.
+    ///
+    /// # Errors
+    /// When that is so: the error says what to do.
+    pub fn check_not_lost(output: &Path) -> Result<()> {
+        let is_checkpoint = |name: &str| name.starts_with("checkpoint-");
+        let entries = std::fs::read_dir(output).into_iter().flatten().flatten();
+        let is_runs = entries.into_iter().any(|e| e.file_name().to_str().is_some_and(|n| n == LOG || is_checkpoint(n)));
+        if is_runs && !output.join(Self::FILE).exists() {
+            let what = format!("{}: holds a run without its {}", output.display(), Self::FILE);
+            return Err(Error::invalid(format!("{what}: restore that file, or choose another folder for --output")));
+        }
+        Ok(())
     }
 
     /// Refuses values that have no sense, and pairs that exclude each other.

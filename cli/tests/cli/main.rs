@@ -8,4 +8,5 @@ mod folders;
 mod inference;
 mod malformed;
 mod resume;
+mod signals;
 mod usage;
