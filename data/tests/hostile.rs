@@ -79,7 +79,10 @@ fn spoilt_rows_are_an_error_or_rows() {
 }
 
 fn render(source: &str) -> Result<String> {
-    let template = ChatTemplate::new(source, "hostile.jinja", &SpecialTokens::default())?;
+    let token = |text: &str| Some(text.to_owned());
+    let special_tokens =
+        SpecialTokens { bos_token: token("<s>"), eos_token: token("</s>"), ..SpecialTokens::default() };
+    let template = ChatTemplate::new(source, "hostile.jinja", &special_tokens)?;
     let messages = [Message::new("user", "question"), Message::new("assistant", "answer")];
     template.render(&messages, &RenderOptions { add_generation_prompt: true, ..RenderOptions::default() })
 }
@@ -111,6 +114,9 @@ fn templates_without_an_end_are_ended() {
         "{% extends 'default' %}",
         "{% import 'default' as d %}{{ d }}",
         "{% include 'elsewhere' %}",
+        "{%}",
+        "{%",
+        "{% generation %}{%}",
         &nested,
         &brackets,
     ] {
