@@ -159,7 +159,7 @@ fn the_real_smollm2() {
     let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/data/section-valid.jsonl");
     let mut rows = encoder.encode(&Dataset::from_file(&data).unwrap()).unwrap().examples;
     rows.truncate(parsed(&section["rows"]));
-    let loss = evaluate_loss(&model, &ctx, &rows, || ControlFlow::Continue(())).unwrap();
+    let loss = evaluate_loss(&model, &ctx, &rows, 8, || ControlFlow::Continue(())).unwrap();
     assert_eq!(loss.tokens, parsed::<usize>(&section["target_tokens"]));
     // Thirty layers of f32 in another order of summation.
     let expected: f64 = parsed(&section["loss"]);

@@ -149,7 +149,8 @@ pub(crate) struct FinetuneOptions {
     #[arg(long, value_name = "NAMES")]
     #[serde(deserialize_with = "names")]
     pub(crate) modules_to_save: Option<String>,
-    /// nf4, fp4 or none: how the base is held; by default nf4 under qlora unless it is quantised already [default: nf4]
+    /// nf4, fp4 or none: how the base is held; by default nf4 under qlora unless it is quantised already [default: nf4].
+    /// It beats the method: lora with nf4 is qlora, and qlora with none is lora on the base as it is stored
     #[arg(long, value_name = "KIND")]
     pub(crate) quant: Option<Quant>,
     /// Keep block scales in f32 instead of quantising them too
@@ -189,7 +190,7 @@ pub(crate) struct FinetuneOptions {
     #[arg(long, value_name = "N")]
     pub(crate) max_length: Option<usize>,
     /// Put several rows into one sequence of max-length; no row sees another
-    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", overrides_with = "no_packing")]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
     pub(crate) packing: Option<bool>,
     /// One row a sequence (the default)
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
@@ -227,7 +228,7 @@ pub(crate) struct FinetuneOptions {
     /// Print every N steps; log.jsonl has every step [default: 1]
     #[arg(long, value_name = "N")]
     pub(crate) logging_steps: Option<u64>,
-    /// Start from this adapter instead of a new one
+    /// Start from this adapter instead of a new one; its rank, alpha, dropout and modules are the run's
     #[arg(long, value_name = "DIR")]
     pub(crate) init_adapter: Option<PathBuf>,
     /// No chat template: prompt and completion are joined as they are
@@ -314,7 +315,8 @@ pub(crate) struct EvalArgs {
     /// Tokens of a row; longer rows lose their end
     #[arg(long, value_name = "N", default_value_t = 1024)]
     pub(crate) max_length: usize,
-    /// Rows that may be taken together; results do not depend on it (rows go one at a time today)
+    /// Rows that go through the model at once for loss and perplexity: more take more memory and often less time, and
+    /// change no bit of the result. Answers under exact-match are made one row at a time
     #[arg(long, value_name = "N", default_value_t = 8)]
     pub(crate) batch_size: usize,
     /// The most tokens of an answer under exact-match

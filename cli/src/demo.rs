@@ -123,6 +123,7 @@ fn check_own(folder: &Path) -> Result<()> {
             .collect::<std::io::Result<_>>()
             .map_err(|e| Error::io(folder.display(), e))?,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+        Err(e) if e.kind() == std::io::ErrorKind::NotADirectory => return Err(foreign(folder)),
         Err(e) => return Err(Error::io(folder.display(), e)),
     };
     let temporary = |name: &String| name.starts_with('.') && name.contains(".kinglet-");
@@ -133,6 +134,10 @@ fn check_own(folder: &Path) -> Result<()> {
     if names.iter().all(known) && verify_manifest(&Disk, &folder.join("model")).is_ok() {
         return recover_inside(&Disk, folder).map(drop);
     }
+    Err(foreign(folder))
+}
+
+fn foreign(folder: &Path) -> Error {
     let shown = folder.display();
-    Err(Error::invalid(format!("./{shown} is not the demo's: move it away, or run the demo in another folder")))
+    Error::invalid(format!("./{shown} is not the demo's: move it away, or run the demo in another folder"))
 }

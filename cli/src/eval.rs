@@ -49,7 +49,7 @@ fn measure(args: &EvalArgs, session: &Session, encoder: &Encoder<'_>, dataset: &
     let mut measured = Map::new();
     if asked(Metric::Loss) || asked(Metric::Perplexity) {
         let bar = rows_bar(encoded.examples.len(), "rows");
-        let loss = evaluate_loss(&session.model, &session.ctx, &encoded.examples, || {
+        let loss = evaluate_loss(&session.model, &session.ctx, &encoded.examples, args.batch_size, || {
             bar.inc(1);
             ControlFlow::Continue(())
         });

@@ -5,15 +5,12 @@ use crate::console::{next, note, out, quoted};
 use crate::options::gather;
 use crate::progress::{Progress, describe};
 use crate::settings::{settings, start};
+use crate::signals::Caught;
 use crate::{demo, session};
 use kinglet_models::QuantOptions;
 use kinglet_quant::nf4::Format;
-use kinglet_tensor::{Error, Result};
+use kinglet_tensor::Result;
 use kinglet_train::{Base, End, Method, Outcome, RunOptions, Settings, Start, run as train};
-use signal_hook::consts::{SIGINT, SIGTERM};
-use signal_hook::flag;
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 /// # Errors
 /// When the input is at fault.
@@ -32,9 +29,9 @@ pub(crate) fn run(args: FinetuneArgs) -> Result<()> {
 /// When the input is at fault.
 pub(crate) fn train_settings(settings: &Settings, start: Start, dry_run: bool) -> Result<bool> {
     let device = session::device(Some(&settings.device), settings.threads)?;
-    let stop = stop_on_signal()?;
+    let caught = Caught::new()?;
     let mut progress = Progress::new(settings, dry_run);
-    let outcome = train(settings, &device, RunOptions { start, dry_run, stop: &stop }, &mut progress);
+    let outcome = train(settings, &device, RunOptions { start, dry_run, stop: caught.asked() }, &mut progress);
     progress.finish();
     let outcome = outcome?;
     report(&outcome, settings, &progress)?;
@@ -47,18 +44,6 @@ impl FinetuneArgs {
     }
 }
 
-/// A flag that the first SIGTERM or Ctrl-C sets; the second ends the process at once.
-fn stop_on_signal() -> Result<Arc<AtomicBool>> {
-    let stop = Arc::new(AtomicBool::new(false));
-    for signal in [SIGINT, SIGTERM] {
-        // A process that a signal ends has this status in a shell.
-        flag::register_conditional_shutdown(signal, 128 + signal, stop.clone())
-            .and_then(|_| flag::register(signal, stop.clone()))
-            .map_err(|e| Error::io("cannot listen for signals", e))?;
-    }
-    Ok(stop)
-}
-
 /// Says how the run ended and what may come next.
 fn report(outcome: &Outcome, settings: &Settings, progress: &Progress) -> Result<()> {
     let output = quoted(&settings.output);
@@ -67,6 +52,10 @@ fn report(outcome: &Outcome, settings: &Settings, progress: &Progress) -> Result
         End::Planned => {
             out(progress.plan.as_ref().map(describe).unwrap_or_default())?;
             note("a dry run: nothing was trained or written; next: the same command without --dry-run");
+            return Ok(());
+        }
+        End::Stopped if outcome.steps == 0 => {
+            out("stopped before step 1; nothing is saved")?;
             return Ok(());
         }
         End::Stopped => {

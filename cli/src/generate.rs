@@ -1,13 +1,13 @@
 //! `kinglet generate`.
 
 use crate::args::GenerateArgs;
-use crate::console::{next, out, warn};
+use crate::console::{next, note, out, warn};
 use crate::session::Session;
 use kinglet_data::Message;
 use kinglet_models::{Finish, Request, Sampling, generate};
 use kinglet_tensor::{Error, Result};
 use serde_json::{Value, json};
-use std::io::{ErrorKind, Read, Write};
+use std::io::{ErrorKind, IsTerminal, Read, Write};
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::time::Instant;
@@ -17,6 +17,9 @@ use std::time::Instant;
 pub(crate) fn run(args: &GenerateArgs) -> Result<()> {
     let sampling = Sampling { temperature: args.temperature, top_k: args.top_k, top_p: args.top_p, seed: args.seed };
     sampling.validate()?;
+    if args.temperature == 0.0 && (args.top_k != 0 || args.top_p != 1.0) {
+        warn("--top-k and --top-p change nothing at --temperature 0, which takes the likeliest token");
+    }
     let messages = conversation(args)?;
     let session = Session::open(&args.model)?;
     let encoder = session.base.encoder(usize::MAX)?;
@@ -103,12 +106,21 @@ fn conversation(args: &GenerateArgs) -> Result<Conversation> {
 
 fn read_stdin() -> Result<String> {
     let mut text = String::new();
-    std::io::stdin().read_to_string(&mut text).map_err(|e| Error::io("standard input", e))?;
+    if std::io::stdin().is_terminal() {
+        note("reading the prompt from the terminal: end it with Ctrl-D");
+    }
+    std::io::stdin().read_to_string(&mut text).map_err(|e| Error::io("--prompt -: standard input", e))?;
+    if text.trim().is_empty() {
+        return Err(Error::invalid(
+            "--prompt -: standard input is empty: pipe a text into it, or give the prompt itself",
+        ));
+    }
     Ok(text)
 }
 
 fn read_messages(path: &Path) -> Result<Vec<Message>> {
-    let text = std::fs::read_to_string(path).map_err(|e| Error::io(path.display(), e))?;
+    let text = std::fs::read_to_string(path)
+        .map_err(|e| Error::io(format!("{}: cannot read the messages", path.display()), e))?;
     let named = |e: Error| e.context(path.display());
     let value: Value = serde_json::from_str(&text).map_err(|e| named(Error::invalid(e)))?;
     let list = match value {

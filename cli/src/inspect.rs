@@ -6,7 +6,7 @@ use kinglet_models::fs::{Disk, verify_manifest};
 use kinglet_models::gguf::{Array, Gguf, Metadata, Value as GgufValue};
 use kinglet_models::mmap::Mapped;
 use kinglet_models::safetensors::{open_file, open_folder};
-use kinglet_models::{Config, WeightFiles};
+use kinglet_models::{Config, Source, WeightFiles};
 use kinglet_peft::{CONFIG_FILE, WEIGHTS_FILE};
 use kinglet_tensor::{Error, Result};
 use kinglet_train::Settings;
@@ -30,6 +30,7 @@ pub(crate) fn run(args: &InspectArgs) -> Result<()> {
     }
     let shown = quoted(path);
     match found["kind"].as_str() {
+        Some("model") if found["supported"] != true => {}
         Some("model") => next(format!("generate --model {shown} --prompt 'Hello'")),
         Some("adapter" | "checkpoint") => next(format!("generate --model BASE --adapter {shown} --prompt 'Hello'")),
         Some("run") if found["finished"] == true => {
@@ -48,7 +49,7 @@ fn file(path: &Path) -> Result<Value> {
             json!({"kind": "weights", "path": shown(path), "tensors": tensors(&open_file(path, Mapped::open)?)}),
         );
     }
-    let gguf = Gguf::open(path, Mapped::open)?;
+    let gguf = Gguf::open(path, Mapped::open).map_err(|e| foreign(path).unwrap_or(e))?;
     Ok(json!({
         "kind": "model",
         "path": shown(path),
@@ -56,6 +57,14 @@ fn file(path: &Path) -> Result<Value> {
         "metadata": metadata(&gguf.metadata),
         "tensors": tensors(&gguf.weights),
     }))
+}
+
+/// Of a file that does not even pretend to be GGUF: what it may be, and what to give instead.
+fn foreign(path: &Path) -> Option<Error> {
+    if path.extension().is_some_and(|e| e == "gguf") {
+        return None;
+    }
+    Source::open(path, Mapped::open).err()
 }
 
 /// Everything in a folder that kinglet knows. The last kind that fits is what the folder is.

@@ -6,6 +6,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod args;
+mod conflicts;
 mod console;
 mod demo;
 mod eval;
@@ -18,6 +19,7 @@ mod progress;
 mod quantize;
 mod session;
 mod settings;
+mod signals;
 mod target;
 
 use args::{Cli, Command};

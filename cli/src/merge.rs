@@ -2,7 +2,7 @@
 
 use crate::args::{Dtype, MergeArgs};
 use crate::console::{next, note, out, quoted, warn};
-use crate::session::{adapter, device, kept_template};
+use crate::session::{adapter, device, kept_template, warn_of_unused};
 use crate::target::Target;
 use kinglet_models::fs::Folder;
 use kinglet_models::{Ctx, LoadOptions};
@@ -26,6 +26,7 @@ pub(crate) fn run(args: &MergeArgs) -> Result<()> {
         warn(format!("{shown}: is quantised: the adapter is merged into its decoded weights, not the original ones"));
     }
     let model = base.load(&load)?;
+    warn_of_unused(&base, &model);
     let trained = adapter(&args.adapter, &model)?.set();
     let dtype = args.dtype.map(|dtype| match dtype {
         Dtype::F32 => DType::F32,

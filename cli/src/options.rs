@@ -17,7 +17,8 @@ pub(crate) fn gather(args: FinetuneArgs) -> Result<FinetuneOptions> {
 }
 
 fn read(path: &Path) -> Result<FinetuneOptions> {
-    let text = std::fs::read_to_string(path).map_err(|e| Error::io(path.display(), e))?;
+    let text = std::fs::read_to_string(path)
+        .map_err(|e| Error::io(format!("{}: cannot read the options of the run", path.display()), e))?;
     parse(&text).and_then(FinetuneOptions::resolve).map_err(|e| e.context(path.display()))
 }
 
@@ -64,12 +65,12 @@ impl FinetuneOptions {
     fn resolve(mut self) -> Result<Self> {
         if let Some(no) = self.no_packing.take() {
             if self.packing == Some(no) {
-                return Err(Error::invalid("packing and no-packing exclude each other"));
+                return Err(Error::invalid("--packing and --no-packing exclude each other: leave one out"));
             }
             self.packing = Some(!no);
         }
         if self.resume == Some(true) && self.overwrite == Some(true) {
-            return Err(Error::invalid("resume and overwrite exclude each other"));
+            return Err(Error::invalid("--resume and --overwrite exclude each other: leave one out"));
         }
         Ok(self)
     }

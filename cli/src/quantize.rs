@@ -3,7 +3,7 @@
 use crate::args::QuantizeArgs;
 use crate::console::{bytes, next, note, out, quoted};
 use crate::merge::write_companions;
-use crate::session::{check_requantisation, device, quantization};
+use crate::session::{check_requantisation, device, quantization, warn_of_unused};
 use crate::target::Target;
 use kinglet_models::fs::Folder;
 use kinglet_models::safetensors::{TensorSpec, write_model};
@@ -28,6 +28,7 @@ pub(crate) fn run(args: &QuantizeArgs) -> Result<()> {
     let base = Base::open(&args.model, OpenOptions::default())?;
     check_requantisation(&base)?;
     let model = base.load(&LoadOptions { device: device(None, args.threads)?, quant: Some(options) })?;
+    warn_of_unused(&base, &model);
     let tensors = tensors(&model, base.source.gguf.is_some())?;
     let after = size(tensors.iter().map(|t| &t.spec))?;
     let config = config(&model, options, &tensors)?;

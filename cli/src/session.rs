@@ -28,12 +28,19 @@ impl Session {
             no_mmap: args.no_mmap,
             ..OpenOptions::default()
         };
+        if args.no_double_quant && matches!(args.quant, None | Some(Quant::None)) {
+            return Err(Error::invalid("--no-double-quant has no effect without --quant nf4 or fp4: leave it out"));
+        }
+        if args.raw && args.chat_template.is_some() {
+            return Err(Error::invalid("--raw uses no chat template: leave out --chat-template"));
+        }
         let base = Base::open(&args.model, options)?;
         let quant = quantization(args.quant, !args.no_double_quant);
         if quant.is_some() {
             check_requantisation(&base)?;
         }
         let model = base.load(&LoadOptions { device, quant })?;
+        warn_of_unused(&base, &model);
         let mut ctx = Ctx::eval(compute_dtype(&args.device));
         if let Some(folder) = &args.adapter {
             ctx = ctx.with_adapters(adapter(folder, &model)?.set());
@@ -61,6 +68,13 @@ impl ModelArgs {
             shown += &format!(" --chat-template {}", quoted(file));
         }
         shown
+    }
+}
+
+/// Warns of stored tensors that the model does not have.
+pub(crate) fn warn_of_unused(base: &Base, model: &Decoder) {
+    if let Some(text) = base.unused_warning(model) {
+        warn(text);
     }
 }
 
@@ -92,6 +106,15 @@ pub(crate) fn kept_template(adapter: &Path) -> Option<PathBuf> {
 /// # Errors
 /// When there is none, or it does not fit the model.
 pub(crate) fn adapter(folder: &Path, model: &Decoder) -> Result<Adapter> {
+    check_is_adapter(folder)?;
+    Adapter::load(folder, model)
+}
+
+/// Says of a folder without an adapter what it is instead.
+///
+/// # Errors
+/// When it is a whole model, or a run that is not finished.
+pub(crate) fn check_is_adapter(folder: &Path) -> Result<()> {
     let has = |name: &str| folder.join(name).exists();
     if !has(kinglet_peft::CONFIG_FILE) {
         let shown = folder.display();
@@ -103,7 +126,7 @@ pub(crate) fn adapter(folder: &Path, model: &Decoder) -> Result<Adapter> {
             return Err(Error::invalid(format!("{shown}: {what}, or go on with finetune --resume --output {shown}")));
         }
     }
-    Adapter::load(folder, model)
+    Ok(())
 }
 
 /// How `--quant` and `--no-double-quant` ask the linear layers to be held.

@@ -1,6 +1,7 @@
 //! Options into the settings of a run. Defaults live in [`Settings::new`] alone.
 
 use crate::args::{Dtype, FinetuneOptions, Method, Quant, Schedule};
+use crate::conflicts::{check_method, take_adapters_own};
 use kinglet_tensor::{Error, Result};
 use kinglet_train::{self as train, DtypeName, SchedulerType, Settings, Start};
 
@@ -18,6 +19,9 @@ macro_rules! set {
 /// When model, data or output are not given (all that are missing are named), or a value has no sense.
 pub(crate) fn settings(options: &FinetuneOptions) -> Result<Settings> {
     let o = options;
+    if let Some(output) = o.output.as_deref().filter(|_| start(o) == Start::Resume) {
+        Settings::check_not_lost(output)?;
+    }
     let mut settings = match &o.output {
         Some(output) if start(o) == Start::Resume && output.join(Settings::FILE).exists() => Settings::read(output)?,
         Some(output) if start(o) == Start::Resume && (o.model.is_none() || o.data.is_none()) => {
@@ -41,7 +45,10 @@ pub(crate) fn settings(options: &FinetuneOptions) -> Result<Settings> {
         settings.modules_to_save =
             names.split(',').map(|n| n.trim().into()).filter(|n: &String| !n.is_empty()).collect();
     }
+    check_method(&settings, o)?;
+    take_adapters_own(&mut settings, o)?;
     make_absolute(&mut settings);
+    check_names(&settings)?;
     settings.validate()?;
     Ok(settings)
 }
@@ -55,6 +62,21 @@ fn make_absolute(settings: &mut Settings) {
             *path = absolute;
         }
     }
+}
+
+/// Refuses names that the files of a run cannot hold: JSON is UTF-8.
+fn check_names(settings: &Settings) -> Result<()> {
+    let s = settings;
+    let given = [("model", Some(&s.model)), ("data", Some(&s.data)), ("output", Some(&s.output))];
+    let optional =
+        [("eval-data", &s.eval_data), ("init-adapter", &s.init_adapter), ("chat-template", &s.chat_template)];
+    let optional = optional.map(|(name, path)| (name, path.as_ref()));
+    for (name, path) in given.into_iter().chain(optional) {
+        if let Some(path) = path.filter(|path| path.to_str().is_none()) {
+            return Err(Error::invalid(format!("--{name} {}: the name is not UTF-8: rename it", path.display())));
+        }
+    }
+    Ok(())
 }
 
 /// What to do about a run that is in OUTPUT already.

@@ -1,5 +1,6 @@
 //! The folder that merge and quantize write: a new one, or one that they wrote before.
 
+use crate::signals::{Caught, UntilAsked};
 use kinglet_models::fs::{Disk, Folder, MANIFEST, recover, verify_manifest, write_folder_atomic};
 use kinglet_tensor::{Error, Result};
 use std::path::Path;
@@ -40,12 +41,15 @@ impl<'a> Target<'a> {
         Ok(Target { path, replace: true })
     }
 
-    /// Writes the folder, wholly or not at all.
+    /// Writes the folder, wholly or not at all. Ctrl-C and SIGTERM end the process once what was begun is taken away.
     ///
     /// # Errors
     /// When `fill` or the file system fails.
     pub(crate) fn write(&self, fill: impl FnOnce(&mut Folder<'_>) -> Result<()>) -> Result<()> {
-        write_folder_atomic(&Disk, self.path, self.replace, fill)
+        let caught = Caught::new()?;
+        let written = write_folder_atomic(&UntilAsked(&caught), self.path, self.replace, fill);
+        caught.end_if_asked()?;
+        written
     }
 }
 

@@ -85,7 +85,7 @@ impl Dataset {
     /// wrong type or no answer: with file, line and key.
     pub fn from_file(path: &Path) -> Result<Self> {
         let name = path.display().to_string();
-        let bytes = std::fs::read(path).map_err(|e| Error::io(&name, e))?;
+        let bytes = std::fs::read(path).map_err(|e| Error::io(format!("{name}: cannot read the rows"), e))?;
         Self::from_bytes(&bytes, &name)
     }
 
@@ -99,8 +99,9 @@ impl Dataset {
         let Some((line, first)) = objects.first() else {
             return Err(Error::invalid(format!("{name}: the file has no rows")));
         };
-        let format = detect(first).map_err(|e| at(name, *line, e))?;
+        let (first_line, format) = (*line, detect(first).map_err(|e| at(name, *line, e))?);
         let row = |(line, object)| {
+            check_same_format(&object, format, first_line).map_err(|e| at(name, line, e))?;
             let content = formats::read_row(format, object).map_err(|e| at(name, line, e))?;
             Ok(Row { line, content })
         };
@@ -213,6 +214,19 @@ fn bad_json(error: &serde_json::Error) -> Error {
     let message = error.to_string();
     let message = message.split(" at line ").next().unwrap_or_default();
     Error::invalid(format!("not valid JSON: {message} (column {})", error.column()))
+}
+
+/// Refuses a row that lacks the key of the file's format and has that of another.
+fn check_same_format(row: &Object, format: Format, first_line: usize) -> Result<()> {
+    let key = |format| BY_KEY.iter().find(|(_, known)| *known == format).map_or("", |(key, _)| key);
+    match detect(row) {
+        Ok(other) if !row.contains_key(key(format)) => Err(Error::invalid(format!(
+            "the format changes here: this row has `{}`, line {first_line} has `{}`; give rows of one format a file",
+            key(other),
+            key(format)
+        ))),
+        _ => Ok(()),
+    }
 }
 
 fn detect(first: &Object) -> Result<Format> {

@@ -155,7 +155,7 @@ impl<'a> Encoder<'a> {
         Ok(Encoded { examples, report })
     }
 
-    /// Encodes one row at its full length.
+    /// Encodes one row at its full length; targets are marked up to the maximum length, and perhaps beyond.
     ///
     /// # Errors
     /// A row that needs a template where there is none, a template that fails, no end token.
@@ -270,10 +270,15 @@ impl<'a> Encoder<'a> {
         let chat = RenderedChat::new(self.need_template()?, messages, tools)?;
         let mut tokens = self.tokenizer.encode_spans(&chat.text)?;
         let mut is_target = vec![false; tokens.len()];
+        // Nothing after the first turn beyond the cut is learnt, and to find a turn the whole chat is rendered again.
+        let cut = tokens.get(self.options.max_length).map_or(usize::MAX, |token| token.start);
         let mut ended = true;
         let roles = messages.iter().enumerate().skip(first_target);
         for (index, _) in roles.filter(|(_, message)| message.role() == "assistant") {
             let turn = chat.turn(index)?;
+            if turn.start > cut {
+                break;
+            }
             let end = self.end_token(&chat.text, &tokens, turn);
             ended = end.is_some() || index + 1 < messages.len();
             if !ended {
@@ -298,7 +303,8 @@ impl<'a> Encoder<'a> {
     /// nothing but white space between.
     fn end_token(&self, text: &str, tokens: &[Span], turn: Turn) -> Option<usize> {
         let ends = |token: &Span| self.tokenizer.is_special(token.id) || self.tokenizer.eos_ids().contains(&token.id);
-        let index = tokens.iter().position(|token| token.start >= turn.text_end && ends(token))?;
+        let after = tokens.partition_point(|token| token.start < turn.text_end);
+        let index = after + tokens[after..].iter().position(ends)?;
         text[turn.text_end..tokens[index].start].trim().is_empty().then_some(index)
     }
 

@@ -97,11 +97,25 @@ pub(crate) fn render(
     template.render(messages, &options)
 }
 
-/// A plain word that `text` does not hold.
+/// A plain word that `text` does not hold: one X longer than any like it there.
 fn unused_marker(text: &str) -> String {
-    let mut marker = "KINGLETMARKER".to_owned();
-    while text.contains(&marker) {
-        marker.push('X');
+    const MARKER: &str = "KINGLETMARKER";
+    let run = |(at, _)| text[at + MARKER.len()..].bytes().take_while(|&byte| byte == b'X').count();
+    let longest = text.match_indices(MARKER).map(run).max();
+    MARKER.to_owned() + &"X".repeat(longest.map_or(0, |longest| longest + 1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_marker_is_unused_even_by_a_text_that_is_made_of_markers() {
+        assert_eq!(unused_marker("plain"), "KINGLETMARKER");
+        assert_eq!(unused_marker("KINGLETMARKER"), "KINGLETMARKERX");
+        // Trying one X more at a time would take hours here.
+        let hostile = format!("KINGLETMARKERX KINGLETMARKER{} KINGLETMARKER", "X".repeat(3 << 20));
+        let marker = unused_marker(&hostile);
+        assert!(!hostile.contains(&marker) && marker.len() < hostile.len());
     }
-    marker
 }

@@ -131,6 +131,23 @@ fn errors_name_file_line_and_key() {
 }
 
 #[test]
+fn a_file_of_two_formats_says_where_the_second_begins() {
+    let pair = r#"{"prompt": "a", "completion": "b"}"#;
+    for (other, key) in [
+        (r#"{"text": "x"}"#, "text"),
+        (r#"{"messages": [{"role": "assistant", "content": "x"}]}"#, "messages"),
+        (r#"{"instruction": "x", "output": "y"}"#, "instruction"),
+    ] {
+        let error = error(format!("{pair}\n{pair}\n\n{other}\n"));
+        let parts = ["data.jsonl:4: ", "format changes", &format!("`{key}`"), "line 1 has `prompt`"];
+        assert!(parts.iter().all(|part| error.contains(part)), "{error}");
+    }
+    // A key that is merely missing is told as such, and keys of other formats do no harm beside the right one.
+    assert!(error(format!("{pair}\n{{\"completion\": \"b\"}}")).contains("`prompt` is missing"));
+    assert_eq!(read(&format!("{pair}\n{}", r#"{"prompt": "a", "completion": "b", "text": "c"}"#)).rows().len(), 2);
+}
+
+#[test]
 fn a_missing_file_is_named() {
     let error = Dataset::from_file("/nowhere/data.jsonl".as_ref()).map(|_| ()).unwrap_err();
     assert!(error.is_io() && error.to_string().contains("/nowhere/data.jsonl"));

@@ -1,14 +1,16 @@
 //! Opening a model: a Hugging Face folder or a `.gguf` file, seen the same way.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use kinglet_quant::RowOrder;
+use kinglet_quant::{RowOrder, bnb};
 use kinglet_tensor::{Error, Result};
 use serde_json::{Map, Value};
 
 use crate::config::Config;
+use crate::decoder::{Decoder, EMBEDDING, HEAD};
 use crate::gguf::{Gguf, Metadata};
 use crate::json;
 use crate::mmap::Mapped;
@@ -149,6 +151,30 @@ impl Source {
     /// As [`WeightFiles::bytes`].
     pub fn bytes(&self, tensor: SourceTensor<'_>) -> Result<Bytes> {
         self.weights.bytes(tensor.entry)
+    }
+
+    /// Names, as the files have them, of tensors that are no part of `model`, which was loaded from here: layers or biases
+    /// that the configuration does not have. What transformers leaves aside in silence is left out here too.
+    #[must_use]
+    pub fn unused(&self, model: &Decoder) -> Vec<&str> {
+        let linears = model.linears().chain(model.head()).flat_map(|linear| {
+            let bias = linear.bias.as_ref().map(|_| format!("{}.bias", linear.site.name));
+            [format!("{}.weight", linear.site.name)].into_iter().chain(bias)
+        });
+        let norms = model.norms().map(|(name, _)| name.to_string());
+        let used: HashSet<String> = linears.chain(norms).chain([EMBEDDING.to_string()]).collect();
+        let is_used = |name: &str| {
+            let name = bnb::companion_of(name).unwrap_or(name);
+            // Tables of angles, and a copy of the embedding where that is the output projection too.
+            used.contains(name) || name.ends_with("rotary_emb.inv_freq") || name == HEAD
+        };
+        let stored = self.weights.entries.keys().map(String::as_str);
+        match self.gguf {
+            None => stored.filter(|name| !is_used(name)).collect(),
+            Some(_) => stored
+                .filter(|name| *name != "rope_freqs.weight" && !names::from_gguf(name).is_some_and(|hf| is_used(&hf)))
+                .collect(),
+        }
     }
 
     /// The tokens that end a generated text: those of `generation_config.json`, which chat models

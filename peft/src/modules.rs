@@ -48,9 +48,10 @@ impl Stored {
             Stored::Vector(v) => Ok(v.clone()),
             Stored::Matrix(w) => match &**w {
                 Weight::Dense(w) => Ok(w.clone()),
-                _ => {
-                    Err(Error::invalid(format!("{name} is quantised and cannot be trained: take an unquantised base")))
-                }
+                _ => Err(Error::invalid(format!(
+                    "{name} is quantised and cannot be trained: leave it out of --modules-to-save, take --method lora or \
+                     qlora instead of full, or give the original model of 16 bits"
+                ))),
             },
         }
     }

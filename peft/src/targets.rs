@@ -4,6 +4,7 @@ use crate::config::LoraConfig;
 use kinglet_tensor::{Error, Result};
 use regex_lite::Regex;
 use serde_json::{Value, json};
+use std::fmt;
 
 /// A choice of modules.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -36,6 +37,28 @@ impl Targets {
         }
     }
 
+    /// Whether both choose the same linear layers of every model that kinglet knows; two regular expressions do when they
+    /// are equal.
+    #[must_use]
+    pub fn means_same_as(&self, other: &Self) -> bool {
+        match (self.sorted(), other.sorted()) {
+            (Some(ours), Some(theirs)) => ours == theirs,
+            _ => self == other,
+        }
+    }
+
+    /// The names, in order and once each.
+    fn sorted(&self) -> Option<Vec<&str>> {
+        let mut names: Vec<&str> = match self {
+            Targets::AllLinear => LINEAR.to_vec(),
+            Targets::Names(names) => names.iter().map(String::as_str).collect(),
+            Targets::Regex(_) => return None,
+        };
+        names.sort_unstable();
+        names.dedup();
+        Some(names)
+    }
+
     pub(crate) fn from_json(value: &Value) -> Option<Self> {
         match value {
             Value::String(text) if text.eq_ignore_ascii_case(ALL_LINEAR) => Some(Targets::AllLinear),
@@ -61,6 +84,19 @@ impl Targets {
 }
 
 const ALL_LINEAR: &str = "all-linear";
+/// What [`Targets::AllLinear`] means in every model that kinglet knows.
+const LINEAR: [&str; 7] = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
+
+impl fmt::Display for Targets {
+    /// The command line's form: see [`Targets::parse`].
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Targets::AllLinear => f.write_str(ALL_LINEAR),
+            Targets::Names(names) => f.write_str(&names.join(",")),
+            Targets::Regex(pattern) => f.write_str(pattern),
+        }
+    }
+}
 
 /// A [`LoraConfig`]'s rules with every pattern compiled.
 pub(crate) struct Matcher<'a> {
@@ -220,6 +256,18 @@ mod tests {
         assert_eq!(matched(&with(Targets::Regex("q_proj".into()))), [false; 3]);
         assert_eq!(matched(&with(Targets::Regex(r".*q_proj|lm_head".into()))), [true, true, true]);
         assert_eq!(matched(&with(Targets::Regex(r".*\.0\..*".into()))), [true, false, false]);
+    }
+
+    #[test]
+    fn names_mean_the_same_in_any_order_and_all_linear_is_all_of_them() {
+        let same = |a: &str, b: &str| Targets::parse(a).means_same_as(&Targets::parse(b));
+        assert!(same("q_proj,v_proj", "v_proj,q_proj"));
+        assert!(same("all-linear", "up_proj,down_proj,gate_proj,q_proj,k_proj,v_proj,o_proj"));
+        assert!(!same("all-linear", "q_proj,v_proj") && !same("q_proj", "v_proj"));
+        assert!(same(r".*\.q_proj", r".*\.q_proj") && !same(r".*\.q_proj", "q_proj"));
+        for text in ["all-linear", "q_proj,v_proj", r".*\.q_proj"] {
+            assert_eq!(Targets::parse(text).to_string(), text);
+        }
     }
 
     #[test]

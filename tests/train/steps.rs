@@ -181,13 +181,26 @@ fn evaluation_gives_the_loss_of_training_and_counts_right_answers() {
     let encoder = base.encoder(settings.max_length).unwrap();
     let examples = encoder.encode(&data).unwrap().examples;
     let go = || ControlFlow::Continue(());
-    let loss = evaluate_loss(&model, &ctx, &examples, go).unwrap();
+    let loss = evaluate_loss(&model, &ctx, &examples, 8, go).unwrap();
     assert!(close(&[loss.mean], &losses(&log(&folder))), "{loss:?}");
-    let first = evaluate_loss(&model, &ctx, &examples[..1], go).unwrap();
-    let rest = evaluate_loss(&model, &ctx, &examples[1..], go).unwrap();
+    let first = evaluate_loss(&model, &ctx, &examples[..1], 8, go).unwrap();
+    let rest = evaluate_loss(&model, &ctx, &examples[1..], 8, go).unwrap();
     let parts = first.mean * first.tokens as f64 + rest.mean * rest.tokens as f64;
     assert!((parts / loss.tokens as f64 - loss.mean).abs() < 1e-12, "rows do not see each other");
-    assert!(evaluate_loss(&model, &ctx, &[], go).unwrap_err().is_invalid());
+    // Short rows too, whose products alone would be of few rows.
+    let mut short = examples.clone();
+    for (n, row) in short.iter_mut().enumerate() {
+        let keep = row.is_target.iter().position(|&t| t).unwrap() + 1 + n % 3;
+        row.ids.truncate(keep);
+        row.is_target.truncate(keep);
+    }
+    for rows in [&examples, &short] {
+        let bits = |batch| evaluate_loss(&model, &ctx, rows, batch, go).unwrap().mean.to_bits();
+        let alone = bits(1);
+        assert!([2, 3, 5, 8, 1000].iter().all(|&batch| bits(batch) == alone), "a batch size changes the loss");
+    }
+    assert!(evaluate_loss(&model, &ctx, &examples, 0, go).unwrap_err().is_invalid());
+    assert!(evaluate_loss(&model, &ctx, &[], 8, go).unwrap_err().is_invalid());
 
     let stop: Vec<i32> = encoder.stop_ids().unwrap().into_iter().map(|id| id as i32).collect();
     let how = Answering { tokenizer: &base.tokenizer, stop: &stop, max_new_tokens: 5 };

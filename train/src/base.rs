@@ -42,7 +42,7 @@ impl Base {
         let map = if options.no_mmap { Mapped::open_unmapped } else { Mapped::open };
         let source = if options.from_scratch { without_weights(path)? } else { Source::open(path, map)? };
         let tokenizer = match &source.gguf {
-            Some(metadata) => Tokenizer::from_gguf(&gguf_vocab(metadata)?).map_err(|e| e.context(path.display()))?,
+            Some(metadata) => gguf_tokenizer(metadata).map_err(|e| e.context(path.display()))?,
             None => Tokenizer::from_dir(path)?,
         };
         Self::new(source, tokenizer, options)
@@ -56,7 +56,8 @@ impl Base {
         let known = source.stop_tokens()?.into_iter().filter(|&id| (id as usize) < tokenizer.vocab_size());
         tokenizer.add_eos_ids(&known.collect::<Vec<_>>())?;
         if let Some(file) = options.chat_template {
-            let text = std::fs::read_to_string(file).map_err(|e| Error::io(file.display(), e))?;
+            let text = std::fs::read_to_string(file)
+                .map_err(|e| Error::io(format!("{}: cannot read the chat template", file.display()), e))?;
             tokenizer.set_chat_template(&text, &file.display().to_string())?;
         }
         let template = if options.raw { None } else { tokenizer.chat_template()? };
@@ -116,6 +117,19 @@ impl Base {
         Decoder::load(&self.source, options).map_err(|e| e.context(self.source.path.display()))
     }
 
+    /// What to say of stored tensors that are no part of `model`, which was loaded from here.
+    #[must_use]
+    pub fn unused_warning(&self, model: &Decoder) -> Option<String> {
+        let unused = self.source.unused(model);
+        let first = unused.first()?;
+        Some(format!(
+            "{}: {} of the stored tensors are no part of the model that its configuration describes and are not used, the \
+             first is {first:?}: is the configuration this model's?",
+            self.source.path.display(),
+            unused.len()
+        ))
+    }
+
     /// Renders and tokenises rows of at most `max_length` tokens for this model.
     ///
     /// # Errors
@@ -145,6 +159,14 @@ fn without_weights(path: &Path) -> Result<Source> {
         gguf: None,
         files: ModelFiles { generation_config, ..ModelFiles::default() },
     })
+}
+
+fn gguf_tokenizer(metadata: &Metadata) -> Result<Tokenizer> {
+    if metadata.get("tokenizer.ggml.model").is_none() {
+        let what = "the file has no tokenizer (key \"tokenizer.ggml.model\")";
+        return Err(Error::invalid(format!("{what}: convert the model again with its tokenizer, or give its folder")));
+    }
+    Tokenizer::from_gguf(&gguf_vocab(metadata)?)
 }
 
 /// The tokenizer's part of a GGUF file's metadata.

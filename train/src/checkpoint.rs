@@ -22,8 +22,13 @@ use std::path::Path;
 pub(crate) const STATE: &str = "kinglet_state";
 const STATE_JSON: &str = "kinglet_state.json";
 const STATE_TENSORS: &str = "kinglet_state.safetensors";
+/// The tensors of a state: parameters, first and second moments.
+const STATE_NAMES: [&str; 3] = ["values", "m", "v"];
 /// Of the files' form: a reader of this version reads no other.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
+/// The kernel set: to be raised with every change to a kernel or an op that changes the bits of any result, so that no
+/// run goes on with other numbers than it began with.
+const KERNEL_SET: u32 = 1;
 
 /// What must be the same when a run goes on.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -33,6 +38,8 @@ pub(crate) struct Identity {
     pub(crate) eval_data: Option<String>,
     /// The SIMD level: another one may round differently.
     pub(crate) simd: String,
+    /// [`KERNEL_SET`]: that of another kinglet may round differently.
+    pub(crate) kernel_set: u32,
 }
 
 impl Identity {
@@ -42,6 +49,7 @@ impl Identity {
             data: fingerprint::of_file(&settings.data)?,
             eval_data: settings.eval_data.as_deref().map(fingerprint::of_file).transpose()?,
             simd: format!("{:?}", device.as_cpu()?.simd().level()).to_lowercase(),
+            kernel_set: KERNEL_SET,
         })
     }
 
@@ -64,7 +72,14 @@ impl Identity {
         }
         if self.simd != saved.simd {
             let what = format!("the run began at SIMD level {}, this is {}", saved.simd, self.simd);
-            return Err(Error::invalid(format!("{what}: its numbers would differ in the last bits")));
+            let advice = format!("set KINGLET_SIMD={}, or start anew with --overwrite", saved.simd);
+            return Err(Error::invalid(format!("{what}: its numbers would differ in the last bits: {advice}")));
+        }
+        if self.kernel_set != saved.kernel_set {
+            let what =
+                format!("the run began with kernel set {}, this kinglet has {}", saved.kernel_set, self.kernel_set);
+            let advice = "go on with the kinglet that began it, or start anew with --overwrite";
+            return Err(Error::invalid(format!("{what}: its numbers would differ in the last bits: {advice}")));
         }
         Ok(())
     }
@@ -78,6 +93,19 @@ struct State {
     optimizer_steps: u64,
     identity: Identity,
     settings: Settings,
+}
+
+impl State {
+    /// The version comes first: a state of another one may have other keys.
+    fn parse(text: &str) -> Result<Self> {
+        let json: serde_json::Value = serde_json::from_str(text).map_err(Error::invalid)?;
+        if json["version"] != VERSION {
+            let what = format!("state of version {}, this kinglet reads version {VERSION}", json["version"]);
+            let advice = "go on with the kinglet that began the run, or start anew with --overwrite";
+            return Err(Error::unsupported(format!("{what}: {advice}")));
+        }
+        serde_json::from_value(json).map_err(Error::invalid)
+    }
 }
 
 /// Writes the checkpoint after `step` steps to `path`, wholly or not at all.
@@ -140,7 +168,8 @@ fn result_dtype(settings: &Settings, base: &Base) -> Result<Option<DType>> {
 
 fn save_state(folder: &mut Folder<'_>, learner: &Learner) -> Result<()> {
     let [m, v] = learner.adamw.moments();
-    let tensors = [("values", learner.params.values()), ("m", m), ("v", v)];
+    let [values_name, m_name, v_name] = STATE_NAMES;
+    let tensors = [(values_name, learner.params.values()), (m_name, m), (v_name, v)];
     let spec = |(name, t): &(&str, &Tensor)| TensorSpec {
         name: (*name).into(),
         dtype: StoredType::F32,
@@ -159,18 +188,19 @@ fn save_state(folder: &mut Folder<'_>, learner: &Learner) -> Result<()> {
 /// Puts `learner` where the checkpoint at `path` was, and returns its step.
 pub(crate) fn restore(path: &Path, learner: &mut Learner, settings: &Settings, identity: &Identity) -> Result<u64> {
     let file = path.join(STATE_JSON);
-    let text = std::fs::read_to_string(&file).map_err(|e| Error::io(file.display(), e))?;
-    let state: State = serde_json::from_str(&text).map_err(|e| Error::invalid(format!("{}: {e}", file.display())))?;
-    if state.version != VERSION {
-        let what = format!("state of version {}, this kinglet reads version {VERSION}", state.version);
-        return Err(Error::unsupported(format!("{}: {what}", file.display())));
-    }
+    let text = std::fs::read_to_string(&file)
+        .map_err(|e| Error::io(format!("{}: cannot read the state of the run", file.display()), e))?;
+    let state = State::parse(&text).map_err(|e| e.context(file.display()))?;
     state.settings.check_resumable_as(settings)?;
     identity.check(&state.identity, settings)?;
     let tensors = path.join(STATE_TENSORS);
     let files = open_file(&tensors, Mapped::open_unmapped)?;
+    if let Some(name) = files.entries.keys().find(|name| !STATE_NAMES.contains(&name.as_str())) {
+        return Err(Error::invalid(format!("{}: tensor {name:?} is no part of a state", tensors.display())));
+    }
     let flat = |name: &str| flat(&files, name, &learner.model).map_err(|e| e.context(tensors.display()));
-    let (values, m, v) = (flat("values")?, flat("m")?, flat("v")?);
+    let [values, m, v] = STATE_NAMES.map(flat);
+    let (values, m, v) = (values?, m?, v?);
     let adamw = AdamW::resume(&learner.params, settings.adamw(), &m, &v, state.optimizer_steps)?;
     learner.restore(&values, adamw)?;
     Ok(state.step)
@@ -184,3 +214,6 @@ fn flat(files: &WeightFiles, name: &str, model: &kinglet_models::Decoder) -> Res
     let bytes = files.bytes(entry)?;
     Tensor::from_shared(bytes.owner, bytes.range.start, DType::F32, &entry.shape, model.device())
 }
+
+#[cfg(test)]
+mod tests;

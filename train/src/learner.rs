@@ -144,16 +144,20 @@ impl Learner {
     /// the same numbers come.
     pub(crate) fn explain(&mut self, micro: &[TokenBatch], step: u64) -> Error {
         let tape = Options { record: true, recompute: true, check: true };
+        const ADVICE: &str = "try a lower --learning-rate, or look at these rows";
         let Err((i, error)) = self.accumulate(micro, step, tape) else {
             return Error::non_finite(format!(
-                "step {step}: the loss or the norm of the gradient is not finite, its parts are"
+                "step {step}: the loss or the norm of the gradient is not finite, its parts are: {ADVICE}"
             ));
         };
+        if !error.is_non_finite() {
+            return error;
+        }
         let mut lines = micro[i].lines.clone();
         lines.sort_unstable();
         let lines: Vec<String> = lines.iter().map(usize::to_string).collect();
         let place = format!("step {step}, micro-batch {}, data lines {}", i + 1, lines.join(", "));
-        error.context(place)
+        Error::non_finite(format!("{place}: {error}: {ADVICE}"))
     }
 }
 

@@ -46,6 +46,13 @@ impl Log {
         self.write(row)
     }
 
+    /// Whether there is a row of the evaluation after `step`.
+    pub(crate) fn has_evaluation(&self, step: u64) -> Result<bool> {
+        let text = std::fs::read_to_string(&self.path).map_err(|e| Error::io(self.path.display(), e))?;
+        let rows = text.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+        Ok(rows.into_iter().any(|row| row["step"] == step && row.get("eval_loss").is_some()))
+    }
+
     /// Makes every row so far durable: a checkpoint must not outlive the rows before it.
     pub(crate) fn sync(&self) -> Result<()> {
         self.file.sync_all().map_err(|e| Error::io(self.path.display(), e))

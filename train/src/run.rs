@@ -14,6 +14,7 @@ use kinglet_data::{Example, TokenBatch};
 use kinglet_optim::Schedule;
 use kinglet_tensor::{Device, Error, Result};
 use std::ops::ControlFlow;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
@@ -100,7 +101,14 @@ pub fn run(
     let checkpoint = if resuming { output.newest(|e| reporter.warning(&e.to_string()))? } else { None };
     let eval = settings.eval_data.as_deref().map(|path| encode(path, settings, &base)).transpose()?;
     let identity = Identity::new(settings, &base, device)?;
-    let mut learner = Learner::new(base.model(settings, device)?, settings)?;
+    if options.stop.load(Ordering::Relaxed) {
+        return Ok(stopped(0));
+    }
+    let model = base.model(settings, device)?;
+    if let Some(text) = base.unused_warning(&model) {
+        reporter.warning(&text);
+    }
+    let mut learner = Learner::new(model, settings)?;
     let done = match checkpoint {
         Some(step) => checkpoint::restore(&output.checkpoint(step), &mut learner, settings, &identity)?,
         None => 0,
@@ -112,6 +120,9 @@ pub fn run(
     reporter.planned(&plan);
     if options.dry_run {
         return Ok(Outcome { end: End::Planned, steps: done, loss: None, eval_loss: None });
+    }
+    if options.stop.load(Ordering::Relaxed) {
+        return Ok(stopped(done));
     }
     if options.start == Start::Overwrite {
         output.clear()?;
@@ -126,9 +137,15 @@ pub fn run(
     run.go(done, options.stop)
 }
 
+/// A run that was asked to stop before its first step.
+fn stopped(done: u64) -> Outcome {
+    Outcome { end: End::Stopped, steps: done, loss: None, eval_loss: None }
+}
+
 /// Whether OUTPUT holds a run to go on with.
 fn check_output(output: &Output, settings: &Settings, start: Start) -> Result<bool> {
     let shown = settings.output.display();
+    Settings::check_not_lost(&settings.output)?;
     match (output.contents()?, start) {
         (Contents::Foreign(name), _) => Err(Error::invalid(format!(
             "{shown}: holds {name:?}, which is no part of a run: choose another folder for --output"
@@ -196,20 +213,34 @@ impl Run<'_> {
         let rows = self.rows;
         let mut feed = rows.feed();
         let mut outcome = Outcome { end: End::Finished, steps: done, loss: None, eval_loss: None };
+        if self.is_evaluation_due(done) && !self.log.has_evaluation(done)? {
+            // The run was stopped between the checkpoint and the evaluation that belongs to it.
+            match self.evaluate(done, stop)? {
+                Some(loss) => outcome.eval_loss = Some(loss),
+                None => return Ok(stopped(done)),
+            }
+        }
         while outcome.steps < rows.steps {
             let step = outcome.steps + 1;
             outcome.loss = Some(self.step(&feed.step(step - 1)?, step)?);
             outcome.steps = step;
             let last = step == rows.steps;
-            if last || self.settings.eval_steps.is_some_and(|n| step.is_multiple_of(n)) {
-                outcome.eval_loss = self.evaluate(step)?.or(outcome.eval_loss);
-            }
-            let stopped = stop.load(Ordering::Relaxed) && !last;
+            let mut stopped = stop.load(Ordering::Relaxed) && !last;
             let due = self.settings.save_steps > 0 && step.is_multiple_of(self.settings.save_steps);
-            if due || last || stopped {
+            let saved = due || last || stopped;
+            if saved {
                 self.save(step)?;
             }
+            if !stopped && self.is_evaluation_due(step) {
+                match self.evaluate(step, stop)? {
+                    Some(loss) => outcome.eval_loss = Some(loss),
+                    None => stopped = true,
+                }
+            }
             if stopped {
+                if !saved {
+                    self.save(step)?;
+                }
                 outcome.end = End::Stopped;
                 return Ok(outcome);
             }
@@ -244,15 +275,41 @@ impl Run<'_> {
         Ok(row.loss)
     }
 
-    /// The loss over the evaluation rows, if there are any.
-    fn evaluate(&mut self, step: u64) -> Result<Option<f64>> {
-        let Some(rows) = &self.eval else { return Ok(None) };
+    /// Whether the evaluation rows, if there are any, are looked at after `step`.
+    fn is_evaluation_due(&self, step: u64) -> bool {
+        let by_steps = self.settings.eval_steps.is_some_and(|n| step.is_multiple_of(n));
+        self.eval.is_some() && step > 0 && (step == self.rows.steps || by_steps)
+    }
+
+    /// The loss over the evaluation rows; `None` when `stop` was set before their end.
+    fn evaluate(&mut self, step: u64, stop: &AtomicBool) -> Result<Option<f64>> {
+        let rows = self.eval.as_deref().unwrap_or_default();
+        let mut broken_off = false;
+        let go_on = || {
+            broken_off |= stop.load(Ordering::Relaxed);
+            if broken_off { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        };
         let ctx = self.learner.eval_ctx();
-        let loss = evaluate_loss(&self.learner.model, &ctx, rows, || ControlFlow::Continue(()))?;
+        let batch_size = self.settings.per_device_train_batch_size;
+        let loss = evaluate_loss(&self.learner.model, &ctx, rows, batch_size, go_on);
+        if broken_off {
+            return Ok(None);
+        }
+        let loss = loss.map_err(|e| self.explain_evaluation(e, step))?;
         let row = EvalRow { step, eval_loss: loss.mean, epoch: self.rows.epochs(step) };
         self.log.eval(&row)?;
         self.reporter.evaluated(&row);
         Ok(Some(row.eval_loss))
+    }
+
+    /// Names the file, and what may help where training spoilt the weights.
+    fn explain_evaluation(&self, error: Error, step: u64) -> Error {
+        let file = self.settings.eval_data.as_deref().unwrap_or(Path::new(""));
+        let error = error.context(format!("{}: evaluation after step {step}", file.display()));
+        match error.is_non_finite() {
+            true => Error::non_finite(format!("{error}: try a lower --learning-rate")),
+            false => error,
+        }
     }
 
     fn save(&mut self, step: u64) -> Result<()> {

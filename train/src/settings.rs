@@ -1,5 +1,6 @@
 //! Every option of a run, under the names of the command line.
 
+use crate::log::LOG;
 use kinglet_optim::{AdamWOptions, Schedule, ScheduleKind};
 use kinglet_tensor::{DType, Error, Result};
 use serde::{Deserialize, Serialize};
@@ -137,7 +138,8 @@ pub struct Settings {
     pub save_total_limit: Option<usize>,
     /// Show every so many steps; the log has every step.
     pub logging_steps: u64,
-    /// Start from this adapter instead of a new one.
+    /// Start from this adapter instead of a new one: its own configuration then stands for `lora-*`, `target-modules`,
+    /// `use-rslora` and `modules-to-save`.
     pub init_adapter: Option<PathBuf>,
     /// No chat template.
     pub raw: bool,
@@ -150,7 +152,7 @@ pub struct Settings {
 }
 
 /// Settings that a resumed run may change: no number of the result depends on them.
-const FREE: [&str; 4] = ["threads", "logging-steps", "save-steps", "output"];
+const FREE: [&str; 6] = ["threads", "logging-steps", "save-steps", "save-total-limit", "no-mmap", "output"];
 
 impl Settings {
     /// The file of OUTPUT that holds the settings: it makes a folder a run's.
@@ -209,14 +211,30 @@ impl Settings {
     /// When the folder holds no run, or its settings cannot be read.
     pub fn read(output: &Path) -> Result<Self> {
         let path = output.join(Self::FILE);
+        let advice = "restore the file, or start anew with --overwrite";
         let text = std::fs::read_to_string(&path).map_err(|e| {
-            let what = format!("{}: cannot read the settings of the run to resume", path.display());
+            let what = format!("{}: cannot read the settings of the run ({advice})", path.display());
             Error::io(what, e)
         })?;
         let mut settings: Settings =
-            serde_json::from_str(&text).map_err(|e| Error::invalid(format!("{}: {e}", path.display())))?;
+            serde_json::from_str(&text).map_err(|e| Error::invalid(format!("{}: {e}: {advice}", path.display())))?;
         settings.output = output.into();
         Ok(settings)
+    }
+
+    /// An error where `output` holds what a run leaves but not its settings.
+    ///
+    /// # Errors
+    /// When that is so: the error says what to do.
+    pub fn check_not_lost(output: &Path) -> Result<()> {
+        let is_checkpoint = |name: &str| name.starts_with("checkpoint-");
+        let entries = std::fs::read_dir(output).into_iter().flatten().flatten();
+        let is_runs = entries.into_iter().any(|e| e.file_name().to_str().is_some_and(|n| n == LOG || is_checkpoint(n)));
+        if is_runs && !output.join(Self::FILE).exists() {
+            let what = format!("{}: holds a run without its {}", output.display(), Self::FILE);
+            return Err(Error::invalid(format!("{what}: restore that file, or choose another folder for --output")));
+        }
+        Ok(())
     }
 
     /// Refuses values that have no sense, and pairs that exclude each other.
@@ -281,6 +299,10 @@ impl Settings {
                 full && !self.modules_to_save.is_empty(),
                 "--method full trains every module: leave out --modules-to-save",
             ),
+            (
+                self.no_double_quant && self.is_surely_unquantised(),
+                "--no-double-quant has no effect on a base that is not quantised: give --quant nf4 or fp4, or leave it out",
+            ),
             (!full && self.from_scratch, "--from-scratch needs --method full: an adapter needs a trained base"),
             (self.raw && self.chat_template.is_some(), "--raw uses no chat template: leave out --chat-template"),
             (self.eval_steps.is_some() && self.eval_data.is_none(), "--eval-steps needs --eval-data"),
@@ -288,6 +310,14 @@ impl Settings {
         match excluded.iter().find(|(wrong, _)| *wrong) {
             Some((_, what)) => Err(Error::invalid(what)),
             None => Ok(()),
+        }
+    }
+
+    /// Whether no base at all would be quantised.
+    fn is_surely_unquantised(&self) -> bool {
+        match self.quant {
+            Some(quant) => quant == Quant::None,
+            None => self.method != Method::Qlora,
         }
     }
 
@@ -353,7 +383,8 @@ mod tests {
     #[test]
     fn what_has_no_sense_is_named() {
         type Case = (&'static str, fn(&mut Settings));
-        let cases: [Case; 9] = [
+        let cases: [Case; 10] = [
+            ("--no-double-quant", |s| (s.method, s.no_double_quant) = (Method::Lora, true)),
             ("--lora-r", |s| s.lora_r = 0),
             ("--learning-rate", |s| s.learning_rate = f64::NAN),
             ("--warmup-ratio", |s| s.warmup_ratio = 1.5),
@@ -376,6 +407,7 @@ mod tests {
         let run = settings();
         let mut free = settings();
         (free.threads, free.save_steps, free.logging_steps) = (Some(7), 3, 9);
+        (free.save_total_limit, free.no_mmap) = (Some(2), true);
         run.check_resumable_as(&free).unwrap();
         let other = Settings { seed: 43, ..settings() };
         let error = run.check_resumable_as(&other).unwrap_err().to_string();

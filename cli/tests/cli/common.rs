@@ -68,8 +68,12 @@ pub(crate) fn model() -> String {
     fixture("train/base-llama")
 }
 
+pub(crate) fn binary() -> &'static str {
+    env!("CARGO_BIN_EXE_kinglet")
+}
+
 pub(crate) fn command(args: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_kinglet"));
+    let mut command = Command::new(binary());
     command.args(args).env_remove("KINGLET_SIMD").stdin(Stdio::null());
     command
 }

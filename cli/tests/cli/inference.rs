@@ -34,6 +34,20 @@ fn a_prompt_comes_as_an_option_as_messages_or_on_stdin() {
 }
 
 #[test]
+fn options_without_an_effect_are_not_dropped_in_silence() {
+    let (temp, model) = (Temp::new(), model());
+    let refuse = |more: &[&str]| refused(&[&["generate", "--model", &model], more].concat());
+    // Standard input is empty.
+    contains(&refuse(&["--prompt", "-"]), &["--prompt -", "empty"]);
+    contains(&refuse(&["--prompt", "x", "--no-double-quant"]), &["--no-double-quant", "--quant"]);
+    contains(&refuse(&["--prompt", "x", "--quant", "none", "--no-double-quant"]), &["--no-double-quant"]);
+    let template = temp.write("t.jinja", "x");
+    contains(&refuse(&["--prompt", "x", "--raw", "--chat-template", &template]), &["--raw", "--chat-template"]);
+    contains(&generate(&["--prompt", "x", "--top-k", "5"]).err, &["warning: ", "--top-k", "--temperature 0"]);
+    assert!(!generate(&["--prompt", "x", "--top-k", "5", "--temperature", "1"]).err.contains("warning"));
+}
+
+#[test]
 fn a_system_message_and_raw_change_the_prompt() {
     let temp = Temp::new();
     let count = |more: &[&str]| json(&generate(&[more, &["--json"]].concat()).out)["prompt_tokens"].as_u64().unwrap();

@@ -2,9 +2,11 @@
 #![allow(clippy::unwrap_used)]
 
 mod common;
+mod conflicts;
 mod finetune;
 mod folders;
 mod inference;
 mod malformed;
 mod resume;
+mod signals;
 mod usage;

@@ -35,8 +35,9 @@ const MOMENTS: [Moment; 7] = [
 /// and many epochs. It saves every other step, so that a kill can lose a step and leave its row in the log.
 fn run_args(temp: &Temp, method: &str, output: &str) -> Vec<String> {
     let fixed = ["finetune", "--model", &model(), "--data", &temp.rows(40), "--output", output].map(String::from);
+    let adapter = if method == "full" { "" } else { "--lora-r 4 --lora-dropout 0.1" };
     let options = format!(
-        "--method {method} --lora-r 4 --lora-dropout 0.1 --packing --max-length 64 --per-device-train-batch-size 2 \
+        "--method {method} {adapter} --packing --max-length 64 --per-device-train-batch-size 2 \
          --gradient-accumulation-steps 2 --warmup-steps 5 --weight-decay 0.01 --learning-rate 0.002 \
          --max-steps {STEPS} --save-steps 2 --save-total-limit 2 --threads 2"
     );
@@ -166,6 +167,22 @@ fn the_first_signal_saves_and_resume_goes_on_to_the_same_bytes() {
     assert_eq!(timeless(Path::new(&cut)), timeless(Path::new(&whole)));
     let bytes = |folder: &str| std::fs::read(Path::new(folder).join("adapter_model.safetensors")).unwrap();
     assert_eq!(bytes(&cut), bytes(&whole));
+}
+
+#[test]
+fn what_changes_no_number_may_change_on_the_way() {
+    let temp = Temp::new();
+    let (model, rows, output) = (model(), temp.rows(20), temp.arg("out"));
+    let steps = ["--per-device-train-batch-size", "2", "--max-steps", "6", "--save-steps", "1"];
+    let child = spawn(&[&["finetune", "--model", &model, "--data", &rows, "--output", &output], &steps[..]].concat());
+    wait_until("a step", || self::steps(Path::new(&output)) >= 1);
+    terminate(&child);
+    let done: Done = child.wait_with_output().unwrap().into();
+    assert_eq!(done.code, 0, "{}", done.err);
+    let free = ["--save-total-limit", "1", "--save-steps", "2", "--logging-steps", "3", "--threads", "1", "--no-mmap"];
+    ok(&[&["finetune", "--resume", "--output", &output][..], &free].concat());
+    let kept = names(Path::new(&output)).into_iter().filter(|name| name.starts_with("checkpoint-"));
+    assert_eq!(kept.collect::<Vec<_>>(), ["checkpoint-6"]);
 }
 
 #[test]

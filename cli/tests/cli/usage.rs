@@ -59,6 +59,32 @@ fn what_is_missing_or_wrong_is_named() {
 }
 
 #[test]
+#[cfg(unix)]
+fn names_that_are_not_utf8_are_refused() {
+    use std::os::unix::ffi::OsStrExt;
+    let (temp, model) = (Temp::new(), model());
+    let rows = temp.rows(4);
+    let bad = temp.0.join(std::ffi::OsStr::from_bytes(b"o\xffut"));
+    for args in [
+        &["finetune", "--model", &model, "--data", &rows, "--max-steps", "1", "--output"][..],
+        &["quantize", "--model", &model, "--quant", "nf4", "--output"],
+    ] {
+        let done: Done = command(args).arg(&bad).output().unwrap().into();
+        contains(&refusal(done, args), &["not UTF-8"]);
+        assert!(!bad.exists());
+    }
+}
+
+#[test]
+fn a_file_in_the_demos_place_is_left_alone() {
+    let temp = Temp::new();
+    let file = temp.write("kinglet-demo", "mine");
+    let done: Done = command(&[]).current_dir(&temp.0).output().unwrap().into();
+    contains(&refusal(done, &[]), &["./kinglet-demo", "move it away"]);
+    assert_eq!(std::fs::read(file).unwrap(), b"mine");
+}
+
+#[test]
 fn devices_that_are_not_in_this_build_are_refused() {
     for device in ["cuda:0", "emulated"] {
         let line = refused(&["generate", "--model", &model(), "--prompt", "x", "--device", device]);

@@ -263,6 +263,36 @@ fn long_rows_lose_their_end() {
     assert!(Encoder::new(&model.tokenizer, None, EncodeOptions { raw: true, max_length: 1 }).is_err());
 }
 
+/// Each turn costs renderings of the whole chat: a long one must not pay for turns that are cut off.
+#[test]
+fn turns_beyond_the_maximum_length_are_not_looked_for() {
+    let late = "{% if messages|length == 6 and messages[5].content.startswith('KINGLET') %}{{ raise_exception('late') }}{% endif %}";
+    let model = Model::new(&format!("{late}{CHATML}"), "<|im_start|>", "<|im_end|>");
+    let (long, turn) = ("x".repeat(300), |text| [("user", "q"), ("assistant", text)]);
+    let rows = data(&[chat(&[turn("first"), turn(&long), turn("last")].concat())]);
+    let error = model.encoder(false, 10_000).encode(&rows).unwrap_err();
+    assert!(error.to_string().contains("late"), "{error}");
+    let cut = model.encoder(false, 60).encode(&rows).unwrap();
+    assert_eq!(targets(&model.tokenizer, &cut.examples[0])[0], "first<|im_end|>");
+}
+
+#[test]
+fn a_cut_row_is_the_beginning_of_the_whole_one() {
+    for (template, bos, eos) in [(CHATML, "<|im_start|>", "<|im_end|>"), (LLAMA3, "<|begin_of_text|>", "<|eot_id|>")] {
+        let model = Model::new(template, bos, eos);
+        let rows = data(&[chat(&[("user", "one"), ("assistant", "1é"), ("user", "two"), ("assistant", "日本 2")])]);
+        let whole = model.encoder(false, 10_000).encode_row(&rows.rows()[0]).unwrap();
+        for max_length in 2..whole.ids.len() {
+            let Ok(cut) = model.encoder(false, max_length).encode(&rows) else {
+                assert!(!whole.is_target[1..max_length].contains(&true), "{max_length}");
+                continue;
+            };
+            assert_eq!(cut.examples[0].ids, whole.ids[..max_length]);
+            assert_eq!(cut.examples[0].is_target, whole.is_target[..max_length], "{max_length}");
+        }
+    }
+}
+
 #[test]
 fn the_prompt_is_what_training_conditions_on() {
     let qwen = Model::new(QWEN, "<|endoftext|>", "<|im_end|>");

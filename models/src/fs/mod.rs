@@ -421,8 +421,9 @@ fn create_folders(fs: &dyn Fs, path: &Path) -> Result<()> {
 
 /// The folder that holds `path`, and its name there.
 fn split(path: &Path) -> Result<(PathBuf, &str)> {
-    let name = path.file_name().and_then(|n| n.to_str());
-    let name = name.ok_or_else(|| Error::invalid(format!("{}: not a path that can be written", path.display())))?;
+    let refuse = |why: &str| Error::invalid(format!("{}: {why}", path.display()));
+    let name = path.file_name().ok_or_else(|| refuse("not a path that can be written: give a new folder in it"))?;
+    let name = name.to_str().ok_or_else(|| refuse("the name is not UTF-8: choose another"))?;
     let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     Ok((parent.into(), name))
 }

@@ -1,0 +1,163 @@
+use super::*;
+use crate::rows::Rows;
+use kinglet_tensor::CpuOptions;
+use std::path::PathBuf;
+
+fn identity() -> Identity {
+    let text = |s: &str| s.to_string();
+    Identity { base: text("b"), data: text("d"), eval_data: None, simd: text("avx2"), kernel_set: KERNEL_SET }
+}
+
+#[test]
+fn a_run_goes_on_with_nothing_else_than_it_began_with() {
+    type Case = (&'static [&'static str], fn(&mut Identity));
+    let cases: [Case; 5] = [
+        (&["base model", "--overwrite"], |i| i.base.push('x')),
+        (&["data file", "rows.jsonl"], |i| i.data.push('x')),
+        (&["evaluation file"], |i| i.eval_data = Some("x".into())),
+        (&["SIMD level avx512", "KINGLET_SIMD=avx512"], |i| i.simd = "avx512".into()),
+        (&["kernel set 0", "--overwrite"], |i| i.kernel_set = 0),
+    ];
+    let settings = Settings::new("model", "rows.jsonl", "out");
+    identity().check(&identity(), &settings).unwrap();
+    for (parts, change) in cases {
+        let mut saved = identity();
+        change(&mut saved);
+        let error = identity().check(&saved, &settings).unwrap_err().to_string();
+        assert!(parts.iter().all(|part| error.contains(part)), "{error}");
+    }
+}
+
+#[test]
+fn a_state_holds_the_kernel_set_and_is_refused_without_it_or_of_another_version() {
+    let state = State {
+        version: VERSION,
+        kinglet: String::new(),
+        step: 1,
+        optimizer_steps: 1,
+        identity: identity(),
+        settings: Settings::new("model", "rows.jsonl", "out"),
+    };
+    let json = serde_json::to_value(&state).unwrap();
+    assert_eq!(json["identity"]["kernel_set"], KERNEL_SET);
+    State::parse(&json.to_string()).unwrap();
+    let mut without = json.clone();
+    without["identity"].as_object_mut().unwrap().remove("kernel_set");
+    assert!(State::parse(&without.to_string()).err().unwrap().to_string().contains("kernel_set"));
+    for version in
+        [serde_json::json!(1), serde_json::json!(VERSION + 1), serde_json::json!("2"), serde_json::Value::Null]
+    {
+        let mut other = json.clone();
+        other["version"] = version;
+        assert!(State::parse(&other.to_string()).err().unwrap().to_string().contains("version"));
+    }
+}
+
+/// A saved checkpoint of a small run, and what is needed to go on from it.
+struct Saved {
+    path: PathBuf,
+    settings: Settings,
+    identity: Identity,
+    learner: Learner,
+}
+
+impl Saved {
+    fn new(name: &str) -> Self {
+        let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/train");
+        let folder = std::env::temp_dir().join(format!("kinglet-checkpoint-{name}-{}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&folder);
+        let mut settings = Settings::new(fixtures.join("base-llama"), fixtures.join("llama-lora/data.jsonl"), &folder);
+        (settings.target_modules, settings.lora_r) = ("q_proj".into(), 2);
+        let base = Base::of(&settings).unwrap();
+        let device = Device::cpu(CpuOptions { threads: Some(1), ..CpuOptions::default() }).unwrap();
+        let identity = Identity::new(&settings, &base, &device).unwrap();
+        let mut learner = Learner::new(base.model(&settings, &device).unwrap(), &settings).unwrap();
+        let rows = Rows::new(&settings, &base).unwrap();
+        learner.step(&rows.feed().step(0).unwrap(), 1, 0.1).unwrap();
+        let path = folder.join("checkpoint-1");
+        save(&path, 1, &learner, &settings, &base, &identity).unwrap();
+        Saved { path, settings, identity, learner }
+    }
+
+    fn bytes(&self, name: &str) -> Vec<u8> {
+        std::fs::read(self.path.join(name)).unwrap()
+    }
+
+    /// Restores the checkpoint with other bytes in one of its files; an error is one line that says something.
+    fn restore(&mut self, name: &str, bytes: &[u8]) -> Result<u64> {
+        std::fs::write(self.path.join(name), bytes).unwrap();
+        let restored = restore(&self.path, &mut self.learner, &self.settings, &self.identity);
+        if let Err(error) = &restored {
+            let text = error.to_string();
+            assert!(text.len() > 10 && !text.contains('\n'), "{text:?}");
+        }
+        restored
+    }
+
+    /// Cuts a file at each of its first `header` bytes, then changes a bit there, three hundred times. The manifest would
+    /// tell of every one; here it is not asked.
+    fn torture(&mut self, name: &str, header: impl Fn(&[u8]) -> usize) {
+        let whole = self.bytes(name);
+        let header = header(&whole);
+        assert_eq!(self.restore(name, &whole).unwrap(), 1);
+        for cut in 0..header {
+            assert!(self.restore(name, &whole[..cut]).is_err(), "cut at {cut} of {header}");
+        }
+        let mut refused = 0;
+        for n in 0..300 {
+            let (mut bytes, spread) = (whole.clone(), (n * 7919) % header);
+            bytes[spread] ^= 1 << (n % 8);
+            refused += usize::from(self.restore(name, &bytes).is_err());
+        }
+        assert!(refused > 150, "only {refused} were refused");
+        assert_eq!(self.restore(name, &whole).unwrap(), 1);
+    }
+}
+
+impl Drop for Saved {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.settings.output);
+    }
+}
+
+#[test]
+fn a_spoilt_state_is_an_error() {
+    // The last two bytes are a bracket and a newline, without which it is still whole.
+    Saved::new("json").torture(STATE_JSON, |file| file.len() - 1);
+}
+
+#[test]
+fn spoilt_moments_are_an_error() {
+    Saved::new("tensors").torture(STATE_TENSORS, |file| 8 + u64::from_le_bytes(file[..8].try_into().unwrap()) as usize);
+}
+
+#[test]
+fn a_tensor_that_is_no_part_of_a_state_is_named() {
+    let mut saved = Saved::new("stray");
+    let mut bytes = Vec::new();
+    let spec = |name: &str| TensorSpec { name: name.into(), dtype: StoredType::F32, shape: vec![1] };
+    let specs: Vec<_> = STATE_NAMES.into_iter().chain(["stray"]).map(spec).collect();
+    write_file(&mut bytes, &specs, |_, out| out.write_all(&[0; 4]).map_err(|e| Error::io("memory", e))).unwrap();
+    let error = saved.restore(STATE_TENSORS, &bytes).unwrap_err().to_string();
+    assert!(error.contains("kinglet_state.safetensors") && error.contains("\"stray\""), "{error}");
+}
+
+#[test]
+fn every_file_of_a_checkpoint_is_watched_by_its_manifest() {
+    use kinglet_models::fs::verify_manifest;
+    let saved = Saved::new("manifest");
+    let files = verify_manifest(&Disk, &saved.path).unwrap().files;
+    assert!(files.len() > 4);
+    for file in files {
+        let path = saved.path.join(&file.name);
+        let whole = std::fs::read(&path).unwrap();
+        for spoilt in
+            [&whole[..whole.len() - 1], &[&whole[..], b"x"].concat(), &[&[whole[0] ^ 1], &whole[1..]].concat()]
+        {
+            std::fs::write(&path, spoilt).unwrap();
+            let error = verify_manifest(&Disk, &saved.path).unwrap_err().to_string();
+            assert!(error.contains(&file.name), "{error}");
+        }
+        std::fs::write(&path, whole).unwrap();
+    }
+}
