@@ -157,7 +157,7 @@ impl Source {
     /// that the configuration does not have. What transformers leaves aside in silence is left out here too.
     #[must_use]
     pub fn unused(&self, model: &Decoder) -> Vec<&str> {
-        let linears = model.linears().chain(model.head()).flat_map(|linear| {
+        let linears = model.linears().chain([model.head()]).flat_map(|linear| {
             let bias = linear.bias.as_ref().map(|_| format!("{}.bias", linear.site.name));
             [format!("{}.weight", linear.site.name)].into_iter().chain(bias)
         });
