@@ -37,7 +37,8 @@ pub trait Args: 'static {
     type In<'a>;
 }
 
-/// Declares a kernel: `kernel!(STATIC = "name", ArgumentStruct, cpu_function);`, where `ArgumentStruct` has one lifetime.
+/// Declares a kernel: `kernel!(pub STATIC = "name", ArgumentStruct, cpu_function);`, where `ArgumentStruct` has one
+/// lifetime. Without `pub` nobody else can replace it.
 #[macro_export]
 macro_rules! kernel {
     ($vis:vis $kernel:ident = $name:literal, $args:ident, $cpu:expr) => {
