@@ -26,6 +26,7 @@ use args::{Cli, Command};
 use clap::Parser;
 use clap::error::ErrorKind;
 use console::{note, one_line};
+use kinglet_tensor::Error;
 use std::panic::{AssertUnwindSafe, PanicHookInfo, catch_unwind, set_hook};
 use std::process::ExitCode;
 
@@ -57,10 +58,20 @@ fn parse_and_run() -> ExitCode {
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            note(format!("kinglet: {}", one_line(&error.to_string())));
+            note(format!("kinglet: {}{}", one_line(&error.to_string()), remedy(&error)));
             // Nothing that a user gives can make two holders of one parameter.
             ExitCode::from(if error.is_aliased() { KINGLET_AT_FAULT } else { INPUT_AT_FAULT })
         }
+    }
+}
+
+/// What helps against an error that every command can meet anywhere.
+fn remedy(error: &Error) -> &'static str {
+    match error.is_out_of_memory() {
+        true => {
+            "; ask for less: a smaller batch, --max-length, --lora-r or --max-new-tokens, or --gradient-checkpointing"
+        }
+        false => "",
     }
 }
 

@@ -136,7 +136,19 @@ pub(crate) fn at(name: &str, line: usize, error: Error) -> Error {
 type Object = Map<String, Value>;
 type AtLine<T> = Result<T, (usize, Error)>;
 
+/// What a file that is no text may be, by its first bytes, and what to do.
+const FOREIGN: [(&[u8], &str); 5] = [
+    (b"\x1f\x8b", "compressed by gzip: unpack it first"),
+    (b"\x28\xb5\x2f\xfd", "compressed by zstd: unpack it first"),
+    (b"PK\x03\x04", "a zip archive: unpack it first"),
+    (b"PAR1", "a Parquet file: write its rows as JSONL"),
+    (b"\xff\xfe", "UTF-16: write it as UTF-8"),
+];
+
 fn utf8(bytes: &[u8]) -> Result<&str> {
+    if let Some((_, what)) = FOREIGN.iter().find(|(magic, _)| bytes.starts_with(magic)) {
+        return Err(Error::invalid(format!("the file is {what}")));
+    }
     let text = std::str::from_utf8(bytes).map_err(|e| {
         let line = 1 + count_lines(&bytes[..e.valid_up_to()]);
         Error::invalid(format!("line {line} is not UTF-8"))
@@ -161,7 +173,10 @@ fn read_lines(text: &str) -> AtLine<Vec<(usize, Object)>> {
     let rows = numbered.filter(|(_, line)| !line.trim().is_empty());
     rows.map(|(line, json)| match serde_json::from_str(json) {
         Ok(value) => object(value).map(|object| (line, object)).map_err(|e| (line, e)),
-        Err(e) => Err((line, bad_json(&e))),
+        Err(e) if e.is_eof() => {
+            Err((line, Error::invalid(format!("{}: a row must be whole on its line", bad_json(&e)))))
+        }
+        Err(e) => Err((line, Error::invalid(format!("{}: each line must be one JSON object", bad_json(&e))))),
     })
     .collect()
 }

@@ -125,6 +125,16 @@ fn errors_name_file_line_and_key() {
         assert!(!error.contains('\n'), "one line: {error}");
     }
     assert!(error(b"{\"text\": \"a\"}\n{\"text\": \"\xff\"}").contains("line 2 is not UTF-8"));
+    for (bytes, words) in [
+        (&b"\x1f\x8b\x08\0"[..], ["gzip", "unpack"]),
+        (b"PAR1\x15\x04", ["Parquet", "JSONL"]),
+        (b"\xff\xfe{\0\"\0", ["UTF-16", "UTF-8"]),
+        (b"{\n\"text\": \"a\"}\n", [":1: ", "whole on its line"]),
+        (b"prompt,completion\na,b\n", [":1: ", "one JSON object"]),
+    ] {
+        let error = error(bytes);
+        assert!(words.iter().all(|word| error.contains(word)), "{error}");
+    }
     assert!(error("[".repeat(100_000)).contains("not valid JSON"));
     let nested = format!("{{\"text\": {}", "[".repeat(100_000));
     assert!(error(nested).contains("not valid JSON"));

@@ -62,7 +62,8 @@ pub fn generate(
     let limit = model.config().max_positions;
     let limit = if request.prompt.len() < limit { limit } else { usize::MAX };
     let capacity = request.prompt.len().saturating_add(request.max_new_tokens).min(limit);
-    let mut cache = model.cache(capacity, ctx.dtype)?;
+    let cache = model.cache(capacity, ctx.dtype);
+    let mut cache = cache.map_err(|e| e.context(format!("a KV cache for {capacity} tokens")))?;
     let mut tokens = Vec::new();
     let mut pending = request.prompt.to_vec();
     while tokens.len() < request.max_new_tokens && cache.len() + pending.len() <= capacity {

@@ -129,6 +129,15 @@ fn a_damaged_checkpoint_is_passed_over() {
     assert!(hears.0.iter().any(|w| w.contains("checkpoint-9") && w.contains("CRC-32")), "{:?}", hears.0);
 }
 
+/// Asks a run to stop once it has made a step.
+struct StopAfterOne<'a>(&'a AtomicBool);
+
+impl Reporter for StopAfterOne<'_> {
+    fn stepped(&mut self, _: &StepRow, _: &Plan) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 #[test]
 fn what_changed_is_refused_by_name() {
     let folder = output("changed");
@@ -140,7 +149,11 @@ fn what_changed_is_refused_by_name() {
     run.max_steps = Some(2);
     let stop = AtomicBool::new(true);
     let options = RunOptions { start: Start::New, dry_run: false, stop: &stop };
-    assert_eq!(kinglet_train::run(&run, &device(1), options, &mut kinglet_train::Silent).unwrap().end, End::Stopped);
+    let outcome = kinglet_train::run(&run, &device(1), options, &mut kinglet_train::Silent).unwrap();
+    assert_eq!((outcome.end, outcome.steps, folder.exists()), (End::Stopped, 0, false), "before step 1");
+    stop.store(false, Ordering::Relaxed);
+    let outcome = kinglet_train::run(&run, &device(1), options, &mut StopAfterOne(&stop)).unwrap();
+    assert_eq!((outcome.end, outcome.steps), (End::Stopped, 1));
 
     let mut other = run.clone();
     other.learning_rate = 0.5;

@@ -45,6 +45,10 @@ fn options_without_an_effect_are_not_dropped_in_silence() {
     contains(&refuse(&["--prompt", "x", "--raw", "--chat-template", &template]), &["--raw", "--chat-template"]);
     contains(&generate(&["--prompt", "x", "--top-k", "5"]).err, &["warning: ", "--top-k", "--temperature 0"]);
     assert!(!generate(&["--prompt", "x", "--top-k", "5", "--temperature", "1"]).err.contains("warning"));
+    // A prompt past the model's positions, whose text has no end but this.
+    let long = "x".repeat(3000);
+    let line = refuse(&["--prompt", &long, "--max-new-tokens", "1000000000000"]);
+    contains(&line, &["KV cache for 1", "out of memory", "--max-new-tokens"]);
 }
 
 #[test]
