@@ -325,3 +325,65 @@ fn the_meta_device_plans_memory() {
     };
     assert_eq!(peak(&Device::meta()), peak(&device()));
 }
+
+#[test]
+fn parameters_of_two_sets_do_not_mix() {
+    let device = device();
+    let (policy, reference) = (params(&device), params(&device));
+    let mut grads = Grads::new(&policy).unwrap();
+    let tape = Tape::new();
+    let own = tape.param(&policy, 0).unwrap();
+    let error = tape.param(&reference, 0).err().unwrap();
+    assert!(error.to_string().contains("tape of its own"), "{error}");
+    // On a tape that records nothing they are constants.
+    let inert = Tape::inert();
+    inert.param(&policy, 0).unwrap();
+    inert.param(&reference, 0).unwrap();
+    let error = tape.backward(&own.sum_all().unwrap(), &mut Grads::new(&reference).unwrap()).err().unwrap();
+    assert!(error.to_string().contains("another set"), "{error}");
+
+    let tape = Tape::new();
+    let x = tape.leaf(values(&[8, 8], 4, &device));
+    let set = reference.clone();
+    let blocks = tape.checkpoint(&[&x, &x], move |tape, xs| block(tape, &set, 0, xs)).unwrap();
+    let error = tape.backward(&blocks[0].sum_all().unwrap(), &mut grads).err().unwrap();
+    assert!(error.to_string().contains("another set"), "{error}");
+    assert!(grads.flat().unwrap().to_vec::<f32>().unwrap().iter().all(|&g| g == 0.0));
+}
+
+#[test]
+fn a_leaf_of_another_tape_has_no_gradient_here() {
+    let device = device();
+    let (tape, other) = (Tape::new(), Tape::new());
+    let (x, stranger) = (tape.leaf(values(&[3], 1, &device)), other.leaf(values(&[3], 2, &device)));
+    let leaves = tape.backward(&x.sum_all().unwrap(), &mut Grads::none()).unwrap();
+    assert!(leaves.get(&x).is_some() && leaves.get(&stranger).is_none());
+}
+
+/// Recipes run one inside another: their number is bounded, or a long chain would end the stack.
+#[test]
+fn a_long_chain_of_cheap_ops_has_its_gradient() {
+    let device = device();
+    let gradient = |recompute| {
+        let tape = Tape::with(Options { record: true, recompute, check: false });
+        let x = tape.leaf(values(&[4], 3, &device));
+        let y = (0..20_000).try_fold(x.clone(), |y, _| y.tanh()).unwrap();
+        let leaves = tape.backward(&y.sum_all().unwrap(), &mut Grads::none()).unwrap();
+        bits(leaves.get(&x).unwrap())
+    };
+    assert_eq!(gradient(true), gradient(false));
+}
+
+#[test]
+fn a_gradient_of_a_parameter_that_is_not_finite_is_found_where_it_is_made() {
+    let device = device();
+    let set = params(&device);
+    let tape = Tape::with(Options { record: true, recompute: true, check: true });
+    let weight = tape.param(&set, 1).unwrap();
+    let x = tape.constant(Tensor::full(1e30, &[8, 8], DType::F32, &device).unwrap());
+    let small = x.matmul(&weight).unwrap().affine(1e-30, 0.0).unwrap();
+    let seed = Tensor::full(1e38, &[8, 8], DType::F32, &device).unwrap();
+    let error = tape.backward_from(&[(&small.affine(1.0, 0.0).unwrap(), seed)], &mut Grads::new(&set).unwrap());
+    let error = error.err().unwrap();
+    assert!(error.is_non_finite() && error.to_string().starts_with("matmul: gradient"), "{error}");
+}

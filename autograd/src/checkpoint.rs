@@ -68,7 +68,7 @@ pub(crate) fn replay(
     if outputs.len() != dys.len() {
         return Err(Error::invalid("checkpoint: the block gave another number of outputs when run again"));
     }
-    let mut walk = Walk::new(tape.spend()?, options);
+    let mut walk = Walk::new(tape.spend()?, options, grads)?;
     for &(leaf, outer) in &leaves {
         walk.running[leaf] = running[outer].take();
     }

@@ -2,6 +2,7 @@
 
 use kinglet_tensor::{DType, Device, Error, Result, Shape, Tensor, TensorMut, ops};
 use std::collections::HashMap;
+use std::sync::Arc;
 
 /// Index of a parameter in its set.
 pub type ParamId = usize;
@@ -31,8 +32,19 @@ impl Param {
     }
 }
 
+/// Tells one [`ParamSet`] from every other.
+#[derive(Clone)]
+pub(crate) struct SetId(Arc<()>);
+
+impl PartialEq for SetId {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
 /// The trainable parameters of a run.
 pub struct ParamSet {
+    pub(crate) identity: SetId,
     params: Vec<Param>,
     ids: HashMap<String, ParamId>,
     values: Tensor,
@@ -59,7 +71,7 @@ impl ParamSet {
         for (param, (_, value)) in params.iter().zip(&values) {
             ops::copy_into(&value.to(device)?, flat.view().part(param.start, &param.shape)?)?;
         }
-        Ok(ParamSet { params, ids, values: flat.finish(), version: 0 })
+        Ok(ParamSet { identity: SetId(Arc::new(())), params, ids, values: flat.finish(), version: 0 })
     }
 
     /// The parameters in order.
@@ -126,6 +138,8 @@ type OnReady = Box<dyn FnMut(ParamId) + Send>;
 
 /// The gradients of a [`ParamSet`]: allocated once, added to by every backward pass until zeroed.
 pub struct Grads {
+    /// Whose gradients these are.
+    set: Option<SetId>,
     params: Vec<Param>,
     flat: Option<Tensor>,
     /// Uses still to come of each parameter in the backward pass that is running.
@@ -140,13 +154,20 @@ impl Grads {
     /// When memory runs out.
     pub fn new(set: &ParamSet) -> Result<Self> {
         let flat = Tensor::zeros(&[set.len()], DType::F32, set.values.device())?;
-        Ok(Grads { params: set.params.clone(), flat: Some(flat), uses: vec![0; set.params.len()], on_ready: None })
+        let identity = Some(set.identity.clone());
+        Ok(Grads {
+            set: identity,
+            params: set.params.clone(),
+            flat: Some(flat),
+            uses: vec![0; set.params.len()],
+            on_ready: None,
+        })
     }
 
     /// For a tape that has leaves but no parameters.
     #[must_use]
     pub fn none() -> Self {
-        Grads { params: Vec::new(), flat: None, uses: Vec::new(), on_ready: None }
+        Grads { set: None, params: Vec::new(), flat: None, uses: Vec::new(), on_ready: None }
     }
 
     /// Calls `f` in every backward pass as soon as a parameter's gradient is complete: where data parallelism hooks in.
@@ -180,6 +201,16 @@ impl Grads {
     pub fn tensor(&self, id: ParamId) -> Result<Tensor> {
         let param = self.params.get(id).ok_or_else(|| Error::invalid(format!("no parameter {id}")))?;
         self.flat()?.narrow(0, param.start, param.len())?.reshape(&param.shape)
+    }
+
+    /// Refuses gradients of another set than `set`, the one whose parameters a tape recorded.
+    pub(crate) fn expect_set(&self, set: Option<&SetId>) -> Result<()> {
+        match (set, &self.set) {
+            (Some(recorded), Some(own)) if recorded != own => Err(Error::invalid(
+                "backward: the tape recorded the parameters of another set than these gradients are of",
+            )),
+            _ => Ok(()),
+        }
     }
 
     /// The place to accumulate one parameter's gradient into.

@@ -141,6 +141,29 @@ fn keep(graph: &mut Graph, var: &Var<'_>) -> Item {
     Item::Value(id)
 }
 
+/// At most so many recipes run one inside another; the output of the next op in such a chain is kept instead.
+const MAX_RECIPES: usize = 64;
+
+impl Graph {
+    /// An op's work, without its recipe where the chain of recipes would become too long, and the length of the chain.
+    fn with_bounded_recipe(&self, work: Work, saved: &[Item]) -> (Work, usize) {
+        let Work::Op { rule, recipe: Some(recipe) } = work else { return (work, 0) };
+        let before = saved.iter().filter_map(|item| match item {
+            Item::Value(id) => match self.values[*id].kind {
+                ValueKind::Output(node) => Some(self.nodes[node].recipes),
+                _ => None,
+            },
+            _ => None,
+        });
+        let recipes = 1 + before.max().unwrap_or(0);
+        if recipes > MAX_RECIPES {
+            (Work::Op { rule, recipe: None }, 0)
+        } else {
+            (Work::Op { rule, recipe: Some(recipe) }, recipes)
+        }
+    }
+}
+
 /// Ids are those of one tape: a variable of another one cannot join.
 pub(crate) fn check_tape(tape: &Tape, op: &str, vars: &[&Var<'_>]) -> Result<()> {
     match vars.iter().find(|v| !std::ptr::eq(v.tape, tape)) {
@@ -174,9 +197,10 @@ pub(crate) fn finish<'t>(
         return Ok(outputs.into_iter().map(|value| Var { tape, value, id: None }).collect());
     }
     let mut graph = tape.graph.borrow_mut();
+    let (work, recipes) = graph.with_bounded_recipe(work, &saved);
     let node = graph.nodes.len();
     let ids: Vec<_> = outputs.iter().map(|t| graph.value(t, ValueKind::Output(node))).collect();
     let inputs = inputs.iter().map(|v| v.id).collect();
-    graph.nodes.push(Node { op, scope, inputs, outputs: ids.clone(), saved, work });
+    graph.nodes.push(Node { op, scope, inputs, outputs: ids.clone(), saved, work, recipes });
     Ok(outputs.into_iter().zip(ids).map(|(value, id)| Var { tape, value, id: Some(id) }).collect())
 }

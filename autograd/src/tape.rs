@@ -1,6 +1,6 @@
 //! The tape: what was computed, in order, and what its gradient rules will need.
 
-use crate::params::{ParamId, ParamSet};
+use crate::params::{ParamId, ParamSet, SetId};
 use crate::record::{Recipe, Record, Rule};
 use kinglet_tensor::{DType, Device, Error, Result, Shape, Tensor};
 use std::any::Any;
@@ -38,6 +38,8 @@ pub(crate) struct Graph {
     pub(crate) nodes: Vec<Node>,
     /// Parameters that were asked for, also on a tape that records nothing: a checkpoint reads it.
     pub(crate) params: Vec<ParamId>,
+    /// Whose parameters those on this tape are: an id means one of this set.
+    pub(crate) set: Option<SetId>,
 }
 
 /// A tracked value: what is known of it after the variable itself is gone.
@@ -70,6 +72,8 @@ pub(crate) struct Node {
     pub(crate) outputs: Vec<ValueId>,
     pub(crate) saved: Vec<Item>,
     pub(crate) work: Work,
+    /// How many recipes run one inside another to make the output again; 0 without one.
+    pub(crate) recipes: usize,
 }
 
 pub(crate) enum Work {
@@ -111,7 +115,7 @@ impl Tape {
         Self::with(Options { record: true, recompute: true, check: false })
     }
 
-    /// A tape that runs model code and keeps nothing.
+    /// A tape that runs model code and keeps no tensor.
     #[must_use]
     pub fn inert() -> Self {
         Self::with(Options { record: false, recompute: false, check: false })
@@ -143,13 +147,17 @@ impl Tape {
     /// Parameter `id` of `set`: its gradient is added into [`crate::Grads`].
     ///
     /// # Errors
-    /// When the set has no such parameter.
+    /// When the set has no such parameter, or this tape records those of another set already.
     pub fn param(&self, set: &ParamSet, id: ParamId) -> Result<Var<'_>> {
         let value = set.tensor(id)?;
         let mut graph = self.graph.borrow_mut();
         graph.params.push(id);
         if !self.options.record {
             return Ok(Var { tape: self, value, id: None });
+        }
+        if graph.set.get_or_insert_with(|| set.identity.clone()) != &set.identity {
+            let what = "a tape records the parameters of one set: run the other model on a tape of its own";
+            return Err(Error::invalid(format!("parameter {:?}: {what}", set.params()[id].name)));
         }
         let output = graph.value(&value, ValueKind::Param(id));
         graph.nodes.push(Node {
@@ -159,6 +167,7 @@ impl Tape {
             outputs: vec![output],
             saved: Vec::new(),
             work: Work::Param(id),
+            recipes: 0,
         });
         Ok(Var { tape: self, value, id: Some(output) })
     }

@@ -7,15 +7,18 @@ use crate::tape::{Graph, Item, Node, Options, Tape, ValueId, ValueKind, Var, Wor
 use kinglet_tensor::{DType, Error, Result, Tensor};
 
 /// Gradients of the leaves of a tape.
-pub struct Leaves {
+pub struct Leaves<'t> {
+    tape: &'t Tape,
     gradients: Vec<Option<Tensor>>,
 }
 
-impl Leaves {
-    /// The gradient of `leaf` (of its shape and dtype), or `None` when the loss does not depend on it.
+impl Leaves<'_> {
+    /// The gradient of `leaf` (of its shape and dtype), or `None` when the loss does not depend on it, as it cannot on a
+    /// variable of another tape.
     #[must_use]
     pub fn get(&self, leaf: &Var<'_>) -> Option<&Tensor> {
-        self.gradients.get(leaf.id?)?.as_ref()
+        let own = std::ptr::eq(leaf.tape, self.tape).then_some(leaf.id)?;
+        self.gradients.get(own?)?.as_ref()
     }
 }
 
@@ -25,7 +28,7 @@ impl Tape {
     ///
     /// # Errors
     /// When `loss` has not one element or nothing it was made from is tracked, and those of the rules.
-    pub fn backward(&self, loss: &Var<'_>, grads: &mut Grads) -> Result<Leaves> {
+    pub fn backward(&self, loss: &Var<'_>, grads: &mut Grads) -> Result<Leaves<'_>> {
         if loss.value.len() != 1 {
             return Err(Error::shape("backward", format!("the loss has shape {:?}, not one element", loss.shape())));
         }
@@ -37,9 +40,9 @@ impl Tape {
     ///
     /// # Errors
     /// When a value is on another tape, a gradient has not its value's shape or nothing is tracked, and those of the rules.
-    pub fn backward_from(&self, seeds: &[(&Var<'_>, Tensor)], grads: &mut Grads) -> Result<Leaves> {
+    pub fn backward_from(&self, seeds: &[(&Var<'_>, Tensor)], grads: &mut Grads) -> Result<Leaves<'_>> {
         seeds.iter().try_for_each(|(var, _)| check_tape(self, "backward", &[var]))?;
-        let mut walk = Walk::new(self.spend()?, self.options());
+        let mut walk = Walk::new(self.spend()?, self.options(), grads)?;
         let mut any = false;
         for (var, seed) in seeds {
             if var.shape() != seed.shape() {
@@ -59,7 +62,7 @@ impl Tape {
             return Err(Error::invalid("backward: nothing that the loss was made from is tracked"));
         }
         walk.run(grads, true)?;
-        Ok(Leaves { gradients: walk.running })
+        Ok(Leaves { tape: self, gradients: walk.running })
     }
 }
 
@@ -71,9 +74,12 @@ pub(crate) struct Walk {
 }
 
 impl Walk {
-    pub(crate) fn new(graph: Graph, options: Options) -> Self {
+    /// # Errors
+    /// When the tape recorded the parameters of another set than `grads` are of.
+    pub(crate) fn new(graph: Graph, options: Options, grads: &Grads) -> Result<Self> {
+        grads.expect_set(graph.set.as_ref())?;
         let running = vec![None; graph.values.len()];
-        Walk { graph, running, options }
+        Ok(Walk { graph, running, options })
     }
 
     /// Runs every rule, last node first. `outermost`: tell when a parameter's last use is done.
@@ -127,8 +133,12 @@ impl Walk {
             }
             if self.options.check {
                 for id in node.inputs.iter().flatten() {
-                    if let Some(gradient) = &self.running[*id] {
-                        check_finite("gradient", node.op, node.scope.as_deref(), gradient)?;
+                    let gradient = match self.graph.values[*id].kind {
+                        ValueKind::Param(param) => Some(grads.tensor(param)?),
+                        _ => self.running[*id].clone(),
+                    };
+                    if let Some(gradient) = gradient {
+                        check_finite("gradient", node.op, node.scope.as_deref(), &gradient)?;
                     }
                 }
             }

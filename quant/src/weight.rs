@@ -128,7 +128,9 @@ impl Weight {
             return Err(Error::device("linear", format!("x on {:?}, weight on {:?}", x.device(), self.device())));
         }
         let (x, weight) = (&x.forwards()?, &self.forwards()?);
-        let options = Options { alpha, accumulate, round_bf16: x.dtype() == DType::BF16 };
+        // Beside bf16 activations every weight becomes bf16, but for f16, which widens as they do.
+        let is_f16 = matches!(weight, Weight::Dense(w) if w.dtype() == DType::F16);
+        let options = Options { alpha, accumulate, round_bf16: x.dtype() == DType::BF16 && !is_f16 };
         x.device().run(&LINEAR, LinearArgs { x, weight, direction, out, options })
     }
 }

@@ -140,9 +140,12 @@ impl Device {
         self.0.heap.reset_peak();
     }
 
-    /// Gives cached memory back to the system.
+    /// Gives cached memory, and what kernels keep to work in, back to the system.
     pub fn release_cache(&self) {
         self.0.heap.release_cache();
+        if let Kind::Cpu(cpu) = &self.0.kind {
+            cpu.release_scratch();
+        }
     }
 
     /// Checks that no kernel wrote outside of its outputs, among those already freed. Needs `CpuOptions::guard`.

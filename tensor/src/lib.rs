@@ -13,7 +13,10 @@
 //! # Ok::<(), kinglet_tensor::Error>(())
 //! ```
 
+#![deny(unsafe_code)]
+
 mod blocks;
+#[allow(unsafe_code)]
 pub mod cpu;
 mod device;
 mod dtype;
@@ -24,6 +27,7 @@ mod layout;
 mod mat;
 pub mod ops;
 pub mod philox;
+#[allow(unsafe_code)]
 mod storage;
 mod tensor;
 

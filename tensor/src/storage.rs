@@ -253,8 +253,8 @@ pub(crate) struct Heap {
     cache: Mutex<Cache>,
 }
 
-/// Freed blocks by capacity. Live and cached bytes together never pass the peak of live bytes, so that
-/// the cache adds nothing to the memory that a run needs.
+/// Freed blocks by capacity. Live and cached bytes together stay at the peak of live bytes, but for the eighth that a block
+/// may be larger than what it serves, so that the cache adds next to nothing to the memory that a run needs.
 #[derive(Default)]
 struct Cache {
     blocks: BTreeMap<usize, Vec<Block>>,

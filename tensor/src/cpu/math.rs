@@ -84,8 +84,7 @@ pub fn log(x: f32) -> f32 {
     if x >= 0.0 { y } else { f32::NAN }
 }
 
-/// (sin x, cos x) to 2 ulp for |x| <= 1e5, more than any rotary angle; NaN from 2^22 on, where
-/// the reduction would begin to lose its quarter turn.
+/// (sin x, cos x) to 2 ulp for |x| <= 1e5; NaN from 2^22 on, where the reduction would begin to lose its quarter turn.
 ///
 /// x = n pi/2 + r with pi/2 split in three floats (Cody and Waite): the first fused step is exact, the
 /// others round once each. On |r| <= pi/4, sin r = r + r^3 S(r^2) (error 2^-35) and

@@ -73,10 +73,15 @@ impl Cpu {
     }
 
     /// Bytes of working memory that kernels have taken so far: packed tiles of operands, partial sums, rows being
-    /// converted. They are kept for the next call, never given back, and are not part of [`crate::Device::memory`].
+    /// converted. They are kept for the next call until [`crate::Device::release_cache`], and are not part of [`crate::Device::memory`].
     #[must_use]
     pub fn scratch_bytes(&self) -> usize {
         self.scratch.bytes()
+    }
+
+    /// Gives back the working memory that no kernel uses just now.
+    pub(crate) fn release_scratch(&self) {
+        self.scratch.release();
     }
 
     /// Runs `f` inside the pool, so that the parallel loops in it need no hand-off from outside.

@@ -129,7 +129,7 @@ simd! {
         max_body(x)
     }
 
-    /// XX, in fused steps.
+    /// y += alpha x, in fused steps.
     pub fn axpy(alpha: f32, x: &[f32], y: &mut [f32]) {
         for (x, y) in x.iter().zip(y) {
             *y = alpha.mul_add(*x, *y);

@@ -40,7 +40,15 @@ impl Pool {
         Buffer { memory, len, home: self.clone() }
     }
 
-    /// Bytes of all buffers, in use or free. Buffers only grow, so this is also the most that there ever were.
+    /// Gives back the buffers that nobody uses just now.
+    pub(super) fn release(&self) {
+        let free = std::mem::take(&mut *self.free.lock().unwrap_or_else(PoisonError::into_inner));
+        let bytes: usize = free.iter().map(|memory| memory.len() * size_of::<Line>()).sum();
+        self.bytes.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    /// Bytes of all buffers, in use or free. Between two releases buffers only grow, so this is also the most that there
+    /// were since.
     pub(super) fn bytes(&self) -> usize {
         self.bytes.load(Ordering::Relaxed)
     }

@@ -34,7 +34,8 @@ impl<'a, T> Shared<'a, T> {
     /// The first element of a rectangle of `rows` rows of `cols` elements, `stride` apart, from `at` on, which
     /// lies inside the slice. To write through it is as unsafe as [`Shared::slice`].
     pub(super) fn rectangle(&self, at: usize, rows: usize, cols: usize, stride: usize) -> *mut T {
-        assert!(rows > 0 && at + (rows - 1) * stride + cols <= self.len);
+        let end = rows.checked_sub(1).and_then(|last| last.checked_mul(stride)?.checked_add(at)?.checked_add(cols));
+        assert!(end.is_some_and(|end| end <= self.len));
         self.start.wrapping_add(at)
     }
 }

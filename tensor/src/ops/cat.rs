@@ -31,7 +31,8 @@ pub fn cat(xs: &[&Tensor], dim: usize) -> Result<Tensor> {
         return Err(Error::shape("cat", format!("{} along dimension {dim}", all.join(", "))));
     }
     let mut shape = first.shape().to_vec();
-    shape[dim] = xs.iter().map(|x| x.shape()[dim]).sum();
+    let joined = xs.iter().try_fold(0usize, |sum, x| sum.checked_add(x.shape()[dim]));
+    shape[dim] = joined.ok_or_else(|| Error::shape("cat", format!("more than all memory along dimension {dim}")))?;
     let xs: Vec<Tensor> = xs.iter().map(|&x| x.clone()).collect();
     let mut out = device.alloc(&shape, first.dtype())?;
     device.run(&CAT, CatArgs { xs: &xs, dim, out: out.view() })?;

@@ -62,7 +62,9 @@ impl Kernel {
 
     /// The product of packed operands into `c`, rows `ldc` apart.
     pub(crate) fn multiply(&self, shape: Shape, a: &[f32], b: &[f32], c: &mut [f32], ldc: usize) {
-        assert!(shape.m == 0 || shape.n == 0 || (shape.n <= ldc && (shape.m - 1) * ldc + shape.n <= c.len()));
+        let needed = shape.m.saturating_sub(1).checked_mul(ldc).and_then(|last| last.checked_add(shape.n));
+        let fits = shape.n <= ldc && needed.is_some_and(|needed| needed <= c.len());
+        assert!(shape.m == 0 || shape.n == 0 || fits);
         // SAFETY: the assertion keeps all rows inside `c`, which is borrowed mutably.
         unsafe { self.multiply_at(shape, a, b, c.as_mut_ptr(), ldc) }
     }
@@ -74,7 +76,11 @@ impl Kernel {
     /// meanwhile.
     pub(crate) unsafe fn multiply_at(&self, shape: Shape, a: &[f32], b: &[f32], c: *mut f32, ldc: usize) {
         let Shape { m, n, k, .. } = shape;
-        assert!(a.len() >= m.next_multiple_of(self.mr) * k && b.len() >= n.next_multiple_of(self.nr) * k);
+        let holds = |x: &[f32], lanes: usize, width: usize| {
+            let needed = lanes.checked_next_multiple_of(width).and_then(|lanes| lanes.checked_mul(k));
+            needed.is_some_and(|needed| needed <= x.len())
+        };
+        assert!(holds(a, m, self.mr) && holds(b, n, self.nr));
         for k0 in (0..k).step_by(KC) {
             let step = Shape { k: KC.min(k - k0), add: shape.add || k0 > 0, ..shape };
             for j in (0..n).step_by(self.nr) {

@@ -181,7 +181,9 @@ fn pack_widened(simd: Simd, x: Lanes, at: usize, lanes: usize, width: usize, out
 pub fn interleave(simd: Simd, rows: &[f32], stride: usize, lanes: usize, width: usize, out: &mut [f32]) {
     let depth = out.len() / width;
     assert!(lanes <= width && out.len() == depth * width, "interleave: {lanes} lanes of {width}");
-    assert!(lanes == 0 || depth == 0 || (lanes - 1) * stride + depth <= rows.len(), "interleave: rows too short");
+    let needed = lanes.saturating_sub(1).checked_mul(stride).and_then(|last| last.checked_add(depth));
+    let fits = needed.is_some_and(|needed| needed <= rows.len());
+    assert!(lanes == 0 || depth == 0 || fits, "interleave: rows too short");
     match simd.level() {
         // SAFETY: the level proves AVX2; the assertions prove the bounds.
         #[cfg(target_arch = "x86_64")]
