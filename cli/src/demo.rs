@@ -58,8 +58,9 @@ pub(crate) fn run() -> Result<()> {
     }
     let after = exact_match(&model, Some(&adapter), &data)?;
     out(format!(
-        "exact match on 100 unseen descriptions: {before:.0}% before, {after:.0}% after fine-tuning (guessing: \
-         {GUESSING:.0}%)"
+        "exact match on {} unseen descriptions: {before:.0}% before, {after:.0}% after fine-tuning (guessing: \
+         {GUESSING:.0}%)",
+        rows("valid.jsonl")?.rows().len()
     ))?;
     note("on your own data: kinglet finetune --model M --data F.jsonl --output DIR");
     next(format!(
@@ -71,11 +72,14 @@ pub(crate) fn run() -> Result<()> {
 
 /// The user's text of the first unseen row.
 fn question() -> Result<String> {
-    let rows = Dataset::from_bytes(&read(DATA, "valid.jsonl")?, "valid.jsonl")?;
-    match rows.rows().first().map(|row| &row.content) {
+    match rows("valid.jsonl")?.rows().first().map(|row| &row.content) {
         Some(RowContent::Pair { prompt, .. }) => Ok(prompt.clone()),
         _ => Err(Error::invalid("valid.jsonl: the first row has no prompt")),
     }
+}
+
+fn rows(name: &str) -> Result<Dataset> {
+    Dataset::from_bytes(&read(DATA, name)?, name)
 }
 
 fn read(files: &[(&str, &[u8])], name: &str) -> Result<Vec<u8>> {
@@ -140,4 +144,30 @@ fn check_own(folder: &Path) -> Result<()> {
 fn foreign(folder: &Path) -> Error {
     let shown = folder.display();
     Error::invalid(format!("./{shown} is not the demo's: move it away, or run the demo in another folder"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    #[test]
+    fn no_description_is_in_both_sets() {
+        let prompts = |name: &str| -> Vec<String> {
+            let prompt = |row: &kinglet_data::Row| match &row.content {
+                RowContent::Pair { prompt, .. } => prompt.clone(),
+                other => panic!("{name}: {other:?}"),
+            };
+            rows(name).unwrap().rows().iter().map(prompt).collect()
+        };
+        let (seen, unseen) = (prompts("train.jsonl"), prompts("valid.jsonl"));
+        let seen: HashSet<&String> = seen.iter().collect();
+        assert!(unseen.len() >= 100 && !unseen.iter().any(|prompt| seen.contains(prompt)));
+    }
+
+    #[test]
+    fn the_model_and_its_tokenizer_are_small() {
+        let bytes: usize = MODEL.iter().map(|(_, bytes)| bytes.len()).sum();
+        assert!(bytes <= 3_000_000, "{bytes} bytes");
+    }
 }

@@ -40,7 +40,9 @@ pub(crate) fn run(args: &MergeArgs) -> Result<()> {
     })?;
     note(format!("saved {}", args.output.display()));
     let gap = gap_after_reload(args, &device, &base, (&model, &Ctx::eval(DType::F32).with_adapters(trained)))?;
-    out(format!("largest logit gap to base and adapter: {gap:.3e}"))?;
+    let rounded =
+        if dtype == Some(DType::F32) { "" } else { ", from rounding the weights; --dtype f32 keeps them whole" };
+    out(format!("largest logit gap to base and adapter: {gap:.3e}{rounded}"))?;
     next(format!("generate --model {} --prompt 'Hello'", quoted(&args.output)));
     Ok(())
 }

@@ -144,3 +144,29 @@ fn answers_that_are_right_count() {
         ["eval", "--model", &model, "--data", &rows, "--metrics", "exact-match", "--max-new-tokens", "3", "--json"];
     assert_eq!(json(&ok(&args).out)["exact_match"].as_f64().unwrap(), 2.0 / 3.0);
 }
+
+#[test]
+fn everything_runs_in_bf16() {
+    let (temp, model) = (Temp::new(), model());
+    let (rows, output) = (temp.rows(6), temp.arg("out"));
+    let loss = |dtype: &str| {
+        let done = ok(&["eval", "--model", &model, "--data", &rows, "--json", "--metrics", "loss", "--dtype", dtype]);
+        json(&done.out)["loss"].as_f64().unwrap()
+    };
+    let (half, full) = (loss("bf16"), loss("f32"));
+    assert!(half != full && (half / full - 1.0).abs() < 0.01, "{half}, {full}");
+    ok(&["finetune", "--model", &model, "--data", &rows, "--output", &output, "--dtype", "bf16", "--max-steps", "2"]);
+    ok(&[
+        "generate",
+        "--model",
+        &model,
+        "--adapter",
+        &output,
+        "--dtype",
+        "bf16",
+        "--prompt",
+        "x",
+        "--max-new-tokens",
+        "3",
+    ]);
+}
