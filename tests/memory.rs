@@ -139,51 +139,44 @@ fn quantising_while_loading_holds_one_tensor_at_most() {
 /// (`cpu/gemm/blocked.rs`).
 const TILE: usize = 512 * 32 * 4;
 
-/// A matrix [rows, columns] in each form of blocks, made without ever being dense.
-fn blocks(rows: usize, columns: usize, device: &Device) -> [Weight; 3] {
+/// A matrix of `shape` in NF4 and one in ggml blocks, made without ever being dense.
+fn blocks(shape: [usize; 2], device: &Device) -> [Weight; 2] {
     let bytes = |len: usize| Tensor::full(36.0, &[len], DType::U8, device).unwrap();
-    let len = rows * columns;
-    let four_bit = |format| {
-        let scales = Scales::Plain(Tensor::full(0.5, &[len / 64], DType::F32, device).unwrap());
-        let matrix = FourBit::new(format, 64, [rows, columns], DType::F32, bytes(len / 2), scales);
-        Weight::FourBit(Arc::new(matrix.unwrap()))
-    };
-    let q4_k = bytes(len / 256 * 144);
-    let q4_k = GgufMatrix::new(ggml::Format::Q4_K, [rows, columns], RowOrder::Plain, q4_k).unwrap();
-    [four_bit(nf4::Format::Nf4), four_bit(nf4::Format::Fp4), Weight::Gguf(q4_k)]
+    let len = shape[0] * shape[1];
+    let scales = Scales::Plain(Tensor::full(0.5, &[len / 64], DType::F32, device).unwrap());
+    let nf4 = FourBit::new(nf4::Format::Nf4, 64, shape, DType::F32, bytes(len / 2), scales).unwrap();
+    let q4_k = GgufMatrix::new(ggml::Format::Q4_K, shape, RowOrder::Plain, bytes(len / 256 * 144)).unwrap();
+    [Weight::FourBit(Arc::new(nf4)), Weight::Gguf(q4_k)]
 }
 
-/// Device bytes beside operands and results, and working memory, of products with `form` of [`blocks`] both ways.
-fn product(form: usize, rows: usize, tokens: usize, dtype: DType) -> (usize, usize) {
-    let device = device(2);
-    let weight = blocks(rows, 2048, &device)[form].clone();
-    let x = Tensor::full(0.5, &[tokens, 2048], dtype, &device).unwrap();
-    let before = device.memory().live;
-    device.reset_peak();
-    let y = weight.matmul(&x, Direction::Forward).unwrap();
-    let dx = weight.matmul(&y, Direction::Backward).unwrap();
-    let results = counted(y.storage_bytes()) + counted(dx.storage_bytes());
-    (device.memory().peak - before - results, device.as_cpu().unwrap().scratch_bytes())
+/// Products both ways of `tokens` rows with matrices whose dense form is 256 tiles.
+fn products_hold_a_tile(tokens: usize, dtype: DType) {
+    let [rows, columns] = [4096, 1024];
+    for form in 0..2 {
+        let device = device(2);
+        let weight = &blocks([rows, columns], &device)[form];
+        let x = Tensor::full(0.5, &[tokens, columns], dtype, &device).unwrap();
+        device.reset_peak();
+        let before = device.memory().live;
+        let y = weight.matmul(&x, Direction::Forward).unwrap();
+        let dx = weight.matmul(&y, Direction::Backward).unwrap();
+        let results = counted(y.storage_bytes()) + counted(dx.storage_bytes());
+        let (held, scratch) = (device.memory().peak - before, device.as_cpu().unwrap().scratch_bytes());
+        let what = format!("form {form}, {tokens} tokens of {dtype}: {held} and {scratch} bytes");
+        assert_eq!(held, results, "{what}: nothing but results comes from the device");
+        // Beside a tile a thread: the part of x that is packed, by whole panels of at most 16 rows; and where the result
+        // is not accumulated in place, a block of it in f32, which few rows have once by columns and once by rows.
+        let packed = (tokens + 16) * 512 * 4;
+        let few = if tokens <= 8 { (2 * tokens + 1) * rows * 4 } else { 0 };
+        let wide = if dtype == DType::F32 { 0 } else { (tokens + 16) * 2048 * 4 };
+        assert!(scratch <= 2 * TILE + packed + few + wide, "{what}, dense the weight has {}", rows * columns * 4);
+    }
 }
 
 #[test]
 fn a_product_decodes_one_tile_of_its_weight_at_a_time() {
-    for (form, dtype) in (0..3).flat_map(|form| [DType::F32, DType::BF16].map(|dtype| (form, dtype))) {
-        for tokens in [1, 8, 40, 300] {
-            for rows in [2048, 8192] {
-                let (held, scratch) = product(form, rows, tokens, dtype);
-                let what = format!("form {form}, {rows} rows, {tokens} tokens of {dtype}: {scratch} bytes");
-                assert_eq!(held, 0, "{what}: nothing but results comes from the device");
-                // Beside a tile a thread: the part of x that is packed (by whole tiles of at most 16 rows), or few rows
-                // of it in f32; and where the result is not accumulated in place, a block of it in f32, which few rows
-                // have once by columns and once by rows.
-                let x = (tokens + 16) * 512 * 4;
-                let few = if tokens <= 8 { tokens * rows * 4 + (tokens + 1) * rows * 4 } else { 0 };
-                let wide = if dtype == DType::F32 { 0 } else { (tokens + 16) * 2048 * 4 };
-                assert!(scratch <= 2 * TILE + x + few + wide, "{what}, dense it has {}", rows * 2048 * 4);
-            }
-        }
-    }
+    [1, 8, 40].into_iter().for_each(|tokens| products_hold_a_tile(tokens, DType::F32));
+    products_hold_a_tile(40, DType::BF16);
 }
 
 #[test]

@@ -65,7 +65,7 @@ fn loading_holds_one_matrix(device: &Device) {
 
 /// Products both ways, with matrices that were never dense.
 fn products_hold_a_tile(device: &Device) {
-    let (size, tokens) = (8192, 40);
+    let (size, tokens) = (4096, 12);
     let x = Tensor::full(0.5, &[tokens, size], DType::F32, device).unwrap();
     let bytes = |len: usize| Tensor::full(36.0, &[len], DType::U8, device).unwrap();
     let scales = Scales::Plain(Tensor::full(0.5, &[size * size / 64], DType::F32, device).unwrap());
