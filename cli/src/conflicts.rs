@@ -28,7 +28,8 @@ pub(crate) fn check_method(settings: &Settings, o: &FinetuneOptions) -> Result<(
     }
 }
 
-/// Gives the settings what the adapter of `--init-adapter` has of its own.
+/// Gives the settings of a new run what the adapter of `--init-adapter` has of its own. A resumed run has it already: the
+/// folder may have changed since, or be gone.
 ///
 /// # Errors
 /// When it cannot be read, or an option asks for something else: the error names both values.
@@ -51,6 +52,17 @@ pub(crate) fn take_adapters_own(settings: &mut Settings, o: &FinetuneOptions) ->
     (settings.lora_r, settings.lora_alpha, settings.lora_dropout) = (own.r, own.lora_alpha, own.lora_dropout);
     (settings.use_rslora, settings.modules_to_save) = (own.use_rslora, own.modules_to_save);
     Ok(())
+}
+
+/// Keeps the form in which `run`, which is resumed, has names that the options give again in another: settings are
+/// compared as they are written.
+pub(crate) fn keep_form_of_names(settings: &mut Settings, run: &Settings) {
+    if Targets::parse(&settings.target_modules).means_same_as(&Targets::parse(&run.target_modules)) {
+        settings.target_modules.clone_from(&run.target_modules);
+    }
+    if sorted(&settings.modules_to_save.join(",")) == sorted(&run.modules_to_save.join(",")) {
+        settings.modules_to_save.clone_from(&run.modules_to_save);
+    }
 }
 
 /// That options say of an adapter what it says of itself.

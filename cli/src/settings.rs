@@ -1,7 +1,7 @@
 //! Options into the settings of a run. Defaults live in [`Settings::new`] alone.
 
 use crate::args::{Dtype, FinetuneOptions, Method, Quant, Schedule};
-use crate::conflicts::{check_method, take_adapters_own};
+use crate::conflicts::{check_method, keep_form_of_names, take_adapters_own};
 use kinglet_tensor::{Error, Result};
 use kinglet_train::{self as train, DtypeName, SchedulerType, Settings, Start};
 
@@ -22,16 +22,19 @@ pub(crate) fn settings(options: &FinetuneOptions) -> Result<Settings> {
     if let Some(output) = o.output.as_deref().filter(|_| start(o) == Start::Resume) {
         Settings::check_not_lost(output)?;
     }
-    let mut settings = match &o.output {
-        Some(output) if start(o) == Start::Resume && output.join(Settings::FILE).exists() => Settings::read(output)?,
+    let resumed = match &o.output {
+        Some(output) if start(o) == Start::Resume && output.join(Settings::FILE).exists() => {
+            Some(Settings::read(output)?)
+        }
         Some(output) if start(o) == Start::Resume && (o.model.is_none() || o.data.is_none()) => {
             return Err(Error::invalid(format!(
                 "{}: holds no run to resume: to start one, give --model and --data",
                 output.display()
             )));
         }
-        _ => fresh(o)?,
+        _ => None,
     };
+    let mut settings = resumed.clone().map_or_else(|| fresh(o), Ok)?;
     set!(settings, o;
         model data output method lora_r lora_alpha lora_dropout target_modules use_rslora no_double_quant learning_rate
         lr_scheduler_type warmup_ratio warmup_steps weight_decay max_grad_norm num_train_epochs max_steps
@@ -46,7 +49,10 @@ pub(crate) fn settings(options: &FinetuneOptions) -> Result<Settings> {
             names.split(',').map(|n| n.trim().into()).filter(|n: &String| !n.is_empty()).collect();
     }
     check_method(&settings, o)?;
-    take_adapters_own(&mut settings, o)?;
+    match &resumed {
+        Some(run) => keep_form_of_names(&mut settings, run),
+        None => take_adapters_own(&mut settings, o)?,
+    }
     make_absolute(&mut settings);
     check_names(&settings)?;
     settings.validate()?;

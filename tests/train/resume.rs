@@ -1,8 +1,9 @@
 //! A run that was stopped and resumed, on another number of threads, ends with the bytes of one that was not.
 
-use crate::common::{case, device, output, timeless_log, train};
+use crate::common::{case, device, fixtures, output, timeless_log, train};
 use kinglet_train::{End, Method, Plan, Reporter, RunOptions, Settings, Start, StepRow, run};
-use std::path::Path;
+use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Everything at once: shuffle, dropout, accumulation, packing, warm-up, an epoch boundary, decay.
@@ -52,16 +53,22 @@ fn files(folder: &Path) -> Vec<(String, Vec<u8>)> {
 }
 
 fn resumes_bit_for_bit(method: Method, name: &str) {
+    goes_on_bit_for_bit(name, |output| settings(method, output), || ());
+}
+
+/// A run of `settings` that stops after three steps goes on to the bytes of one that does not, whatever `meanwhile` does.
+fn goes_on_bit_for_bit(name: &str, settings: impl Fn(&Path) -> Settings, meanwhile: impl FnOnce()) {
     let (whole, cut) = (output(&format!("whole-{name}")), output(&format!("cut-{name}")));
-    let outcome = train(&settings(method, &whole), Start::New, 2).unwrap();
+    let outcome = train(&settings(&whole), Start::New, 2).unwrap();
     assert_eq!((outcome.end, outcome.steps), (End::Finished, 9));
 
     let stop = AtomicBool::new(false);
     let options = RunOptions { start: Start::New, dry_run: false, stop: &stop };
-    let outcome = run(&settings(method, &cut), &device(1), options, &mut StopAfter(3, &stop)).unwrap();
+    let outcome = run(&settings(&cut), &device(1), options, &mut StopAfter(3, &stop)).unwrap();
     assert_eq!((outcome.end, outcome.steps), (End::Stopped, 3));
     assert!(!cut.join("adapter_config.json").exists() && !cut.join("config.json").exists());
-    let outcome = train(&settings(method, &cut), Start::Resume, 3).unwrap();
+    meanwhile();
+    let outcome = train(&settings(&cut), Start::Resume, 3).unwrap();
     assert_eq!((outcome.end, outcome.steps), (End::Finished, 9));
 
     assert_eq!(timeless_log(&whole), timeless_log(&cut));
@@ -83,6 +90,51 @@ fn qlora() {
 #[test]
 fn full() {
     resumes_bit_for_bit(Method::Full, "full");
+}
+
+/// A copy of the adapter that the fixtures start from, with scales of their own in two modules.
+fn init_adapter(name: &str) -> PathBuf {
+    let (from, to) = (fixtures().join("llama-lora/adapter-init"), output(name));
+    std::fs::create_dir_all(&to).unwrap();
+    std::fs::copy(from.join("adapter_model.safetensors"), to.join("adapter_model.safetensors")).unwrap();
+    std::fs::copy(from.join("adapter_config.json"), to.join("adapter_config.json")).unwrap();
+    set_alphas(&to, json!({"layers.0.self_attn.q_proj": 5, "layers.1.mlp.up_proj": 0.75}));
+    to
+}
+
+fn set_alphas(folder: &Path, alphas: Value) {
+    let path = folder.join("adapter_config.json");
+    let mut config: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    config["alpha_pattern"] = alphas;
+    std::fs::write(path, config.to_string()).unwrap();
+}
+
+fn from_adapter(init: &Path, output: &Path) -> Settings {
+    Settings { init_adapter: Some(init.into()), ..settings(Method::Lora, output) }
+}
+
+#[test]
+fn the_adapter_that_a_run_began_with_is_not_needed_again() {
+    let init = init_adapter("init-gone");
+    goes_on_bit_for_bit(
+        "init-gone-run",
+        |output| from_adapter(&init, output),
+        || {
+            std::fs::remove_dir_all(&init).unwrap();
+        },
+    );
+}
+
+#[test]
+fn other_scales_in_the_adapter_that_a_run_began_with_change_nothing() {
+    let init = init_adapter("init-changed");
+    goes_on_bit_for_bit(
+        "init-changed-run",
+        |output| from_adapter(&init, output),
+        || {
+            set_alphas(&init, json!({"q_proj": 64}));
+        },
+    );
 }
 
 #[test]

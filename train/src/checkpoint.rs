@@ -2,12 +2,13 @@
 //!
 //! `checkpoint-N/` holds the adapter in PEFT's form (or the whole model in Hugging Face's), the tokenizer's files, and
 //! the state: `kinglet_state.safetensors` with the parameters and both moments as flat f32, `kinglet_state.json` with
-//! the rest. Data order and random numbers are functions of seed and step, so the step is all there is to their state.
+//! the rest, among it where in these each parameter lies. Data order and random numbers are functions of seed and step, so the step is all there is to their state.
 
 use crate::base::Base;
 use crate::fingerprint;
 use crate::learner::Learner;
 use crate::settings::Settings;
+use kinglet_autograd::{Param, ParamSet};
 use kinglet_models::fs::{Disk, Folder, write_folder_atomic};
 use kinglet_models::mmap::Mapped;
 use kinglet_models::safetensors::{TensorSpec, open_file, write_file};
@@ -16,7 +17,8 @@ use kinglet_optim::AdamW;
 use kinglet_peft::{MergeOptions, merge, write_tensor};
 use kinglet_tensor::{DType, Device, Error, Result, Tensor};
 use serde::{Deserialize, Serialize};
-use std::path::Path;
+use std::fmt;
+use std::path::{Path, PathBuf};
 
 /// Names of state files begin so.
 pub(crate) const STATE: &str = "kinglet_state";
@@ -25,7 +27,7 @@ const STATE_TENSORS: &str = "kinglet_state.safetensors";
 /// The tensors of a state: parameters, first and second moments.
 const STATE_NAMES: [&str; 3] = ["values", "m", "v"];
 /// Of the files' form: a reader of this version reads no other.
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 /// The kernel set: to be raised with every change to a kernel or an op that changes the bits of any result, so that no
 /// run goes on with other numbers than it began with.
 const KERNEL_SET: u32 = 1;
@@ -93,6 +95,26 @@ struct State {
     optimizer_steps: u64,
     identity: Identity,
     settings: Settings,
+    params: Vec<SavedParam>,
+}
+
+/// One parameter, in the order in which they lie in the flat tensors.
+#[derive(PartialEq, Eq, Debug, Serialize, Deserialize)]
+struct SavedParam {
+    name: String,
+    shape: Vec<usize>,
+}
+
+impl From<&Param> for SavedParam {
+    fn from(param: &Param) -> Self {
+        SavedParam { name: param.name.clone(), shape: param.shape.to_vec() }
+    }
+}
+
+impl fmt::Display for SavedParam {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?} of shape {:?}", self.name, self.shape)
+    }
 }
 
 impl State {
@@ -105,6 +127,17 @@ impl State {
             return Err(Error::unsupported(format!("{what}: {advice}")));
         }
         serde_json::from_value(json).map_err(Error::invalid)
+    }
+
+    /// Refuses other parameters than the run has: flat values of an equal number would land in the wrong ones.
+    fn check_params(&self, params: &ParamSet) -> Result<()> {
+        let ours: Vec<SavedParam> = params.params().iter().map(SavedParam::from).collect();
+        let count = ours.len().max(self.params.len());
+        let Some(first) = (0..count).find(|&i| self.params.get(i) != ours.get(i)) else { return Ok(()) };
+        let shown = |param: Option<&SavedParam>| param.map_or("none".into(), SavedParam::to_string);
+        let (saved, has) = (shown(self.params.get(first)), shown(ours.get(first)));
+        let what = format!("parameter {} of the state is {saved}, that of the model {has}", first + 1);
+        Err(Error::invalid(format!("{what}: restore the files of the checkpoint, or start anew with --overwrite")))
     }
 }
 
@@ -127,6 +160,7 @@ pub(crate) fn save(
             optimizer_steps: learner.adamw.steps(),
             identity: identity.clone(),
             settings: settings.clone(),
+            params: learner.params.params().iter().map(SavedParam::from).collect(),
         };
         folder.write_json(STATE_JSON, &state)
     })
@@ -185,25 +219,39 @@ fn save_state(folder: &mut Folder<'_>, learner: &Learner) -> Result<()> {
     })
 }
 
-/// Puts `learner` where the checkpoint at `path` was, and returns its step.
-pub(crate) fn restore(path: &Path, learner: &mut Learner, settings: &Settings, identity: &Identity) -> Result<u64> {
-    let file = path.join(STATE_JSON);
-    let text = std::fs::read_to_string(&file)
-        .map_err(|e| Error::io(format!("{}: cannot read the state of the run", file.display()), e))?;
-    let state = State::parse(&text).map_err(|e| e.context(file.display()))?;
-    state.settings.check_resumable_as(settings)?;
-    identity.check(&state.identity, settings)?;
-    let tensors = path.join(STATE_TENSORS);
-    let files = open_file(&tensors, Mapped::open_unmapped)?;
-    if let Some(name) = files.entries.keys().find(|name| !STATE_NAMES.contains(&name.as_str())) {
-        return Err(Error::invalid(format!("{}: tensor {name:?} is no part of a state", tensors.display())));
+/// A checkpoint that a run goes on from.
+pub(crate) struct Checkpoint {
+    pub(crate) path: PathBuf,
+    state: State,
+}
+
+impl Checkpoint {
+    /// Reads the state at `path`, and refuses to go on from it with other settings or inputs than the run began with.
+    pub(crate) fn open(path: PathBuf, settings: &Settings, identity: &Identity) -> Result<Self> {
+        let file = path.join(STATE_JSON);
+        let text = std::fs::read_to_string(&file)
+            .map_err(|e| Error::io(format!("{}: cannot read the state of the run", file.display()), e))?;
+        let state = State::parse(&text).map_err(|e| e.context(file.display()))?;
+        state.settings.check_resumable_as(settings)?;
+        identity.check(&state.identity, settings)?;
+        Ok(Checkpoint { path, state })
     }
-    let flat = |name: &str| flat(&files, name, &learner.model).map_err(|e| e.context(tensors.display()));
-    let [values, m, v] = STATE_NAMES.map(flat);
-    let (values, m, v) = (values?, m?, v?);
-    let adamw = AdamW::resume(&learner.params, settings.adamw(), &m, &v, state.optimizer_steps)?;
-    learner.restore(&values, adamw)?;
-    Ok(state.step)
+
+    /// Puts `learner` where the checkpoint was, and returns its step.
+    pub(crate) fn restore(&self, learner: &mut Learner, settings: &Settings) -> Result<u64> {
+        self.state.check_params(&learner.params).map_err(|e| e.context(self.path.join(STATE_JSON).display()))?;
+        let tensors = self.path.join(STATE_TENSORS);
+        let files = open_file(&tensors, Mapped::open_unmapped)?;
+        if let Some(name) = files.entries.keys().find(|name| !STATE_NAMES.contains(&name.as_str())) {
+            return Err(Error::invalid(format!("{}: tensor {name:?} is no part of a state", tensors.display())));
+        }
+        let flat = |name: &str| flat(&files, name, &learner.model).map_err(|e| e.context(tensors.display()));
+        let [values, m, v] = STATE_NAMES.map(flat);
+        let (values, m, v) = (values?, m?, v?);
+        let adamw = AdamW::resume(&learner.params, settings.adamw(), &m, &v, self.state.optimizer_steps)?;
+        learner.restore(&values, adamw)?;
+        Ok(self.state.step)
+    }
 }
 
 fn flat(files: &WeightFiles, name: &str, model: &kinglet_models::Decoder) -> Result<Tensor> {

@@ -8,6 +8,7 @@ use kinglet_optim::{AdamW, grad_norm};
 use kinglet_peft::{Adapter, LoraConfig, Targets, full};
 use kinglet_tensor::philox::Key;
 use kinglet_tensor::{DType, Error, Result, Tensor};
+use std::path::Path;
 use std::sync::Arc;
 
 /// A model in training.
@@ -34,14 +35,15 @@ pub(crate) struct StepResult {
 }
 
 impl Learner {
-    pub(crate) fn new(model: Decoder, settings: &Settings) -> Result<Self> {
+    /// `model` with what the settings train of it. An adapter is read from the folder `adapter`, or is a new one.
+    pub(crate) fn new(model: Decoder, settings: &Settings, adapter: Option<&Path>) -> Result<Self> {
         let (params, map, adapter_config) = match settings.method {
             Method::Full => {
                 let (params, map) = full(&model)?;
                 (Arc::new(params), Arc::new(map), None)
             }
             Method::Lora | Method::Qlora => {
-                let adapter = match &settings.init_adapter {
+                let adapter = match adapter {
                     Some(folder) => Adapter::load(folder, &model)?,
                     None => Adapter::new(lora_config(settings), &model, settings.seed)?,
                 };
@@ -190,7 +192,6 @@ mod tests {
     use crate::base::Base;
     use crate::rows::Rows;
     use kinglet_tensor::{CpuOptions, Device};
-    use std::path::Path;
 
     #[test]
     fn a_loss_that_is_not_finite_changes_nothing() {
@@ -199,7 +200,7 @@ mod tests {
             Settings::new(fixtures.join("base-llama"), fixtures.join("llama-lora/data.jsonl"), fixtures.join("none"));
         let base = Base::of(&settings).unwrap();
         let device = Device::cpu(CpuOptions { threads: Some(1), ..CpuOptions::default() }).unwrap();
-        let mut learner = Learner::new(base.model(&settings, &device).unwrap(), &settings).unwrap();
+        let mut learner = Learner::new(base.model(&settings, &device).unwrap(), &settings, None).unwrap();
         let rows = Rows::new(&settings, &base).unwrap();
         let micro = rows.feed().step(0).unwrap();
         let tape = Options { record: true, recompute: true, check: false };

@@ -7,9 +7,16 @@ use crate::rows::Rows;
 use crate::settings::Settings;
 use kinglet_peft::count_parameters;
 use kinglet_tensor::{Device, Result};
+use std::path::Path;
 
-/// The plan of a run that trains `learner` on `rows`.
-pub(crate) fn plan(settings: &Settings, base: &Base, rows: &Rows, learner: &Learner) -> Result<Plan> {
+/// The plan of a run that trains `learner`, whose adapter came from the folder `adapter`, on `rows`.
+pub(crate) fn plan(
+    settings: &Settings,
+    base: &Base,
+    rows: &Rows,
+    learner: &Learner,
+    adapter: Option<&Path>,
+) -> Result<Plan> {
     let report = &rows.report;
     Ok(Plan {
         rows: report.rows,
@@ -22,15 +29,15 @@ pub(crate) fn plan(settings: &Settings, base: &Base, rows: &Rows, learner: &Lear
         steps: rows.steps,
         steps_per_epoch: rows.steps_per_epoch,
         warmup_steps: settings.warmup(rows.steps),
-        peak_bytes: peak_bytes(settings, base, rows)?,
+        peak_bytes: peak_bytes(settings, base, rows, adapter)?,
     })
 }
 
 /// The most bytes at once: one step on the largest batch on a device that runs nothing and counts bytes, beside the
 /// pages of the weight files.
-fn peak_bytes(settings: &Settings, base: &Base, rows: &Rows) -> Result<usize> {
+fn peak_bytes(settings: &Settings, base: &Base, rows: &Rows, adapter: Option<&Path>) -> Result<usize> {
     let device = Device::meta();
-    let mut learner = Learner::new(base.model(settings, &device)?, settings)?;
+    let mut learner = Learner::new(base.model(settings, &device)?, settings, adapter)?;
     learner.step(&[rows.batches.largest()], 1, settings.learning_rate)?;
     let mapped: usize = base.source.weights.entries.values().map(|e| e.range.len()).sum();
     Ok(device.memory().peak + mapped)

@@ -1,7 +1,7 @@
 //! The one training loop.
 
 use crate::base::Base;
-use crate::checkpoint::{self, Identity};
+use crate::checkpoint::{self, Checkpoint, Identity};
 use crate::eval::evaluate_loss;
 use crate::learner::Learner;
 use crate::log::Log;
@@ -101,6 +101,8 @@ pub fn run(
     let checkpoint = if resuming { output.newest(|e| reporter.warning(&e.to_string()))? } else { None };
     let eval = settings.eval_data.as_deref().map(|path| encode(path, settings, &base)).transpose()?;
     let identity = Identity::new(settings, &base, device)?;
+    let checkpoint =
+        checkpoint.map(|step| Checkpoint::open(output.checkpoint(step), settings, &identity)).transpose()?;
     if options.stop.load(Ordering::Relaxed) {
         return Ok(stopped(0));
     }
@@ -108,12 +110,11 @@ pub fn run(
     if let Some(text) = base.unused_warning(&model) {
         reporter.warning(&text);
     }
-    let mut learner = Learner::new(model, settings)?;
-    let done = match checkpoint {
-        Some(step) => checkpoint::restore(&output.checkpoint(step), &mut learner, settings, &identity)?,
-        None => 0,
-    };
-    let plan = plan(settings, &base, &rows, &learner)?;
+    // A run goes on with the adapter of its checkpoint: the one that it began with may have changed since, or be gone.
+    let adapter = checkpoint.as_ref().map(|c| c.path.as_path()).or(settings.init_adapter.as_deref());
+    let mut learner = Learner::new(model, settings, adapter)?;
+    let done = checkpoint.as_ref().map_or(Ok(0), |c| c.restore(&mut learner, settings))?;
+    let plan = plan(settings, &base, &rows, &learner, adapter)?;
     if options.start == Start::Resume {
         reporter.resumed(done);
     }

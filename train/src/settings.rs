@@ -139,7 +139,7 @@ pub struct Settings {
     /// Show every so many steps; the log has every step.
     pub logging_steps: u64,
     /// Start from this adapter instead of a new one: its own configuration then stands for `lora-*`, `target-modules`,
-    /// `use-rslora` and `modules-to-save`.
+    /// `use-rslora` and `modules-to-save`. Read before step 1 alone: a resumed run has all of it in its checkpoint.
     pub init_adapter: Option<PathBuf>,
     /// No chat template.
     pub raw: bool,

@@ -68,4 +68,17 @@ fn options_agree_with_the_adapter_that_a_run_starts_from() {
     assert_eq!((&settings["lora-r"], &settings["lora-alpha"]), (&4.into(), &6.0.into()), "what the run really has");
     ok(&["finetune", "--resume", "--output", &third]);
     contains(&refused_with(&temp, &["--init-adapter", &model]), &["whole model", "--model"]);
+
+    // A run that has begun needs the adapter no more, whether its options are given again or not.
+    std::fs::remove_dir_all(&first).unwrap();
+    let whole = read("third", "adapter_model.safetensors");
+    let again = [&run[..], &[&third, "--init-adapter", &first, "--resume"], &equal[2..]].concat();
+    for resume in [&["finetune", "--resume", "--output", &third][..], &again] {
+        std::fs::remove_file(temp.path("third/adapter_config.json")).unwrap(); // as before the end of the run
+        std::fs::remove_file(temp.path("third/adapter_model.safetensors")).unwrap();
+        ok(resume);
+        assert_eq!(read("third", "adapter_model.safetensors"), whole);
+    }
+    let line = refused(&["finetune", "--resume", "--output", &third, "--lora-r", "8"]);
+    contains(&line, &["--lora-r is 8", "4", "leave it out"]);
 }

@@ -1,7 +1,7 @@
 use super::*;
 use crate::rows::Rows;
+use kinglet_peft::{Adapter, LoraConfig, Targets};
 use kinglet_tensor::CpuOptions;
-use std::path::PathBuf;
 
 fn identity() -> Identity {
     let text = |s: &str| s.to_string();
@@ -37,6 +37,7 @@ fn a_state_holds_the_kernel_set_and_is_refused_without_it_or_of_another_version(
         optimizer_steps: 1,
         identity: identity(),
         settings: Settings::new("model", "rows.jsonl", "out"),
+        params: Vec::new(),
     };
     let json = serde_json::to_value(&state).unwrap();
     assert_eq!(json["identity"]["kernel_set"], KERNEL_SET);
@@ -44,12 +45,16 @@ fn a_state_holds_the_kernel_set_and_is_refused_without_it_or_of_another_version(
     let mut without = json.clone();
     without["identity"].as_object_mut().unwrap().remove("kernel_set");
     assert!(State::parse(&without.to_string()).err().unwrap().to_string().contains("kernel_set"));
-    for version in
-        [serde_json::json!(1), serde_json::json!(VERSION + 1), serde_json::json!("2"), serde_json::Value::Null]
-    {
+    for version in [
+        serde_json::json!(VERSION - 1),
+        serde_json::json!(VERSION + 1),
+        serde_json::json!("3"),
+        serde_json::Value::Null,
+    ] {
         let mut other = json.clone();
         other["version"] = version;
-        assert!(State::parse(&other.to_string()).err().unwrap().to_string().contains("version"));
+        let error = State::parse(&other.to_string()).err().unwrap().to_string();
+        assert!(error.contains("version") && error.contains("--overwrite"), "{error}");
     }
 }
 
@@ -71,7 +76,7 @@ impl Saved {
         let base = Base::of(&settings).unwrap();
         let device = Device::cpu(CpuOptions { threads: Some(1), ..CpuOptions::default() }).unwrap();
         let identity = Identity::new(&settings, &base, &device).unwrap();
-        let mut learner = Learner::new(base.model(&settings, &device).unwrap(), &settings).unwrap();
+        let mut learner = Learner::new(base.model(&settings, &device).unwrap(), &settings, None).unwrap();
         let rows = Rows::new(&settings, &base).unwrap();
         learner.step(&rows.feed().step(0).unwrap(), 1, 0.1).unwrap();
         let path = folder.join("checkpoint-1");
@@ -86,7 +91,8 @@ impl Saved {
     /// Restores the checkpoint with other bytes in one of its files; an error is one line that says something.
     fn restore(&mut self, name: &str, bytes: &[u8]) -> Result<u64> {
         std::fs::write(self.path.join(name), bytes).unwrap();
-        let restored = restore(&self.path, &mut self.learner, &self.settings, &self.identity);
+        let opened = Checkpoint::open(self.path.clone(), &self.settings, &self.identity);
+        let restored = opened.and_then(|checkpoint| checkpoint.restore(&mut self.learner, &self.settings));
         if let Err(error) = &restored {
             let text = error.to_string();
             assert!(text.len() > 10 && !text.contains('\n'), "{text:?}");
@@ -140,6 +146,54 @@ fn a_tensor_that_is_no_part_of_a_state_is_named() {
     write_file(&mut bytes, &specs, |_, out| out.write_all(&[0; 4]).map_err(|e| Error::io("memory", e))).unwrap();
     let error = saved.restore(STATE_TENSORS, &bytes).unwrap_err().to_string();
     assert!(error.contains("kinglet_state.safetensors") && error.contains("\"stray\""), "{error}");
+}
+
+#[test]
+fn a_state_of_other_parameters_is_refused_by_the_first_that_differs() {
+    let mut saved = Saved::new("params");
+    let whole = saved.bytes(STATE_JSON);
+    let json: serde_json::Value = serde_json::from_slice(&whole).unwrap();
+    let first = json["params"][0]["name"].as_str().unwrap().to_string();
+    assert!(
+        first.ends_with("layers.0.self_attn.q_proj.lora_A.weight") && json["params"].as_array().unwrap().len() == 4
+    );
+    type Case<'a> = (&'a [&'a str], fn(&mut Vec<serde_json::Value>));
+    let cases: [Case<'_>; 4] = [
+        (&["parameter 1 of", "\"x\"", &first], |params| params[0]["name"] = "x".into()),
+        (&["parameter 2 of", "lora_B"], |params| params[1]["shape"].as_array_mut().unwrap().reverse()),
+        (&["parameter 4 of the state is none"], |params| params.truncate(3)),
+        (&["parameter 5 of", "that of the model none"], |params| params.push(params[0].clone())),
+    ];
+    for (parts, change) in cases {
+        let mut other = json.clone();
+        change(other["params"].as_array_mut().unwrap());
+        let error = saved.restore(STATE_JSON, other.to_string().as_bytes()).unwrap_err().to_string();
+        let parts = parts.iter().chain(&[STATE_JSON, "--overwrite"]);
+        assert!(parts.into_iter().all(|part| error.contains(part)), "{error}");
+    }
+    assert_eq!(saved.restore(STATE_JSON, &whole).unwrap(), 1);
+}
+
+#[test]
+fn an_adapter_of_other_ranks_and_as_many_numbers_takes_no_state() {
+    let mut saved = Saved::new("ranks");
+    let total = saved.learner.params.len();
+    let config = LoraConfig {
+        r: 2,
+        target_modules: Targets::parse("q_proj"),
+        rank_pattern: vec![("layers.0.self_attn.q_proj".into(), 1), ("layers.1.self_attn.q_proj".into(), 3)],
+        ..LoraConfig::default()
+    };
+    saved.learner.params = Adapter::new(config, &saved.learner.model, 1).unwrap().params;
+    assert_eq!(saved.learner.params.len(), total);
+    let before = saved.learner.params.values().to_vec::<f32>().unwrap();
+    let whole = saved.bytes(STATE_JSON);
+    let error = saved.restore(STATE_JSON, &whole).unwrap_err().to_string();
+    assert!(
+        error.contains("parameter 1 of") && error.contains("q_proj.lora_A.weight") && error.contains("[2, "),
+        "{error}"
+    );
+    assert_eq!(saved.learner.params.values().to_vec::<f32>().unwrap(), before, "nothing was changed");
 }
 
 #[test]
