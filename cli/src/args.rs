@@ -274,7 +274,7 @@ pub(crate) struct GenerateArgs {
     #[command(flatten)]
     pub(crate) model: ModelArgs,
     /// What to continue; - reads it from standard input
-    #[arg(long, value_name = "TEXT", required_unless_present = "messages")]
+    #[arg(long, value_name = "TEXT")]
     pub(crate) prompt: Option<String>,
     /// A JSON file with a list of messages {role, content}
     #[arg(long, value_name = "FILE", conflicts_with = "prompt")]
@@ -339,7 +339,7 @@ pub(crate) struct MergeArgs {
     /// The base: a Hugging Face folder or a .gguf file
     #[arg(long, value_name = "M")]
     pub(crate) model: PathBuf,
-    /// The PEFT adapter folder
+    /// The PEFT adapter folder, or a checkpoint of a run
     #[arg(long, value_name = "A")]
     pub(crate) adapter: PathBuf,
     /// The folder to write

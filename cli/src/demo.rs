@@ -3,6 +3,7 @@
 
 use crate::args::{DeviceArgs, EvalArgs, Metric, ModelArgs, Quant};
 use crate::console::{in_quotes, next, note, out};
+use crate::settings::make_absolute;
 use crate::{eval, finetune};
 use kinglet_data::{Dataset, RowContent};
 use kinglet_models::fs::{Disk, recover_inside, verify_manifest, write_folder_atomic};
@@ -44,7 +45,7 @@ pub(crate) fn run() -> Result<()> {
     unpack(&model, MODEL)?;
     unpack(&data, DATA)?;
     let before = exact_match(&model, None, &data)?;
-    let settings = Settings {
+    let mut settings = Settings {
         learning_rate: 3e-3,
         max_steps: Some(180),
         max_length: 384,
@@ -53,6 +54,7 @@ pub(crate) fn run() -> Result<()> {
         seed: 1,
         ..Settings::new(&model, data.join("train.jsonl"), &adapter)
     };
+    make_absolute(&mut settings); // as those of any run, so that it can be resumed like any
     if !finetune::train_settings(&settings, Start::Overwrite, false)? {
         return Ok(());
     }

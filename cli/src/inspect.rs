@@ -32,7 +32,11 @@ pub(crate) fn run(args: &InspectArgs) -> Result<()> {
     match found["kind"].as_str() {
         Some("model") if found["supported"] != true => {}
         Some("model") => next(format!("generate --model {shown} --prompt 'Hello'")),
-        Some("adapter" | "checkpoint") => next(format!("generate --model BASE --adapter {shown} --prompt 'Hello'")),
+        Some("adapter" | "checkpoint") => {
+            let base = found["adapter"]["base_model_name_or_path"].as_str().map(|base| quoted(Path::new(base)));
+            let base = base.unwrap_or_else(|| "BASE".into());
+            next(format!("generate --model {base} --adapter {shown} --prompt 'Hello'"));
+        }
         Some("run") if found["finished"] == true => {
             next(format!("eval --model BASE --adapter {shown} --data ROWS.jsonl"))
         }

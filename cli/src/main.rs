@@ -76,6 +76,7 @@ fn remedy(error: &Error) -> &'static str {
 }
 
 fn run(cli: Cli) -> kinglet_tensor::Result<()> {
+    signals::write_errors_instead_of_signals()?;
     match cli.command {
         None => demo::run(),
         Some(Command::Finetune(args)) => finetune::run(*args),

@@ -3,7 +3,7 @@
 
 use kinglet_models::fs::{Disk, Fs, Kind, WriteFile};
 use kinglet_tensor::{Error, Result};
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::flag;
 use signal_hook::low_level::emulate_default_handler;
 use std::io::{self, Read, Write};
@@ -51,6 +51,15 @@ impl Caught {
         let signal = self.signal.load(Ordering::Relaxed) as i32;
         emulate_default_handler(signal).map_err(|e| Error::io("cannot end", e))
     }
+}
+
+/// Makes a write beyond a limit on the size of files an error, as on a full disk, instead of the end of the process.
+///
+/// # Errors
+/// When the system refuses.
+pub(crate) fn write_errors_instead_of_signals() -> Result<()> {
+    let heard = Arc::default(); // nobody looks: the write fails
+    flag::register(SIGXFSZ, heard).map(drop).map_err(|e| Error::io("cannot listen for signals", e))
 }
 
 impl Drop for Caught {

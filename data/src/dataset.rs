@@ -252,7 +252,7 @@ fn detect(first: &Object) -> Result<Format> {
         Error::invalid(format!(
             "no key tells the format: one of {} is needed, found {}",
             known.join(", "),
-            has.join(", ")
+            if has.is_empty() { "none".into() } else { has.join(", ") }
         ))
     })
 }

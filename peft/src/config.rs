@@ -83,8 +83,8 @@ impl LoraConfig {
             return Err(Error::invalid("r must be at least 1"));
         }
         let alphas = self.alpha_pattern.iter().map(|p| p.1).chain([self.lora_alpha]);
-        if alphas.into_iter().any(|alpha| !alpha.is_finite()) {
-            return Err(Error::invalid("lora_alpha must be a finite number"));
+        if alphas.into_iter().any(|alpha| !(alpha as f32).is_finite()) {
+            return Err(Error::invalid("lora_alpha must be a finite number of f32"));
         }
         if !(0.0..1.0).contains(&self.lora_dropout) {
             return Err(Error::invalid(format!("lora_dropout {} must be from 0 to below 1", self.lora_dropout)));

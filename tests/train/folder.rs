@@ -76,3 +76,21 @@ fn resume_without_a_checkpoint_starts_at_the_first_step() {
     assert_eq!((outcome.end, outcome.steps), (End::Finished, 2));
     assert_eq!(crate::common::log(&folder).len(), 2);
 }
+
+#[test]
+fn two_runs_do_not_write_one_folder() {
+    let folder = output("held");
+    train(&short(&folder), Start::New, 1).unwrap();
+    let log = || std::fs::read(folder.join("log.jsonl")).unwrap();
+    let before = log();
+    let held = std::fs::File::open(&folder).unwrap();
+    held.lock().unwrap(); // as a living run does
+    let mut longer = short(&folder);
+    longer.seed += 1;
+    let error = train(&longer, Start::Overwrite, 1).unwrap_err().to_string();
+    assert!(error.contains("another run") && error.contains("held"), "{error}");
+    assert_eq!(log(), before);
+    drop(held);
+    train(&longer, Start::Overwrite, 1).unwrap();
+    assert_ne!(log(), before);
+}

@@ -4,6 +4,7 @@ use crate::log::LOG;
 use crate::settings::Settings;
 use kinglet_models::fs::{Disk, MANIFEST, recover_inside, verify_manifest, write_file_atomic};
 use kinglet_tensor::{Error, Result};
+use std::fs::{File, TryLockError};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -43,6 +44,23 @@ const CHECKPOINT: &str = "checkpoint-";
 impl Output {
     pub(crate) fn new(path: &Path) -> Self {
         Output { path: path.into() }
+    }
+
+    /// Takes the folder for this process until what is returned is dropped, or the process ends in whatever way. `None`
+    /// where there is no folder yet, or its file system has no locks.
+    ///
+    /// # Errors
+    /// When a living run has it.
+    pub(crate) fn lock(&self) -> Result<Option<File>> {
+        let Ok(folder) = File::open(&self.path) else { return Ok(None) };
+        match folder.try_lock() {
+            Ok(()) => Ok(Some(folder)),
+            Err(TryLockError::WouldBlock) => Err(Error::invalid(format!(
+                "{}: another run is writing it: wait for its end, stop it, or choose another folder for --output",
+                self.path.display()
+            ))),
+            Err(TryLockError::Error(_)) => Ok(None),
+        }
     }
 
     /// What is there. A symbolic link to a folder is that folder; a file in its place is an error.

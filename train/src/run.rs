@@ -81,6 +81,7 @@ pub fn run(
     settings.validate()?;
     let output = Output::new(&settings.output);
     let resuming = check_output(&output, settings, options.start)?;
+    let held = if options.dry_run { None } else { output.lock()? };
     if resuming && output.is_whole()? {
         let steps = output.checkpoints()?.first().copied().unwrap_or(0);
         return Ok(Outcome { end: End::AlreadyFinished, steps, loss: None, eval_loss: None });
@@ -131,6 +132,7 @@ pub fn run(
     if !resuming || checkpoint.is_none() {
         output.begin(settings)?;
     }
+    let _held = held.map_or_else(|| output.lock(), |held| Ok(Some(held)))?; // until the run ends
     let log = Log::open(&output.path, done)?;
     let eval = eval.map(|e| e.examples);
     let schedule = settings.schedule(rows.steps);
