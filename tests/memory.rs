@@ -295,3 +295,14 @@ fn a_step_of_a_model_takes_memory_by_the_token() {
         }
     }
 }
+
+/// GGUF weights stay in the mapped file whatever their type, also where their rows lie in llama.cpp's order.
+#[test]
+fn a_gguf_model_is_loaded_without_copies() {
+    for name in ["gguf-llama", "gguf-llama-k"] {
+        let device = device(1);
+        let model = load(name, None, &device);
+        assert_eq!(device.memory().peak, 0, "{name}");
+        drop(model);
+    }
+}

@@ -219,7 +219,9 @@ impl Tensors for Files<'_> {
             };
         }
         let tensor = self.source.tensor(name, &shape)?;
-        let Some(format) = ggml_format(tensor.entry.dtype) else {
+        // Plain numbers are a dense tensor where they lie, unless their rows lie in another order.
+        let plain = tensor.rows == RowOrder::Plain && !tensor.entry.dtype.is_block();
+        let Some(format) = ggml_format(tensor.entry.dtype).filter(|_| !plain) else {
             return self.floats(tensor).map(Weight::Dense);
         };
         let bytes = self.source.bytes(tensor)?;
@@ -249,6 +251,9 @@ fn ggml_format(dtype: StoredType) -> Option<ggml::Format> {
         StoredType::Q4_K => Format::Q4_K,
         StoredType::Q5_K => Format::Q5_K,
         StoredType::Q6_K => Format::Q6_K,
+        StoredType::F32 => Format::F32,
+        StoredType::F16 => Format::F16,
+        StoredType::BF16 => Format::BF16,
         _ => return None,
     })
 }

@@ -2,7 +2,8 @@
 
 use kinglet_models::Decoder;
 use kinglet_quant::Weight;
-use kinglet_tensor::{Error, Result, Tensor};
+use kinglet_tensor::cpu::ggml::Format;
+use kinglet_tensor::{DType, Error, Result, Tensor};
 use std::sync::Arc;
 
 /// What a module is to an adapter.
@@ -48,6 +49,7 @@ impl Stored {
             Stored::Vector(v) => Ok(v.clone()),
             Stored::Matrix(w) => match &**w {
                 Weight::Dense(w) => Ok(w.clone()),
+                Weight::Gguf(w) if Format::PLAIN.contains(&w.format()) => w.dequantize(DType::F32),
                 _ => Err(Error::invalid(format!(
                     "{name} is quantised and cannot be trained: leave it out of --modules-to-save, take --method lora or \
                      qlora instead of full, or give the original model of 16 bits"

@@ -129,7 +129,11 @@ impl Weight {
         }
         let (x, weight) = (&x.forwards()?, &self.forwards()?);
         // Beside bf16 activations every weight becomes bf16, but for f16, which widens as they do.
-        let is_f16 = matches!(weight, Weight::Dense(w) if w.dtype() == DType::F16);
+        let is_f16 = match weight {
+            Weight::Dense(w) => w.dtype() == DType::F16,
+            Weight::Gguf(w) => w.format() == kinglet_tensor::cpu::ggml::Format::F16,
+            _ => false,
+        };
         let options = Options { alpha, accumulate, round_bf16: x.dtype() == DType::BF16 && !is_f16 };
         x.device().run(&LINEAR, LinearArgs { x, weight, direction, out, options })
     }

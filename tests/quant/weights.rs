@@ -19,9 +19,18 @@ fn dense(rows: usize, columns: usize, device: &Device) -> Tensor {
     Tensor::from_vec((0..rows * columns).map(value).collect(), &[rows, columns], device).unwrap()
 }
 
-/// Blocks of every byte pattern, with small scales.
+fn plain<T: kinglet_tensor::Element>(rows: usize, columns: usize, device: &Device) -> Vec<T> {
+    dense(rows, columns, device).to_dtype(T::DTYPE).unwrap().to_vec().unwrap()
+}
+
+/// Blocks of every byte pattern, with small scales; or plain numbers.
 fn gguf(format: ggml::Format, [rows, columns]: [usize; 2], order: RowOrder, device: &Device) -> GgufMatrix {
-    let fixture = Fixture::open("ggml.safetensors").get(&format!("{format}.blocks")).bytes;
+    let fixture = match format {
+        ggml::Format::F32 => plain::<f32>(rows, columns, device).iter().flat_map(|x| x.to_le_bytes()).collect(),
+        ggml::Format::F16 => plain::<half::f16>(rows, columns, device).iter().flat_map(|x| x.to_le_bytes()).collect(),
+        ggml::Format::BF16 => plain::<half::bf16>(rows, columns, device).iter().flat_map(|x| x.to_le_bytes()).collect(),
+        _ => Fixture::open("ggml.safetensors").get(&format!("{format}.blocks")).bytes,
+    };
     let bytes = rows * columns / format.block_len() * format.block_bytes();
     let blocks: Vec<u8> = fixture.into_iter().cycle().skip(8 * format.block_bytes()).take(bytes).collect();
     GgufMatrix::new(format, [rows, columns], order, Tensor::from_vec(blocks, &[bytes], device).unwrap()).unwrap()
@@ -38,7 +47,7 @@ fn weights(device: &Device) -> Vec<(String, Weight, Tensor)> {
             weights.push((format!("{format:?}/{blocksize} {shape:?} {double}"), Weight::FourBit(Arc::new(w)), values));
         }
     }
-    for format in ggml::Format::ALL {
+    for format in ggml::Format::ALL.into_iter().chain(ggml::Format::PLAIN) {
         for order in [RowOrder::Plain, RowOrder::Interleaved { head_dim: 6 }] {
             let w = gguf(format, [18, 512], order, device);
             let values = w.dequantize(DType::F32).unwrap();
@@ -106,7 +115,9 @@ fn both_orientations_pack_to_the_dense_values() {
 fn products_are_those_with_the_dense_matrix() {
     for device in devices() {
         for (name, weight, values) in weights(&device) {
-            let dense_weight = Weight::Dense(values);
+            // f16 alone does not become bf16 beside bf16 activations.
+            let is_f16 = matches!(&weight, Weight::Gguf(w) if w.format() == ggml::Format::F16);
+            let dense_weight = Weight::Dense(if is_f16 { values.to_dtype(DType::F16).unwrap() } else { values });
             for direction in DIRECTIONS {
                 for rows in [1, 5, 40] {
                     let inputs = match direction {
@@ -129,12 +140,14 @@ fn products_are_those_with_the_dense_matrix() {
 #[test]
 fn rows_of_interleaved_heads_are_seen_in_their_order() {
     let device = Device::cpu(CpuOptions::default()).unwrap();
-    let (format, shape) = (ggml::Format::Q4_1, [24, 32]);
-    let stored = gguf(format, shape, RowOrder::Plain, &device).dequantize(DType::F32).unwrap();
-    let seen = gguf(format, shape, RowOrder::Interleaved { head_dim: 8 }, &device).dequantize(DType::F32).unwrap();
-    // llama.cpp's conversion: [heads, 2, head_dim / 2, in] -> [heads, head_dim / 2, 2, in]
-    let back = stored.reshape(&[3, 4, 2, 32]).unwrap().transpose(1, 2).unwrap().reshape(&shape).unwrap();
-    assert_bits(&seen.to_vec().unwrap(), &back.to_vec().unwrap(), "rows");
+    for format in [ggml::Format::Q4_1, ggml::Format::F32, ggml::Format::F16, ggml::Format::BF16] {
+        let shape = [24, 32];
+        let stored = gguf(format, shape, RowOrder::Plain, &device).dequantize(DType::F32).unwrap();
+        let seen = gguf(format, shape, RowOrder::Interleaved { head_dim: 8 }, &device).dequantize(DType::F32).unwrap();
+        // llama.cpp's conversion: [heads, 2, head_dim / 2, in] -> [heads, head_dim / 2, 2, in]
+        let back = stored.reshape(&[3, 4, 2, 32]).unwrap().transpose(1, 2).unwrap().reshape(&shape).unwrap();
+        assert_bits(&seen.to_vec().unwrap(), &back.to_vec().unwrap(), &format.to_string());
+    }
 }
 
 #[test]

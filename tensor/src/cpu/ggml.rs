@@ -5,7 +5,7 @@
 // The formats are called as everybody calls them.
 #![allow(non_camel_case_types)]
 
-use half::f16;
+use half::{bf16, f16};
 
 use super::simd;
 
@@ -32,10 +32,19 @@ pub enum Format {
     Q5_K,
     /// 8-bit scale for every 16 elements.
     Q6_K,
+    /// Plain numbers, a block of one element each: for rows that lie in another order than they are counted in.
+    F32,
+    /// As [`Format::F32`].
+    F16,
+    /// As [`Format::F32`].
+    BF16,
 }
 
 impl Format {
-    /// All formats.
+    /// The formats of plain numbers.
+    pub const PLAIN: [Format; 3] = [Format::F32, Format::F16, Format::BF16];
+
+    /// All quantised formats.
     pub const ALL: [Format; 10] = [
         Format::Q4_0,
         Format::Q4_1,
@@ -55,6 +64,7 @@ impl Format {
         match self {
             Format::Q4_0 | Format::Q4_1 | Format::Q5_0 | Format::Q5_1 | Format::Q8_0 => 32,
             Format::Q2_K | Format::Q3_K | Format::Q4_K | Format::Q5_K | Format::Q6_K => MAX_BLOCK,
+            Format::F32 | Format::F16 | Format::BF16 => 1,
         }
     }
 
@@ -72,6 +82,8 @@ impl Format {
             Format::Q4_K => 144,
             Format::Q5_K => 176,
             Format::Q6_K => 210,
+            Format::F32 => 4,
+            Format::F16 | Format::BF16 => 2,
         }
     }
 }
@@ -114,8 +126,26 @@ simd! {
             Format::Q4_K => each!(blocks, out, q4_k),
             Format::Q5_K => each!(blocks, out, q5_k),
             Format::Q6_K => each!(blocks, out, q6_k),
+            Format::F32 => each!(blocks, out, plain_f32),
+            Format::F16 => each!(blocks, out, plain_f16),
+            Format::BF16 => each!(blocks, out, plain_bf16),
         }
     }
+}
+
+#[inline(always)]
+fn plain_f32(block: &[u8; 4], out: &mut [f32; 1]) {
+    *out = [f32::from_le_bytes(*block)];
+}
+
+#[inline(always)]
+fn plain_f16(block: &[u8; 2], out: &mut [f32; 1]) {
+    *out = [f16::from_le_bytes(*block).to_f32()];
+}
+
+#[inline(always)]
+fn plain_bf16(block: &[u8; 2], out: &mut [f32; 1]) {
+    *out = [bf16::from_le_bytes(*block).to_f32()];
 }
 
 /// The f16 at byte `at`.
