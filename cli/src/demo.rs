@@ -6,7 +6,7 @@ use crate::console::{in_quotes, next, note, out};
 use crate::settings::make_absolute;
 use crate::{eval, finetune};
 use kinglet_data::{Dataset, RowContent};
-use kinglet_models::fs::{Disk, recover_inside, verify_manifest, write_folder_atomic};
+use kinglet_models::fs::{Disk, is_temporary, recover_inside, verify_manifest, write_folder_atomic};
 use kinglet_tensor::{Error, Result};
 use kinglet_train::{Settings, Start};
 use std::path::{Path, PathBuf};
@@ -132,11 +132,10 @@ fn check_own(folder: &Path) -> Result<()> {
         Err(e) if e.kind() == std::io::ErrorKind::NotADirectory => return Err(foreign(folder)),
         Err(e) => return Err(Error::io(folder.display(), e)),
     };
-    let temporary = |name: &String| name.starts_with('.') && name.contains(".kinglet-");
-    if names.iter().all(temporary) {
+    if names.iter().all(|name| is_temporary(name)) {
         return recover_inside(&Disk, folder).map(drop);
     }
-    let known = |name: &String| temporary(name) || ["model", "data", "adapter"].contains(&name.as_str());
+    let known = |name: &String| is_temporary(name) || ["model", "data", "adapter"].contains(&name.as_str());
     if names.iter().all(known) && verify_manifest(&Disk, &folder.join("model")).is_ok() {
         return recover_inside(&Disk, folder).map(drop);
     }

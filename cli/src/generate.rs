@@ -4,6 +4,7 @@ use crate::args::GenerateArgs;
 use crate::console::{next, note, out, warn};
 use crate::session::Session;
 use kinglet_data::Message;
+use kinglet_models::fs::read_text;
 use kinglet_models::{Finish, Request, Sampling, generate};
 use kinglet_tensor::{Error, Result};
 use serde_json::{Value, json};
@@ -119,8 +120,7 @@ fn read_stdin() -> Result<String> {
 }
 
 fn read_messages(path: &Path) -> Result<Vec<Message>> {
-    let text = std::fs::read_to_string(path)
-        .map_err(|e| Error::io(format!("{}: cannot read the messages", path.display()), e))?;
+    let text = read_text(path, "the messages")?;
     let named = |e: Error| e.context(path.display());
     let value: Value = serde_json::from_str(&text).map_err(|e| named(Error::invalid(e)))?;
     let list = match value {

@@ -1,6 +1,7 @@
 //! run.toml and flags into one set of options: a flag beats the file.
 
 use crate::args::{FinetuneArgs, FinetuneOptions};
+use kinglet_models::fs::read_text;
 use kinglet_tensor::{Error, Result};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -17,8 +18,7 @@ pub(crate) fn gather(args: FinetuneArgs) -> Result<FinetuneOptions> {
 }
 
 fn read(path: &Path) -> Result<FinetuneOptions> {
-    let text = std::fs::read_to_string(path)
-        .map_err(|e| Error::io(format!("{}: cannot read the options of the run", path.display()), e))?;
+    let text = read_text(path, "the options of the run")?;
     parse(&text).and_then(FinetuneOptions::resolve).map_err(|e| e.context(path.display()))
 }
 

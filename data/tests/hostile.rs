@@ -2,34 +2,16 @@
 //! error of one line is right, and so is what is still whole; a panic or a hang is not.
 #![allow(clippy::unwrap_used)]
 
+#[path = "../../tests/support/hostile.rs"]
+mod hostile;
+
+use hostile::{Numbers, survive};
 use kinglet_data::{ChatTemplate, Dataset, Message, RenderOptions, SpecialTokens};
 use kinglet_tensor::Result;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use std::path::Path;
 use std::time::{Duration, Instant};
-
-/// Runs a reader and says whether it accepted; an error must be one line that says something.
-fn survive<T>(read: impl FnOnce() -> Result<T>) -> bool {
-    let result = read();
-    if let Err(error) = &result {
-        let text = error.to_string();
-        assert!(text.len() > 10, "{text:?}");
-    }
-    result.is_ok()
-}
-
-/// A fixed sequence of numbers (xorshift64*).
-struct Numbers(u64);
-
-impl Numbers {
-    fn below(&mut self, n: usize) -> usize {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        (self.0.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 33) as usize % n
-    }
-}
 
 /// Gives `read` the text cut at each byte, and `flips` times with one to three random bits changed.
 fn torture<T>(text: &[u8], flips: usize, read: impl Fn(&[u8]) -> Result<T>) {
@@ -39,11 +21,7 @@ fn torture<T>(text: &[u8], flips: usize, read: impl Fn(&[u8]) -> Result<T>) {
     }
     let mut numbers = Numbers(42);
     for _ in 0..flips {
-        let mut bytes = text.to_vec();
-        for _ in 0..=numbers.below(3) {
-            bytes[numbers.below(text.len())] ^= 1 << numbers.below(8);
-        }
-        survive(|| read(&bytes));
+        survive(|| read(&numbers.spoil(text, text.len())));
     }
 }
 

@@ -50,7 +50,12 @@ impl Decoder {
     /// When a tensor is missing, has another shape than the configuration asks, or a type that cannot be used; the
     /// error names it.
     pub fn load(source: &Source, options: &LoadOptions) -> Result<Self> {
-        let model = build(&source.config, &Files { source, device: &options.device }, options)?;
+        // What lies in values, such as the format of 4-bit weights, only the host can read.
+        let host = match options.device.is_meta() {
+            true => Device::cpu(CpuOptions { threads: Some(1), ..CpuOptions::default() })?,
+            false => options.device.clone(),
+        };
+        let model = build(&source.config, &Files { source, device: &options.device, host: &host }, options)?;
         source.check_unchanged()?;
         Ok(model)
     }
@@ -159,6 +164,8 @@ fn quantize(name: &str, weight: Weight, quant: QuantOptions) -> Result<Weight> {
 struct Files<'a> {
     source: &'a Source,
     device: &'a Device,
+    /// `device`, or one that can read values for it.
+    host: &'a Device,
 }
 
 impl Files<'_> {
@@ -190,9 +197,7 @@ impl Files<'_> {
 
     /// bitsandbytes' 4-bit blocks, if the file holds them under this name.
     fn four_bit(&self, name: &str) -> Result<Option<FourBit>> {
-        // The format is in values, which only the host can read.
-        let host = Device::cpu(CpuOptions { threads: Some(1), ..CpuOptions::default() })?;
-        let on_host = Files { source: self.source, device: if self.device.is_meta() { &host } else { self.device } };
+        let on_host = Files { device: self.host, ..*self };
         let found = bnb::read(name, |n| on_host.source.weights.entries.get(n).map(|e| on_host.plain(e)).transpose())?;
         found.map(|weight| if weight.device() == self.device { Ok(weight) } else { weight.to(self.device) }).transpose()
     }

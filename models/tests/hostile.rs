@@ -3,6 +3,10 @@
 //! still whole; a panic, an abort or a huge allocation is not.
 #![allow(clippy::unwrap_used)]
 
+#[path = "../../tests/support/hostile.rs"]
+mod hostile;
+
+use hostile::{Numbers, survive};
 use std::path::{Path, PathBuf};
 
 use kinglet_models::gguf::{self, Array, Value, Writer};
@@ -29,28 +33,6 @@ fn peak_address_space_kb() -> usize {
     0
 }
 
-/// Runs a reader and says whether it accepted; an error must be one line that says something.
-fn survive<T>(read: impl FnOnce() -> Result<T>) -> bool {
-    let result = read();
-    if let Err(error) = &result {
-        let text = error.to_string();
-        assert!(text.len() > 10 && !text.contains('\n'), "{text:?}");
-    }
-    result.is_ok()
-}
-
-/// A fixed sequence of numbers (xorshift64*).
-struct Numbers(u64);
-
-impl Numbers {
-    fn below(&mut self, n: usize) -> usize {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        (self.0.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 33) as usize % n
-    }
-}
-
 /// Gives `read` the file cut at each byte of its header, and `flips` times with one to three random
 /// bits of the header changed. Returns how many of the changed files were refused.
 fn torture<T>(file: &[u8], header: usize, flips: usize, mut read: impl FnMut(&[u8]) -> Result<T>) -> usize {
@@ -60,11 +42,7 @@ fn torture<T>(file: &[u8], header: usize, flips: usize, mut read: impl FnMut(&[u
     }
     let (mut refused, mut numbers) = (0, Numbers(42));
     for _ in 0..flips {
-        let mut bytes = file.to_vec();
-        for _ in 0..=numbers.below(3) {
-            bytes[numbers.below(header)] ^= 1 << numbers.below(8);
-        }
-        refused += usize::from(!survive(|| read(&bytes)));
+        refused += usize::from(!survive(|| read(&numbers.spoil(file, header))));
     }
     let peak = peak_address_space_kb();
     assert!(peak < MAX_ADDRESS_SPACE_KB, "{peak} KiB of address space");

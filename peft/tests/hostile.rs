@@ -2,6 +2,10 @@
 //! line is right, and so is an adapter that is still whole; a panic or a huge allocation is not.
 #![allow(clippy::unwrap_used)]
 
+#[path = "../../tests/support/hostile.rs"]
+mod hostile;
+
+use hostile::Numbers;
 use kinglet_models::fs::{Disk, write_folder_atomic};
 use kinglet_models::mmap::Mapped;
 use kinglet_models::{Decoder, LoadOptions, Source};
@@ -54,18 +58,6 @@ impl Drop for Folder {
     }
 }
 
-/// A fixed sequence of numbers (xorshift64*).
-struct Numbers(u64);
-
-impl Numbers {
-    fn below(&mut self, n: usize) -> usize {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        (self.0.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 33) as usize % n
-    }
-}
-
 /// Cuts a file at each of its first `header` bytes, then changes one to three bits there, four hundred times.
 fn torture(name: &str, header: impl Fn(&[u8]) -> usize) {
     let model = model();
@@ -78,11 +70,7 @@ fn torture(name: &str, header: impl Fn(&[u8]) -> usize) {
     }
     let (mut numbers, mut refused) = (Numbers(42), 0);
     for _ in 0..400 {
-        let mut bytes = whole.clone();
-        for _ in 0..=numbers.below(3) {
-            bytes[numbers.below(header)] ^= 1 << numbers.below(8);
-        }
-        refused += usize::from(folder.load(name, &bytes, &model).is_err());
+        refused += usize::from(folder.load(name, &numbers.spoil(&whole, header), &model).is_err());
     }
     assert!(refused > 200, "only {refused} were refused");
 }

@@ -2,6 +2,7 @@
 
 use crate::settings::{Method, Quant, Settings};
 use kinglet_data::{ChatTemplate, EncodeOptions, Encoder, GgufVocab, Tokenizer};
+use kinglet_models::fs::read_text;
 use kinglet_models::gguf::Metadata;
 use kinglet_models::mmap::Mapped;
 use kinglet_models::{Config, Decoder, LoadOptions, ModelFiles, QuantOptions, Source, WeightFiles};
@@ -56,8 +57,7 @@ impl Base {
         let known = source.stop_tokens()?.into_iter().filter(|&id| (id as usize) < tokenizer.vocab_size());
         tokenizer.add_eos_ids(&known.collect::<Vec<_>>())?;
         if let Some(file) = options.chat_template {
-            let text = std::fs::read_to_string(file)
-                .map_err(|e| Error::io(format!("{}: cannot read the chat template", file.display()), e))?;
+            let text = read_text(file, "the chat template")?;
             tokenizer.set_chat_template(&text, &file.display().to_string())?;
         }
         let template = if options.raw { None } else { tokenizer.chat_template()? };

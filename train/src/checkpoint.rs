@@ -2,14 +2,15 @@
 //!
 //! `checkpoint-N/` holds the adapter in PEFT's form (or the whole model in Hugging Face's), the tokenizer's files, and
 //! the state: `kinglet_state.safetensors` with the parameters and both moments as flat f32, `kinglet_state.json` with
-//! the rest, among it where in these each parameter lies. Data order and random numbers are functions of seed and step, so the step is all there is to their state.
+//! the rest, among it where in these each parameter lies. Data order and random numbers are functions of seed and step, so
+//! the step is all there is to their state.
 
 use crate::base::Base;
 use crate::fingerprint;
 use crate::learner::Learner;
 use crate::settings::Settings;
 use kinglet_autograd::{Param, ParamSet};
-use kinglet_models::fs::{Disk, Folder, write_folder_atomic};
+use kinglet_models::fs::{Disk, Folder, read_text, write_folder_atomic};
 use kinglet_models::mmap::Mapped;
 use kinglet_models::safetensors::{TensorSpec, open_file, write_file};
 use kinglet_models::{StoredType, WeightFiles};
@@ -229,8 +230,7 @@ impl Checkpoint {
     /// Reads the state at `path`, and refuses to go on from it with other settings or inputs than the run began with.
     pub(crate) fn open(path: PathBuf, settings: &Settings, identity: &Identity) -> Result<Self> {
         let file = path.join(STATE_JSON);
-        let text = std::fs::read_to_string(&file)
-            .map_err(|e| Error::io(format!("{}: cannot read the state of the run", file.display()), e))?;
+        let text = read_text(&file, "the state of the run")?;
         let state = State::parse(&text).map_err(|e| e.context(file.display()))?;
         state.settings.check_resumable_as(settings)?;
         identity.check(&state.identity, settings)?;

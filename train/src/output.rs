@@ -2,7 +2,7 @@
 
 use crate::log::LOG;
 use crate::settings::Settings;
-use kinglet_models::fs::{Disk, MANIFEST, recover_inside, verify_manifest, write_file_atomic};
+use kinglet_models::fs::{Disk, MANIFEST, is_temporary, recover_inside, verify_manifest, write_file_atomic};
 use kinglet_tensor::{Error, Result};
 use std::fs::{File, TryLockError};
 use std::io::Write;
@@ -202,8 +202,4 @@ fn step_of(name: &str) -> Option<u64> {
 
 fn is_configuration(name: &str) -> bool {
     name == "adapter_config.json" || name == "config.json"
-}
-
-fn is_temporary(name: &str) -> bool {
-    name.starts_with('.') && name.contains(".kinglet-")
 }

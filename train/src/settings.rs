@@ -1,6 +1,7 @@
 //! Every option of a run, under the names of the command line.
 
 use crate::log::LOG;
+use kinglet_models::fs::read_text;
 use kinglet_optim::{AdamWOptions, Schedule, ScheduleKind};
 use kinglet_tensor::{DType, Error, Result};
 use serde::{Deserialize, Serialize};
@@ -212,10 +213,7 @@ impl Settings {
     pub fn read(output: &Path) -> Result<Self> {
         let path = output.join(Self::FILE);
         let advice = "restore the file, or start anew with --overwrite";
-        let text = std::fs::read_to_string(&path).map_err(|e| {
-            let what = format!("{}: cannot read the settings of the run ({advice})", path.display());
-            Error::io(what, e)
-        })?;
+        let text = read_text(&path, &format!("the settings of the run ({advice})"))?;
         let mut settings: Settings =
             serde_json::from_str(&text).map_err(|e| Error::invalid(format!("{}: {e}: {advice}", path.display())))?;
         settings.output = output.into();

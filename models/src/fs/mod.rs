@@ -376,6 +376,20 @@ fn remove_temporaries(fs: &dyn Fs, parent: &Path, of: impl Fn(&str) -> bool) -> 
     Ok(removed)
 }
 
+/// The text of the file at `path`, which is `what` to the user ("the chat template").
+///
+/// # Errors
+/// When it cannot be read or is not UTF-8: the error names both.
+pub fn read_text(path: &Path, what: &str) -> Result<String> {
+    std::fs::read_to_string(path).map_err(|e| Error::io(format!("{}: cannot read {what}", path.display()), e))
+}
+
+/// Whether `name` is one that a killed process may have left behind.
+#[must_use]
+pub fn is_temporary(name: &str) -> bool {
+    name.starts_with('.') && name.contains(".kinglet-")
+}
+
 const TEMPORARY: &str = ".kinglet-tmp-";
 const OLD: &str = ".kinglet-old";
 

@@ -2,6 +2,7 @@
 
 use super::{CONFIG_FILE, Init, LoraConfig};
 use crate::targets::Targets;
+use kinglet_models::fs::read_text;
 use kinglet_tensor::{Error, Result};
 use serde_json::{Map, Value};
 use std::path::Path;
@@ -32,10 +33,7 @@ impl LoraConfig {
     /// do: the error names the key.
     pub fn read(folder: &Path) -> Result<Self> {
         let path = folder.join(CONFIG_FILE);
-        let text = std::fs::read_to_string(&path).map_err(|e| {
-            let what = format!("{}: cannot read the adapter's configuration", path.display());
-            Error::io(what, e)
-        })?;
+        let text = read_text(&path, "the adapter's configuration")?;
         let json = serde_json::from_str(&text).map_err(|e| Error::invalid(e.to_string()));
         json.and_then(|json| Self::from_json(&json)).map_err(|e| e.context(path.display()))
     }

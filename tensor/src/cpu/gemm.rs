@@ -32,7 +32,7 @@ use std::ops::Range;
 
 use half::{bf16, f16};
 
-use super::Cpu;
+use super::{Cpu, span};
 use crate::{Error, Result};
 
 /// How many steps along k one accumulator takes before it is added to C.
@@ -211,8 +211,7 @@ pub fn gemm(cpu: &Cpu, a: &Mat, b: &dyn Panels, mut c: Out, ldc: usize, options:
     if m == 0 || n == 0 {
         return Ok(());
     }
-    let needed = (m - 1).checked_mul(ldc).and_then(|at| at.checked_add(n));
-    if ldc < n || needed.is_none_or(|needed| needed > c.len()) {
+    if ldc < n || span(m, ldc, n).is_none_or(|needed| needed > c.len()) {
         let detail = format!("[{m}, {n}] does not fit into {} elements with rows {ldc} apart", c.len());
         return Err(Error::shape("gemm", detail));
     }

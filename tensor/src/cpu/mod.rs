@@ -27,6 +27,11 @@ pub(crate) fn rows_per_task(width: usize) -> usize {
     (1usize << 14).div_ceil(width.max(1)).max(4)
 }
 
+/// Elements from the first to the last of `rows` runs of `len`, `stride` apart; `None` where that is more than all memory.
+pub(crate) fn span(rows: usize, stride: usize, len: usize) -> Option<usize> {
+    rows.saturating_sub(1).checked_mul(stride)?.checked_add(len)
+}
+
 /// Where and how CPU kernels run: a SIMD level and a thread pool. Cheap to clone.
 #[derive(Clone)]
 pub struct Cpu {

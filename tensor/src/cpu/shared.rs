@@ -1,5 +1,6 @@
 //! One output that tasks write disjoint parts of, where the parts are no contiguous chunks.
 
+use super::span;
 use std::marker::PhantomData;
 
 /// A mutable slice that several threads hold.
@@ -34,8 +35,8 @@ impl<'a, T> Shared<'a, T> {
     /// The first element of a rectangle of `rows` rows of `cols` elements, `stride` apart, from `at` on, which
     /// lies inside the slice. To write through it is as unsafe as [`Shared::slice`].
     pub(super) fn rectangle(&self, at: usize, rows: usize, cols: usize, stride: usize) -> *mut T {
-        let end = rows.checked_sub(1).and_then(|last| last.checked_mul(stride)?.checked_add(at)?.checked_add(cols));
-        assert!(end.is_some_and(|end| end <= self.len));
+        let end = span(rows, stride, cols).and_then(|span| span.checked_add(at));
+        assert!(rows > 0 && end.is_some_and(|end| end <= self.len));
         self.start.wrapping_add(at)
     }
 }

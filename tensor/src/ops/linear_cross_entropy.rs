@@ -276,8 +276,7 @@ type Row = (usize, usize);
 
 /// Losses and gradients of some rows.
 fn chunk(cpu: &Cpu, args: &mut LinearCrossEntropyArgs<'_>, rows: &[Row]) -> Result<()> {
-    let (simd, n) = (cpu.simd(), rows.len());
-    let (_, classes) = check_terms(args.terms)?;
+    let (simd, n, classes) = (cpu.simd(), rows.len(), args.logits.shape()[1]);
     let logits = &mut args.logits.as_mut_slice::<f32>()?[..n * classes];
     for (i, (term, room)) in args.terms.iter().zip(&mut args.rooms).enumerate() {
         let (_, width) = term.x.dims2(OP)?;

@@ -5,7 +5,7 @@ use super::{KC, micro_portable};
 use super::{micro_avx2, micro_avx512};
 #[cfg(target_arch = "x86_64")]
 use crate::cpu::Level;
-use crate::cpu::Simd;
+use crate::cpu::{Simd, span};
 
 /// One tile: C [mr, nr] = alpha A B, or C += alpha A B if `add`, with A as `[k][mr]` and B as `[k][nr]`.
 ///
@@ -62,8 +62,7 @@ impl Kernel {
 
     /// The product of packed operands into `c`, rows `ldc` apart.
     pub(crate) fn multiply(&self, shape: Shape, a: &[f32], b: &[f32], c: &mut [f32], ldc: usize) {
-        let needed = shape.m.saturating_sub(1).checked_mul(ldc).and_then(|last| last.checked_add(shape.n));
-        let fits = shape.n <= ldc && needed.is_some_and(|needed| needed <= c.len());
+        let fits = shape.n <= ldc && span(shape.m, ldc, shape.n).is_some_and(|needed| needed <= c.len());
         assert!(shape.m == 0 || shape.n == 0 || fits);
         // SAFETY: the assertion keeps all rows inside `c`, which is borrowed mutably.
         unsafe { self.multiply_at(shape, a, b, c.as_mut_ptr(), ldc) }

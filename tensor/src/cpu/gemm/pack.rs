@@ -7,7 +7,7 @@ use half::{bf16, f16};
 use super::{Elems, Mat, Panels};
 #[cfg(target_arch = "x86_64")]
 use crate::cpu::Level;
-use crate::cpu::{Simd, simd};
+use crate::cpu::{Simd, simd, span};
 
 /// A stored element that widens to f32 exactly, without branches.
 trait Element: Copy {
@@ -181,8 +181,7 @@ fn pack_widened(simd: Simd, x: Lanes, at: usize, lanes: usize, width: usize, out
 pub fn interleave(simd: Simd, rows: &[f32], stride: usize, lanes: usize, width: usize, out: &mut [f32]) {
     let depth = out.len() / width;
     assert!(lanes <= width && out.len() == depth * width, "interleave: {lanes} lanes of {width}");
-    let needed = lanes.saturating_sub(1).checked_mul(stride).and_then(|last| last.checked_add(depth));
-    let fits = needed.is_some_and(|needed| needed <= rows.len());
+    let fits = span(lanes, stride, depth).is_some_and(|needed| needed <= rows.len());
     assert!(lanes == 0 || depth == 0 || fits, "interleave: rows too short");
     match simd.level() {
         // SAFETY: the level proves AVX2; the assertions prove the bounds.
