@@ -1,0 +1,1 @@
+//! The virtual device as its host sees it: memory, modules, launches.
