@@ -10,6 +10,36 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+/// How to make a virtual GPU.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EmulatorOptions {
+    /// What it is to be: 80, 89 or 90.
+    pub arch: u32,
+    /// Bytes of its memory.
+    pub memory_bytes: u64,
+    /// Threads of the host that run blocks; `None` is one a core.
+    pub threads: Option<usize>,
+    /// Chooses among the orders in which threads may run.
+    pub seed: u64,
+    /// The most instructions that a warp may run in one launch: an endless loop ends there.
+    pub instruction_limit: u64,
+    /// For tests: the call of the driver, counted from 0, that fails as if memory had run out.
+    pub fail_at: Option<u64>,
+}
+
+impl Default for EmulatorOptions {
+    fn default() -> Self {
+        EmulatorOptions {
+            arch: 90,
+            memory_bytes: 4 << 30,
+            threads: None,
+            seed: 0,
+            instruction_limit: 1 << 32,
+            fail_at: None,
+        }
+    }
+}
+
 /// What a device is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeviceInfo {
@@ -103,10 +133,26 @@ impl Device {
     /// NVIDIA GPU number `index`, through the driver that is installed.
     ///
     /// # Errors
-    /// When there is no driver, it is too old, or there is no such GPU; says what to do.
-    #[cfg(feature = "cuda")]
+    /// When there is no driver, it is too old, there is no such GPU, or this build has no feature `cuda`; says what to do.
     pub fn open(index: u32) -> Result<Self> {
-        Ok(Self::new(Box::new(crate::driver::nvidia::Nvidia::open(index)?)))
+        #[cfg(feature = "cuda")]
+        return Ok(Self::new(Box::new(crate::driver::nvidia::Nvidia::open(index)?)));
+        #[cfg(not(feature = "cuda"))]
+        Err(Error::NoDevice(format!("cuda:{index} is not in this build: build with the feature `cuda`")))
+    }
+
+    /// A virtual GPU.
+    ///
+    /// # Errors
+    /// When this build has no feature `emulator`, or the options cannot be.
+    pub fn emulated(options: EmulatorOptions) -> Result<Self> {
+        #[cfg(feature = "emulator")]
+        return crate::driver::emulator::open(options).map(Self::new);
+        #[cfg(not(feature = "emulator"))]
+        {
+            let _ = options;
+            Err(Error::NoDevice("the emulated device is not in this build: build with the feature `emulator`".into()))
+        }
     }
 
     pub(crate) fn driver(&self) -> &dyn Driver {

@@ -17,9 +17,7 @@ mod pool;
 mod signature;
 
 pub use buffer::Buffer;
-pub use device::{Counts, Device, DeviceInfo, MemoryUse};
-#[cfg(feature = "emulator")]
-pub use driver::emulator::EmulatorOptions;
+pub use device::{Counts, Device, DeviceInfo, EmulatorOptions, MemoryUse};
 pub use error::{Error, Result};
 pub use event::{Event, Graph};
 pub use launch::{Arg, Launch};

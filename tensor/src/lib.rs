@@ -18,6 +18,7 @@
 mod blocks;
 #[allow(unsafe_code)]
 pub mod cpu;
+pub mod cuda;
 mod device;
 mod dtype;
 mod error;
@@ -34,6 +35,7 @@ mod tensor;
 pub use device::{CpuOptions, Device};
 pub use dtype::{DType, Element, Float};
 pub use error::{Error, Result};
+pub use kinglet_cuda::EmulatorOptions;
 pub use layout::{Dims, Layout, MAX_RANK, Shape, broadcast_shape};
 pub use storage::{ALIGN, MemoryUse, SharedBytes, Storage};
 pub use tensor::{Output, Tensor, TensorMut, same_device};

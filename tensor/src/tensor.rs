@@ -70,6 +70,26 @@ impl<'a> TensorMut<'a> {
         self.storage.device()
     }
 
+    /// The number of elements.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// Whether there are no elements.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Where the first element lies in the memory of a CUDA device.
+    ///
+    /// # Errors
+    /// When it is on another device.
+    pub(crate) fn address(&self) -> Result<u64> {
+        Ok(self.storage.address()? + (self.offset * self.dtype.size()) as u64)
+    }
+
     /// The elements, on a host device.
     ///
     /// # Errors
@@ -120,7 +140,7 @@ impl Tensor {
         }
         let mut out = device.alloc(shape, T::DTYPE)?;
         if !device.is_meta() {
-            out.view().as_mut_slice::<T>()?.copy_from_slice(values);
+            out.storage.write(0, bytemuck::cast_slice(values))?;
         }
         Ok(out.finish())
     }
@@ -181,9 +201,7 @@ impl Tensor {
         }
         let source = &(*bytes).as_ref()[start..end];
         let mut out = device.alloc(shape, dtype)?;
-        crate::dispatch!(any dtype, T => {
-            bytemuck::cast_slice_mut::<T, u8>(out.view().as_mut_slice::<T>()?).copy_from_slice(source);
-        });
+        out.storage.write(0, source)?;
         Ok(out.finish())
     }
 
@@ -402,7 +420,7 @@ impl Tensor {
         if device.is_meta() {
             return Ok(device.alloc(self.shape(), self.dtype)?.finish());
         }
-        crate::dispatch!(any self.dtype, T => Self::from_slice(self.contiguous()?.as_slice::<T>()?, self.shape(), device))
+        crate::dispatch!(any self.dtype, T => Self::from_slice(&self.to_vec::<T>()?, self.shape(), device))
     }
 
     /// The elements of a contiguous tensor on a host device, without a copy.
@@ -430,7 +448,24 @@ impl Tensor {
     /// # Errors
     /// As [`Tensor::as_slice`], but any layout is read.
     pub fn to_vec<T: Element>(&self) -> Result<Vec<T>> {
-        Ok(self.contiguous()?.as_slice::<T>()?.to_vec())
+        let whole = self.contiguous()?;
+        if self.device().as_cuda().is_err() {
+            return Ok(whole.as_slice::<T>()?.to_vec());
+        }
+        if self.dtype != T::DTYPE {
+            return Err(Error::dtype("read", format!("{} as {}", self.dtype, T::DTYPE)));
+        }
+        let mut values = vec![T::zeroed(); whole.len()];
+        whole.storage.read(whole.layout.offset() * size_of::<T>(), bytemuck::cast_slice_mut(&mut values))?;
+        Ok(values)
+    }
+
+    /// Where element 0 lies in the memory of a CUDA device.
+    ///
+    /// # Errors
+    /// When the tensor is on another device.
+    pub(crate) fn address(&self) -> Result<u64> {
+        Ok(self.storage.address()? + (self.layout.offset() * self.dtype.size()) as u64)
     }
 
     /// The one element of a tensor of one element, as f32.
