@@ -340,6 +340,10 @@ impl Device {
 
     /// The PTX of a module that is part of kinglet.
     fn built_in(&self, module: &str) -> Result<String> {
+        #[cfg(feature = "kernels")]
+        if let Some(ptx) = crate::ptx::ptx(module) {
+            return Ok(ptx);
+        }
         Err(Error::invalid(format!("no module is called {module}")))
     }
 

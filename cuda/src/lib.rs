@@ -14,6 +14,8 @@ mod error;
 mod event;
 mod launch;
 mod pool;
+#[cfg(feature = "kernels")]
+pub mod ptx;
 mod signature;
 
 pub use buffer::Buffer;
