@@ -3,13 +3,14 @@
 //! The layout of a [`View`] and the shapes of launches are those of `cuda/kernels/common.cuh`.
 
 use crate::{Error, Result, Tensor, TensorMut};
-use kinglet_cuda::{Arg, Launch};
+use kinglet_cuda::Launch;
 
-pub use kinglet_cuda::Device as Cuda;
+pub use kinglet_cuda::{Arg, Device as Cuda};
 
 /// Elements that a block of an elementwise kernel handles: 256 threads with four each.
 const BLOCK: usize = 1024;
-const THREADS: u32 = 256;
+/// Threads of a block, where a kernel does not say otherwise.
+pub(crate) const THREADS: u32 = 256;
 /// Rows that a block of a row kernel handles: one a warp.
 const ROWS: usize = 4;
 /// `View::MAX_RANK`.
@@ -59,6 +60,12 @@ pub(crate) fn read(x: &Tensor) -> Result<Arg<'static>> {
 /// The address of the first element of an output.
 pub(crate) fn written(out: &TensorMut<'_>) -> Result<Arg<'static>> {
     Ok(Arg::Pointer(out.address()?))
+}
+
+/// A size that a kernel takes as a 32-bit number.
+pub(crate) fn number(size: usize) -> Result<Arg<'static>> {
+    let small = u32::try_from(size).map_err(|_| Error::unsupported(format!("a size of {size} on a CUDA device")))?;
+    Ok(Arg::U32(small))
 }
 
 /// Starts an elementwise kernel over `n` elements; nothing for none.

@@ -3,6 +3,7 @@
 use super::sum_to;
 use crate::cpu::reduce::dot_body;
 use crate::cpu::{Cpu, math, rows_per_task, simd};
+use crate::cuda::{self, Arg, Cuda};
 use crate::{DType, Error, Float, Result, Tensor, TensorMut, dispatch, kernel, same_device};
 
 /// Arguments of [`RMS_NORM`]: out = x / sqrt(mean(x²) + eps) · weight over the last dimension.
@@ -16,7 +17,7 @@ pub struct RmsNormArgs<'a> {
     /// Shape and dtype of `x`.
     pub out: TensorMut<'a>,
 }
-kernel!(pub RMS_NORM = "rms_norm", RmsNormArgs, forward_cpu);
+kernel!(pub RMS_NORM = "rms_norm", RmsNormArgs, forward_cpu, forward_cuda);
 
 /// Arguments of [`RMS_NORM_BACKWARD`]: the gradient of [`RMS_NORM`] by x.
 pub struct RmsNormBackwardArgs<'a> {
@@ -31,7 +32,7 @@ pub struct RmsNormBackwardArgs<'a> {
     /// Shape and dtype of `x`.
     pub out: TensorMut<'a>,
 }
-kernel!(pub RMS_NORM_BACKWARD = "rms_norm_backward", RmsNormBackwardArgs, backward_cpu);
+kernel!(pub RMS_NORM_BACKWARD = "rms_norm_backward", RmsNormBackwardArgs, backward_cpu, backward_cuda);
 
 /// Arguments of [`RMS_NORM_BACKWARD_WEIGHT`]: the gradient of [`RMS_NORM`] by the weight, in partial sums.
 pub struct RmsNormBackwardWeightArgs<'a> {
@@ -44,7 +45,7 @@ pub struct RmsNormBackwardWeightArgs<'a> {
     /// One sum a task: [tasks, d], f32. The op adds them up.
     pub partial: TensorMut<'a>,
 }
-kernel!(pub RMS_NORM_BACKWARD_WEIGHT = "rms_norm_backward_weight", RmsNormBackwardWeightArgs, backward_weight_cpu);
+kernel!(pub RMS_NORM_BACKWARD_WEIGHT = "rms_norm_backward_weight", RmsNormBackwardWeightArgs, backward_weight_cpu, backward_weight_cuda);
 
 /// `x` [.., d] normalised over its last dimension and scaled by `weight` `[d]`, which may have another float dtype.
 /// As Hugging Face's LlamaRMSNorm: computed in f32, rounded to the dtype of `x`, then scaled.
@@ -172,6 +173,51 @@ fn backward_weight<T: Float>(cpu: &Cpu, dy: &[T], x: &[T], width: usize, eps: f3
             backward_weight_row(simd, dy, x, eps, sum);
         }
     });
+}
+
+fn forward_cuda(cuda: &Cuda, args: RmsNormArgs<'_>) -> Result<()> {
+    let RmsNormArgs { x, weight, eps, out } = args;
+    let (rows, width) = x.dims_rows("rms_norm")?;
+    let args = [
+        cuda::read(x)?,
+        cuda::read(weight)?,
+        Arg::F32(eps),
+        cuda::written(&out)?,
+        Arg::U64(rows as u64),
+        cuda::number(width)?,
+    ];
+    cuda::over_rows(cuda, "rms_norm", &format!("rms_norm_{}", x.dtype()), rows, &args)
+}
+
+fn backward_cuda(cuda: &Cuda, args: RmsNormBackwardArgs<'_>) -> Result<()> {
+    let RmsNormBackwardArgs { dy, x, weight, eps, out } = args;
+    let (rows, width) = x.dims_rows("rms_norm_backward")?;
+    let args = [
+        cuda::read(dy)?,
+        cuda::read(x)?,
+        cuda::read(weight)?,
+        Arg::F32(eps),
+        cuda::written(&out)?,
+        Arg::U64(rows as u64),
+        cuda::number(width)?,
+    ];
+    cuda::over_rows(cuda, "rms_norm", &format!("rms_norm_backward_{}", x.dtype()), rows, &args)
+}
+
+fn backward_weight_cuda(cuda: &Cuda, args: RmsNormBackwardWeightArgs<'_>) -> Result<()> {
+    let RmsNormBackwardWeightArgs { dy, x, eps, partial } = args;
+    let (rows, width) = x.dims_rows("rms_norm_backward_weight")?;
+    let args = [
+        cuda::read(dy)?,
+        cuda::read(x)?,
+        Arg::F32(eps),
+        cuda::written(&partial)?,
+        Arg::U64(rows as u64),
+        cuda::number(width)?,
+        cuda::number(rows_per_task(width))?,
+    ];
+    let entry = format!("rms_norm_backward_weight_{}", x.dtype());
+    cuda::start(cuda, "rms_norm", &entry, partial.shape()[0], cuda::THREADS, &args)
 }
 
 /// 1 / sqrt(mean(x²) + eps)
