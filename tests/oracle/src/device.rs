@@ -1,7 +1,7 @@
 //! The devices of tests and benchmarks: only here, and in the binary, is the environment read.
 
 use kinglet_tensor::cpu::{Level, Simd};
-use kinglet_tensor::{CpuOptions, Device};
+use kinglet_tensor::{CpuOptions, Device, EmulatorOptions};
 
 /// The SIMD level that `KINGLET_SIMD` names (portable, avx2 or avx512); the machine's best where it is not set.
 ///
@@ -27,4 +27,14 @@ pub fn simd() -> Simd {
 pub fn device(threads: usize) -> Device {
     let options = CpuOptions { threads: Some(threads), simd: Some(simd()), guard: true, ..CpuOptions::default() };
     Device::cpu(options).expect("threads can be started")
+}
+
+/// A virtual GPU of architecture `arch` that runs threads in the order of `seed`.
+///
+/// # Panics
+/// When this build has none.
+#[must_use]
+pub fn emulated(arch: u32, seed: u64) -> Device {
+    let options = EmulatorOptions { arch, seed, ..EmulatorOptions::default() };
+    Device::emulated(options).expect("the oracle is built with the virtual GPU")
 }
