@@ -6,7 +6,7 @@ use kinglet_models::{Ctx, Decoder, LoadOptions, QuantOptions};
 use kinglet_peft::Adapter;
 use kinglet_quant::nf4::Format;
 use kinglet_tensor::cpu::{Level, Simd};
-use kinglet_tensor::{CpuOptions, DType, Device, Error, Result};
+use kinglet_tensor::{CpuOptions, DType, Device, EmulatorOptions, Error, Result};
 use kinglet_train::{Base, OpenOptions, Settings};
 use std::path::{Path, PathBuf};
 
@@ -159,11 +159,29 @@ pub(crate) fn device(name: Option<&str>, threads: Option<usize>) -> Result<Devic
     }
     match name.unwrap_or("cpu") {
         "cpu" => Device::cpu(CpuOptions { threads, simd: simd()?, ..CpuOptions::default() }),
-        other if other == "emulated" || other == "cuda" || other.starts_with("cuda:") => {
-            Err(Error::unsupported(format!("--device {other}: not in this build; use cpu")))
+        "emulated" => {
+            models_run_on(&Device::emulated(EmulatorOptions { threads, ..EmulatorOptions::default() })?, "emulated")
         }
-        other => Err(Error::invalid(format!("--device {other}: must be cpu, cuda:N or emulated"))),
+        other => match cuda_index(other) {
+            Some(index) => models_run_on(&Device::cuda(index).map_err(|e| e.context("--device"))?, other),
+            None => Err(Error::invalid(format!("--device {other}: must be cpu, cuda:N or emulated"))),
+        },
     }
+}
+
+/// The number of `cuda:N`; `cuda` is the first.
+fn cuda_index(name: &str) -> Option<u32> {
+    match name.strip_prefix("cuda")? {
+        "" => Some(0),
+        rest => rest.strip_prefix(':')?.parse().ok(),
+    }
+}
+
+/// The kernels of a whole model are not there yet: better said here than at the first op in the middle of a run.
+fn models_run_on(device: &Device, name: &str) -> Result<Device> {
+    Err(Error::unsupported(format!(
+        "--device {name}: {device:?} is there, but not yet the matrix and attention kernels that a model needs; use cpu"
+    )))
 }
 
 /// The SIMD level that the environment asks for; `None` is the best.
