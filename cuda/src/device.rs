@@ -100,16 +100,29 @@ enum AnyDriver {
     Some(Box<dyn Driver>),
 }
 
-/// Modules by name, and in each the kernels that were used.
+/// Modules by name, and what was put into the place of their kernels.
 #[derive(Default)]
-struct Kernels {
-    modules: HashMap<String, Module>,
+pub(crate) struct Kernels {
+    pub(crate) modules: HashMap<String, Module>,
+    /// Modules of replacing kernels; they stay loaded, since launches of them may be under way.
+    pub(crate) replacing: Vec<Module>,
+    /// By module and kernel.
+    pub(crate) replaced: HashMap<String, HashMap<String, Replacement>>,
 }
 
-struct Module {
-    id: ModuleId,
-    signatures: Signatures,
+/// A loaded module, with those of its kernels that were used.
+pub(crate) struct Module {
+    pub(crate) id: ModuleId,
+    pub(crate) signatures: Signatures,
     functions: HashMap<String, FunctionId>,
+}
+
+/// A kernel that another one stands for.
+pub(crate) struct Replacement {
+    /// The number of the replacing module.
+    pub(crate) module: usize,
+    /// For each parameter, the number of the built-in kernel's argument that it gets.
+    pub(crate) order: Vec<usize>,
 }
 
 /// A chunk is at least this large, so that few calls reach the driver.
@@ -301,7 +314,7 @@ impl Device {
     /// When there is no such kernel, the arguments do not fit it, the geometry is not possible, or the device fails.
     pub fn launch(&self, module: &str, entry: &str, launch: &Launch, args: &[Arg<'_>]) -> Result<()> {
         let sizes: Vec<usize> = args.iter().map(Arg::bytes).collect();
-        let function = self.function(module, entry, &sizes)?;
+        let (function, order) = self.function(module, entry, &sizes)?;
         let mut bytes = Vec::with_capacity(sizes.iter().sum());
         args.iter().for_each(|arg| arg.write(&mut bytes));
         let mut rest = bytes.as_slice();
@@ -311,31 +324,44 @@ impl Device {
             slices.push(one);
             rest = others;
         }
+        if let Some(order) = order {
+            slices = order.into_iter().map(|i| slices[i]).collect();
+        }
         self.0.launches.fetch_add(1, Ordering::Relaxed);
         self.driver().launch(function, launch, &slices)
     }
 
-    /// The kernel `entry` of `module`, which must take arguments of `sizes` bytes.
-    fn function(&self, module: &str, entry: &str, sizes: &[usize]) -> Result<FunctionId> {
-        let mut kernels = lock(&self.0.kernels);
-        if !kernels.modules.contains_key(module) {
-            let built_in = self.loaded(module, &self.built_in(module)?)?;
-            kernels.modules.insert(module.to_owned(), built_in);
-        }
+    /// What runs as the kernel `entry` of `module`, which must take arguments of `sizes` bytes; with the order of its own
+    /// arguments where it is a replacement.
+    fn function(&self, module: &str, entry: &str, sizes: &[usize]) -> Result<(FunctionId, Option<Vec<usize>>)> {
+        let kernels = &mut *lock(&self.0.kernels);
+        self.ensure_loaded(kernels, module)?;
         let unknown = || Error::invalid(format!("module {module} has no kernel called {entry}"));
-        let module = kernels.modules.get_mut(module).ok_or_else(unknown)?;
-        signature::check(entry, module.signatures.get(entry).ok_or_else(unknown)?, sizes)?;
-        if let Some(&function) = module.functions.get(entry) {
-            return Ok(function);
+        let built_in = kernels.modules.get_mut(module).ok_or_else(unknown)?;
+        signature::check(entry, built_in.signatures.get(entry).ok_or_else(unknown)?, sizes)?;
+        match kernels.replaced.get(module).and_then(|replaced| replaced.get(entry)) {
+            None => Ok((built_in.function(self.driver(), entry)?, None)),
+            Some(Replacement { module, order }) => {
+                Ok((kernels.replacing[*module].function(self.driver(), entry)?, Some(order.clone())))
+            }
         }
-        let function = self.driver().function(module.id, entry, sizes)?;
-        module.functions.insert(entry.to_owned(), function);
-        Ok(function)
     }
 
-    fn loaded(&self, module: &str, ptx: &str) -> Result<Module> {
+    /// Loads a built-in module unless it is loaded already.
+    pub(crate) fn ensure_loaded(&self, kernels: &mut Kernels, module: &str) -> Result<()> {
+        if !kernels.modules.contains_key(module) {
+            kernels.modules.insert(module.to_owned(), self.loaded(module, &self.built_in(module)?)?);
+        }
+        Ok(())
+    }
+
+    pub(crate) fn loaded(&self, module: &str, ptx: &str) -> Result<Module> {
         let signatures = signature::read(module, ptx)?;
         Ok(Module { id: self.driver().load(module, ptx)?, signatures, functions: HashMap::new() })
+    }
+
+    pub(crate) fn kernels(&self) -> &Mutex<Kernels> {
+        &self.0.kernels
     }
 
     /// The PTX of a module that is part of kinglet.
@@ -373,6 +399,19 @@ impl Device {
     }
 }
 
+impl Module {
+    /// The kernel `entry`, looked up once.
+    fn function(&mut self, driver: &dyn Driver, entry: &str) -> Result<FunctionId> {
+        if let Some(&function) = self.functions.get(entry) {
+            return Ok(function);
+        }
+        let sizes = self.signatures.get(entry).ok_or_else(|| Error::invalid(format!("no kernel is called {entry}")))?;
+        let function = driver.function(self.id, entry, sizes)?;
+        self.functions.insert(entry.to_owned(), function);
+        Ok(function)
+    }
+}
+
 impl Context {
     fn driver(&self) -> &dyn Driver {
         match self.driver {
@@ -386,7 +425,7 @@ impl Drop for Context {
     fn drop(&mut self) {
         // Nothing can be done about a driver that refuses here, and nobody is left to be told.
         let kernels = std::mem::take(&mut *lock(&self.kernels));
-        for module in kernels.modules.into_values() {
+        for module in kernels.modules.into_values().chain(kernels.replacing) {
             let _ = self.driver().unload(module.id);
         }
         for address in lock(&self.pool).take_all_chunks() {
@@ -409,6 +448,6 @@ impl std::fmt::Debug for Device {
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

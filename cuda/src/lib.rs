@@ -8,6 +8,8 @@
 #![cfg_attr(not(any(feature = "cuda", feature = "emulator")), allow(dead_code, reason = "no device can be made"))]
 
 mod buffer;
+#[cfg(feature = "kernels")]
+mod compile;
 mod device;
 mod driver;
 mod error;
@@ -16,10 +18,16 @@ mod launch;
 mod pool;
 #[cfg(feature = "kernels")]
 pub mod ptx;
+#[cfg(feature = "kernels")]
+mod replace;
 mod signature;
+#[cfg(feature = "kernels")]
+mod source;
 
 pub use buffer::Buffer;
 pub use device::{Counts, Device, DeviceInfo, EmulatorOptions, MemoryUse};
 pub use error::{Error, Result};
 pub use event::{Event, Graph};
 pub use launch::{Arg, Launch};
+#[cfg(feature = "kernels")]
+pub use replace::{CompilerOptions, KernelSource};

@@ -8,6 +8,8 @@
 pub struct Module {
     /// The name of the source, without `.cu`.
     pub name: &'static str,
+    /// The source itself, which the names of the kernels' parameters are read from.
+    pub(crate) source: &'static str,
     /// zlib's format (RFC 1950).
     compressed: &'static [u8],
 }
@@ -27,17 +29,33 @@ impl Module {
 
 macro_rules! modules {
     ($($name:literal),* $(,)?) => {
-        &[$(Module { name: $name, compressed: include_bytes!(concat!("../ptx/", $name, ".ptx.z")) }),*]
+        &[$(Module {
+            name: $name,
+            source: include_str!(concat!("../kernels/", $name, ".cu")),
+            compressed: include_bytes!(concat!("../ptx/", $name, ".ptx.z")),
+        }),*]
     };
 }
 
 /// Every module, in alphabetical order.
 pub const MODULES: &[Module] = modules!["copy", "rms_norm", "unary"];
 
+macro_rules! headers {
+    ($($name:literal),* $(,)?) => { &[$(($name, include_str!(concat!("../kernels/", $name)))),*] };
+}
+
+/// What a source may include, by the name that it includes it by.
+pub const HEADERS: &[(&str, &str)] = headers!["common.cuh", "math.cuh"];
+
 /// The PTX of the module called `name`, if there is one.
 #[must_use]
 pub fn ptx(name: &str) -> Option<String> {
     MODULES.iter().find(|module| module.name == name).map(Module::ptx)
+}
+
+/// The source of the module called `name`, if there is one.
+pub(crate) fn source(name: &str) -> Option<&'static str> {
+    MODULES.iter().find(|module| module.name == name).map(|module| module.source)
 }
 
 #[cfg(test)]

@@ -5,6 +5,8 @@ pub(crate) mod emulator;
 pub(crate) mod failing;
 #[cfg(feature = "cuda")]
 pub(crate) mod nvidia;
+#[cfg(feature = "kernels")]
+pub(crate) mod nvrtc;
 
 use crate::launch::Launch;
 use crate::{DeviceInfo, Result};
