@@ -3,7 +3,9 @@
 
 use crate::common::*;
 use kinglet_data::template::MEMORY_LIMIT;
-use kinglet_data::{ChatTemplate, Message, RenderOptions, Renderer, SpecialTokens, Tokenizer};
+use kinglet_data::{
+    ChatTemplate, Dataset, EncodeOptions, Encoder, Message, RenderOptions, Renderer, SpecialTokens, Tokenizer,
+};
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -167,6 +169,31 @@ fn both_ways_of_rendering_are_one() {
         }
     }
     assert!(texts > 0 && errors > 0, "{texts} texts, {errors} errors");
+}
+
+/// Short chats go to the process together with what finds their targets, long ones and those that hold its marker do not.
+#[test]
+fn rows_are_encoded_alike_both_ways() {
+    let tokenizer = Tokenizer::from_dir(Path::new(&fixture("tokenizers/smollm"))).unwrap();
+    let here = tokenizer.chat_template().unwrap().unwrap();
+    let apart = tokenizer.chat_template_apart(&renderer("")).unwrap().unwrap();
+    let long = "long \u{e9}\n".repeat(20_000);
+    let turns = |text: &str| {
+        json!({"messages": [
+            {"role": "user", "content": text}, {"role": "assistant", "content": "one"},
+            {"role": "user", "content": "q"}, {"role": "assistant", "content": text}]})
+    };
+    let opening = json!({"messages": [{"role": "assistant", "content": "a"}, {"role": "user", "content": "q"},
+        {"role": "assistant", "content": "b"}]});
+    let rows = [turns("short"), turns(&long), turns("KINGLETMARKER KINGLETMARKERX"), opening];
+    let rows: String = rows.iter().map(|row| format!("{row}\n")).collect();
+    let rows = Dataset::from_bytes(rows.as_bytes(), "rows.jsonl").unwrap();
+    let encode = |template| {
+        let options = EncodeOptions { raw: false, max_length: 1_000_000 };
+        let encoder = Encoder::new(&tokenizer, Some(template), options).unwrap();
+        (encoder.encode(&rows).unwrap().examples, encoder.stop_ids().unwrap())
+    };
+    assert_eq!(encode(&here), encode(&apart));
 }
 
 /// Whatever JSON can hold comes through, numbers to the last bit among it.

@@ -1,12 +1,11 @@
 //! A template that is compiled and run in a process of its own: the side that asks.
 
+use super::SpecialTokens;
 use super::render::MAX_OUTPUT_BYTES;
 use super::serve::{Answer, Chat, MEMORY_LIMIT, Opening};
-use super::{Message, RenderOptions, SpecialTokens};
 use kinglet_tensor::{Error, Result};
 use serde::Serialize;
 use serde_json::Value;
-use std::borrow::Cow;
 use std::fmt;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
@@ -17,6 +16,8 @@ use std::time::{Duration, Instant};
 const MAX_ANSWER_BYTES: u64 = 6 * MAX_OUTPUT_BYTES as u64 + 1024;
 /// How much of what a process says before it dies is read.
 const MAX_LAST_WORDS: u64 = 64 << 10;
+/// What a pipe holds on any system: that much is written without waiting for the other side, which may be writing too.
+const PIPE_BYTES: usize = 8 << 10;
 /// A chat takes a millisecond, and its steps are bounded to about a second: this much only a template takes that nests
 /// values without end, on a machine however busy.
 const TIME_LIMIT: Duration = Duration::from_secs(30);
@@ -83,14 +84,14 @@ impl Apart {
         *self.lock() = None;
     }
 
-    pub(super) fn render(&self, messages: &[Message], options: &RenderOptions) -> Result<String> {
+    /// What came of each chat, or why the process died of them.
+    pub(super) fn render_all(&self, chats: &[Chat<'_>]) -> Result<Vec<Result<String>>> {
         let mut kept = self.lock();
         // Taken out, so that a process which did not answer is never asked again.
         let process = kept.take().and_then(Process::if_alive).map_or_else(|| self.start(), Ok)?;
-        let chat = Chat { messages: Cow::Borrowed(messages), options: Cow::Borrowed(options) };
-        let (process, answer) = self.ask(process, &chat)?;
+        let (process, answers) = self.ask(process, chats)?;
         *kept = Some(process);
-        text(answer)
+        Ok(answers.into_iter().map(text).collect())
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<Process>> {
@@ -101,15 +102,16 @@ impl Apart {
     fn start(&self) -> Result<Process> {
         let process = Process::start((self.renderer.command)())
             .map_err(|e| Error::io(format!("cannot start a process to render {}", self.opening.origin), e))?;
-        let (process, answer) = self.ask(process, &self.opening)?;
-        text(answer).map(|_| process)
+        let (process, answers) = self.ask(process, std::slice::from_ref(&self.opening))?;
+        answers.into_iter().try_for_each(|answer| text(answer).map(drop))?;
+        Ok(process)
     }
 
-    /// The answer to `message`, or why the process died of it.
-    fn ask(&self, mut process: Process, message: &impl Serialize) -> Result<(Process, Answer)> {
+    /// The answers to `messages`, or why the process died of them.
+    fn ask(&self, mut process: Process, messages: &[impl Serialize]) -> Result<(Process, Vec<Answer>)> {
         let start = Instant::now();
-        match process.exchange(message) {
-            Ok(answer) => Ok((process, answer)),
+        match process.exchange(messages) {
+            Ok(answers) => Ok((process, answers)),
             Err(failed) => {
                 let why = match start.elapsed() >= self.renderer.time_limit {
                     true => format!("takes longer than {} s", self.renderer.time_limit.as_secs_f32()),
@@ -126,6 +128,12 @@ fn text(answer: Answer) -> Result<String> {
         Answer::Text(text) => Ok(text),
         Answer::Error(line) => Err(Error::invalid(line)),
     }
+}
+
+fn line(message: &impl Serialize) -> io::Result<Vec<u8>> {
+    let mut line = serde_json::to_vec(message)?;
+    line.push(b'\n');
+    Ok(line)
 }
 
 /// A process that renders; it is ended when this is dropped.
@@ -153,11 +161,19 @@ impl Process {
         matches!(self.child.try_wait(), Ok(None)).then_some(self)
     }
 
-    fn exchange(&mut self, message: &impl Serialize) -> io::Result<Answer> {
-        let mut line = serde_json::to_vec(message)?;
-        line.push(b'\n');
-        self.input.write_all(&line)?;
-        line.clear();
+    /// Small messages go together, so that the two processes wait for each other once.
+    fn exchange(&mut self, messages: &[impl Serialize]) -> io::Result<Vec<Answer>> {
+        let lines = messages.iter().map(line).collect::<io::Result<Vec<_>>>()?;
+        if lines.iter().map(Vec::len).sum::<usize>() <= PIPE_BYTES {
+            self.input.write_all(&lines.concat())?;
+            return lines.iter().map(|_| self.answer()).collect();
+        }
+        let mut ask = |line: &Vec<u8>| self.input.write_all(line).and_then(|()| self.answer());
+        lines.iter().map(&mut ask).collect()
+    }
+
+    fn answer(&mut self) -> io::Result<Answer> {
+        let mut line = Vec::new();
         self.output.by_ref().take(MAX_ANSWER_BYTES).read_until(b'\n', &mut line)?;
         if line.is_empty() {
             return Err(io::ErrorKind::UnexpectedEof.into());

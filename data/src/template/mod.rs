@@ -8,6 +8,7 @@ mod strftime;
 #[cfg(test)]
 mod tests;
 
+use std::borrow::Cow;
 use std::path::Path;
 
 use kinglet_tensor::{Error, Result};
@@ -18,6 +19,7 @@ use crate::read::read_at_most;
 use apart::Apart;
 pub use apart::Renderer;
 use render::{DEFAULT, MAX_TEMPLATE_BYTES, Program, named_sources};
+pub(crate) use serve::Chat;
 pub use serve::{MEMORY_LIMIT, serve};
 
 /// The names by which templates know the special tokens.
@@ -210,9 +212,18 @@ impl ChatTemplate {
     /// The template raises an exception, fails, runs for too long or writes too much; with its origin
     /// and line. In a process of its own also: it takes too much memory or nests values too deeply.
     pub fn render(&self, messages: &[Message], options: &RenderOptions) -> Result<String> {
+        let chat = Chat { messages: Cow::Borrowed(messages), options: Cow::Borrowed(options) };
+        self.render_all(&[chat])?.remove(0)
+    }
+
+    /// Renders several chats, in less time than one after the other where they go to another process. An error for all
+    /// of them says why that process ended.
+    pub(crate) fn render_all(&self, chats: &[Chat<'_>]) -> Result<Vec<Result<String>>> {
         match &self.place {
-            Place::Here(program) => program.render(messages, options),
-            Place::Apart(apart) => apart.render(messages, options),
+            Place::Here(program) => {
+                Ok(chats.iter().map(|chat| program.render(&chat.messages, &chat.options)).collect())
+            }
+            Place::Apart(apart) => apart.render_all(chats),
         }
     }
 }

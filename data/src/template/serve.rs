@@ -40,9 +40,9 @@ pub(super) struct Opening {
 
 /// A chat to render.
 #[derive(Serialize, Deserialize)]
-pub(super) struct Chat<'a> {
-    pub(super) messages: Cow<'a, [Message]>,
-    pub(super) options: Cow<'a, RenderOptions>,
+pub(crate) struct Chat<'a> {
+    pub(crate) messages: Cow<'a, [Message]>,
+    pub(crate) options: Cow<'a, RenderOptions>,
 }
 
 /// What came of a line.
