@@ -217,9 +217,14 @@ fn the_peak_that_a_run_announces_is_the_peak_that_it_reaches() {
         // Every step takes all rows, so that each is the largest that the plan looks at.
         settings.per_device_train_batch_size = 1000;
         let (device, mut hears, stop) = (device(2), Hears::default(), AtomicBool::new(false));
-        run(&settings, &device, RunOptions { start: Start::Overwrite, dry_run: false, stop: &stop }, &mut hears)
-            .unwrap();
-        let weights = Base::of(&settings).unwrap().source.weights;
+        run(
+            &settings,
+            &device,
+            RunOptions { start: Start::Overwrite, dry_run: false, stop: &stop, renderer: None },
+            &mut hears,
+        )
+        .unwrap();
+        let weights = Base::of(&settings, None).unwrap().source.weights;
         let mapped: usize = weights.entries.values().map(|e| e.range.len()).sum();
         assert_eq!(hears.0.unwrap().peak_bytes, device.memory().peak + mapped, "{name}");
     }

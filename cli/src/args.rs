@@ -26,6 +26,9 @@ pub(crate) enum Command {
     Quantize(QuantizeArgs),
     /// Say what is in a model, adapter, checkpoint or weight file
     Inspect(InspectArgs),
+    /// Render chats for another process of kinglet: requests on standard input, answers on standard output
+    #[command(hide = true)]
+    RenderChats,
 }
 
 /// Where and how to compute.

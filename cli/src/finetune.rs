@@ -4,6 +4,7 @@ use crate::args::FinetuneArgs;
 use crate::console::{next, note, out, quoted};
 use crate::options::gather;
 use crate::progress::{Progress, describe};
+use crate::render::renderer;
 use crate::settings::{settings, start};
 use crate::signals::Caught;
 use crate::{demo, session};
@@ -31,7 +32,9 @@ pub(crate) fn train_settings(settings: &Settings, start: Start, dry_run: bool) -
     let device = session::device(Some(&settings.device), settings.threads)?;
     let caught = Caught::new()?;
     let mut progress = Progress::new(settings, dry_run);
-    let outcome = train(settings, &device, RunOptions { start, dry_run, stop: caught.asked() }, &mut progress);
+    let renderer = renderer()?;
+    let options = RunOptions { start, dry_run, stop: caught.asked(), renderer: Some(&renderer) };
+    let outcome = train(settings, &device, options, &mut progress);
     progress.finish();
     let outcome = outcome?;
     report(&outcome, settings, &progress)?;
@@ -81,7 +84,8 @@ fn report(outcome: &Outcome, settings: &Settings, progress: &Progress) -> Result
 /// The options by which generate and eval hold the base as the run did.
 fn quantized(settings: &Settings) -> String {
     // The base was opened a moment ago; should it be gone by now, that is no fault of the run.
-    let quant = Base::of(settings).ok().and_then(|base| base.quant(settings));
+    let base = renderer().and_then(|renderer| Base::of(settings, Some(&renderer)));
+    let quant = base.ok().and_then(|base| base.quant(settings));
     let kind = match quant {
         None => return String::new(),
         Some(QuantOptions { format: Format::Nf4, .. }) => " --quant nf4",

@@ -17,6 +17,7 @@ mod merge;
 mod options;
 mod progress;
 mod quantize;
+mod render;
 mod session;
 mod settings;
 mod signals;
@@ -85,6 +86,7 @@ fn run(cli: Cli) -> kinglet_tensor::Result<()> {
         Some(Command::Merge(args)) => merge::run(&args),
         Some(Command::Quantize(args)) => quantize::run(&args),
         Some(Command::Inspect(args)) => inspect::run(&args),
+        Some(Command::RenderChats) => render::run(),
     }
 }
 

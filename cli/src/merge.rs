@@ -2,6 +2,7 @@
 
 use crate::args::{Dtype, MergeArgs};
 use crate::console::{next, note, out, quoted, warn};
+use crate::render::renderer;
 use crate::session::{adapter, device, kept_template, warn_of_unused};
 use crate::target::Target;
 use kinglet_models::fs::Folder;
@@ -20,7 +21,9 @@ pub(crate) fn run(args: &MergeArgs) -> Result<()> {
     let device = device(None, args.threads)?;
     let load = LoadOptions { device: device.clone(), quant: None };
     let template = kept_template(&args.adapter);
-    let base = Base::open(&args.model, OpenOptions { chat_template: template.as_deref(), ..OpenOptions::default() })?;
+    let renderer = renderer()?;
+    let open = OpenOptions { renderer: Some(&renderer), ..OpenOptions::default() };
+    let base = Base::open(&args.model, OpenOptions { chat_template: template.as_deref(), ..open })?;
     if base.source.gguf.is_some() && base.is_quantized() {
         let shown = args.model.display();
         warn(format!("{shown}: is quantised: the adapter is merged into its decoded weights, not the original ones"));
@@ -39,7 +42,7 @@ pub(crate) fn run(args: &MergeArgs) -> Result<()> {
         base.check_unchanged()
     })?;
     note(format!("saved {}", args.output.display()));
-    let gap = gap_after_reload(args, &device, &base, (&model, &Ctx::eval(DType::F32).with_adapters(trained)))?;
+    let gap = gap_after_reload(args, &device, (&base, open), (&model, &Ctx::eval(DType::F32).with_adapters(trained)))?;
     let rounded =
         if dtype == Some(DType::F32) { "" } else { ", from rounding the weights; --dtype f32 keeps them whole" };
     out(format!("largest logit gap to base and adapter: {gap:.3e}{rounded}"))?;
@@ -51,10 +54,10 @@ pub(crate) fn run(args: &MergeArgs) -> Result<()> {
 fn gap_after_reload(
     args: &MergeArgs,
     device: &Device,
-    base: &Base,
+    (base, open): (&Base, OpenOptions<'_>),
     expected: (&kinglet_models::Decoder, &Ctx),
 ) -> Result<f32> {
-    let merged = Base::open(&args.output, OpenOptions::default())?;
+    let merged = Base::open(&args.output, open)?;
     let model = merged.load(&LoadOptions { device: device.clone(), quant: None })?;
     let ids: Vec<i32> = base.tokenizer.encode(PROBE, true)?.into_iter().map(|id| id as i32).collect();
     let gap = logit_gap(expected, (&model, &Ctx::eval(DType::F32)), &ids)?;

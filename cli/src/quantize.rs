@@ -3,6 +3,7 @@
 use crate::args::QuantizeArgs;
 use crate::console::{bytes, next, note, out, quoted};
 use crate::merge::write_companions;
+use crate::render::renderer;
 use crate::session::{check_requantisation, device, quantization, warn_of_unused};
 use crate::target::Target;
 use kinglet_models::fs::Folder;
@@ -25,7 +26,8 @@ pub(crate) fn run(args: &QuantizeArgs) -> Result<()> {
     let options = quantization(Some(args.quant), !args.no_double_quant)
         .ok_or_else(|| Error::invalid("--quant none: nothing to do; say nf4 or fp4"))?;
     let target = Target::new(&args.output, args.overwrite, &[&args.model])?;
-    let base = Base::open(&args.model, OpenOptions::default())?;
+    let renderer = renderer()?;
+    let base = Base::open(&args.model, OpenOptions { renderer: Some(&renderer), ..OpenOptions::default() })?;
     check_requantisation(&base)?;
     let model = base.load(&LoadOptions { device: device(None, args.threads)?, quant: Some(options) })?;
     warn_of_unused(&base, &model);

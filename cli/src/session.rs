@@ -2,6 +2,7 @@
 
 use crate::args::{DeviceArgs, Dtype, ModelArgs, Quant};
 use crate::console::{quoted, warn};
+use crate::render::renderer;
 use kinglet_models::{Ctx, Decoder, LoadOptions, QuantOptions};
 use kinglet_peft::Adapter;
 use kinglet_quant::nf4::Format;
@@ -22,9 +23,11 @@ impl Session {
     pub(crate) fn open(args: &ModelArgs) -> Result<Self> {
         let device = device(args.device.device.as_deref(), args.device.threads)?;
         let kept = args.adapter.as_deref().and_then(kept_template);
+        let renderer = renderer()?;
         let options = OpenOptions {
             chat_template: args.chat_template.as_deref().or(kept.as_deref()),
             raw: args.raw,
+            renderer: Some(&renderer),
             no_mmap: args.no_mmap,
             ..OpenOptions::default()
         };

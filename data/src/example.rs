@@ -231,9 +231,10 @@ impl<'a> Encoder<'a> {
         let mut ids = self.tokenizer.eos_ids().to_vec();
         if let (Some(template), false) = (self.template, self.options.raw) {
             let messages = [Message::new("user", "question"), Message::new("assistant", "answer")];
-            let chat = RenderedChat::new(template, &messages, None)?;
+            let mut chat = RenderedChat::new(template, &messages, None, Some(1))?;
             let tokens = self.tokenizer.encode_spans(&chat.text)?;
-            ids.extend(self.end_token(&chat.text, &tokens, chat.turn(1)?).map(|index| tokens[index].id));
+            let turn = chat.turn(1)?;
+            ids.extend(self.end_token(&chat.text, &tokens, turn).map(|index| tokens[index].id));
         }
         ids.sort_unstable();
         ids.dedup();
@@ -267,14 +268,15 @@ impl<'a> Encoder<'a> {
         tools: Option<&Value>,
         first_target: usize,
     ) -> Result<(Vec<u32>, Vec<bool>)> {
-        let chat = RenderedChat::new(self.need_template()?, messages, tools)?;
+        let assistant = |index: &usize| messages[*index].role() == "assistant";
+        let mut turns = (first_target..messages.len()).filter(assistant).peekable();
+        let mut chat = RenderedChat::new(self.need_template()?, messages, tools, turns.peek().copied())?;
         let mut tokens = self.tokenizer.encode_spans(&chat.text)?;
         let mut is_target = vec![false; tokens.len()];
         // Nothing after the first turn beyond the cut is learnt, and to find a turn the whole chat is rendered again.
         let cut = tokens.get(self.options.max_length).map_or(usize::MAX, |token| token.start);
         let mut ended = true;
-        let roles = messages.iter().enumerate().skip(first_target);
-        for (index, _) in roles.filter(|(_, message)| message.role() == "assistant") {
+        for index in turns {
             let turn = chat.turn(index)?;
             if turn.start > cut {
                 break;

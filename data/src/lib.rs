@@ -22,7 +22,7 @@ mod turns;
 pub use batch::{BatchOptions, Batches, Epoch, TokenBatch};
 pub use dataset::{Dataset, Format, Row, RowContent};
 pub use example::{EncodeOptions, EncodeReport, Encoded, Encoder, Example, Prompt};
-pub use template::{ChatTemplate, Message, RenderOptions, SpecialTokens};
+pub use template::{ChatTemplate, Message, RenderOptions, Renderer, SpecialTokens};
 pub use tokenizer::{GgufVocab, NamedFile, TextStream, Tokenizer};
 
 #[cfg(test)]

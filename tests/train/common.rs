@@ -55,7 +55,7 @@ pub(crate) fn train_with(
     reporter: &mut dyn Reporter,
 ) -> Result<Outcome> {
     let stop = AtomicBool::new(false);
-    run(settings, &device(threads), RunOptions { start, dry_run: false, stop: &stop }, reporter)
+    run(settings, &device(threads), RunOptions { start, dry_run: false, stop: &stop, renderer: None }, reporter)
 }
 
 /// The rows of a run's log.

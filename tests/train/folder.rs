@@ -58,7 +58,7 @@ fn a_run_that_cannot_begin_and_a_dry_run_write_nothing() {
     let error = train(&settings, Start::New, 1).unwrap_err().to_string();
     assert!(error.contains("c_attn") && error.contains("q_proj"), "{error}");
     let stop = AtomicBool::new(false);
-    let options = RunOptions { start: Start::New, dry_run: true, stop: &stop };
+    let options = RunOptions { start: Start::New, dry_run: true, stop: &stop, renderer: None };
     assert_eq!(run(&short(&folder), &device(1), options, &mut Silent).unwrap().end, End::Planned);
     assert!(!folder.exists());
 }

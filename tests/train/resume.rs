@@ -63,7 +63,7 @@ fn goes_on_bit_for_bit(name: &str, settings: impl Fn(&Path) -> Settings, meanwhi
     assert_eq!((outcome.end, outcome.steps), (End::Finished, 9));
 
     let stop = AtomicBool::new(false);
-    let options = RunOptions { start: Start::New, dry_run: false, stop: &stop };
+    let options = RunOptions { start: Start::New, dry_run: false, stop: &stop, renderer: None };
     let outcome = run(&settings(&cut), &device(1), options, &mut StopAfter(3, &stop)).unwrap();
     assert_eq!((outcome.end, outcome.steps), (End::Stopped, 3));
     assert!(!cut.join("adapter_config.json").exists() && !cut.join("config.json").exists());
@@ -200,7 +200,7 @@ fn what_changed_is_refused_by_name() {
     run.data = data.clone();
     run.max_steps = Some(2);
     let stop = AtomicBool::new(true);
-    let options = RunOptions { start: Start::New, dry_run: false, stop: &stop };
+    let options = RunOptions { start: Start::New, dry_run: false, stop: &stop, renderer: None };
     let outcome = kinglet_train::run(&run, &device(1), options, &mut kinglet_train::Silent).unwrap();
     assert_eq!((outcome.end, outcome.steps, folder.exists()), (End::Stopped, 0, false), "before step 1");
     stop.store(false, Ordering::Relaxed);

@@ -111,7 +111,7 @@ fn the_plan_counts_what_there_is() {
         settings.num_train_epochs = 1.5;
         change(&mut settings);
         let stop = std::sync::atomic::AtomicBool::new(false);
-        let options = kinglet_train::RunOptions { start: Start::New, dry_run: true, stop: &stop };
+        let options = kinglet_train::RunOptions { start: Start::New, dry_run: true, stop: &stop, renderer: None };
         let mut heard = Planned::default();
         kinglet_train::run(&settings, &device(1), options, &mut heard).unwrap();
         heard.0.unwrap()
@@ -155,7 +155,7 @@ fn memory_is_what_the_plan_says_and_does_not_grow() {
     settings.max_steps = Some(50);
     let device = device(2);
     let stop = std::sync::atomic::AtomicBool::new(false);
-    let options = kinglet_train::RunOptions { start: Start::New, dry_run: false, stop: &stop };
+    let options = kinglet_train::RunOptions { start: Start::New, dry_run: false, stop: &stop, renderer: None };
     let mut peaks = Peaks(&device, Vec::new(), 0);
     kinglet_train::run(&settings, &device, options, &mut peaks).unwrap();
     let mapped = std::fs::metadata(settings.model.join("model.safetensors")).unwrap().len() as usize;
@@ -173,7 +173,7 @@ fn evaluation_gives_the_loss_of_training_and_counts_right_answers() {
     (settings.per_device_train_batch_size, settings.max_steps) = (64, Some(1));
     train(&settings, Start::New, 2).unwrap();
 
-    let base = Base::of(&settings).unwrap();
+    let base = Base::of(&settings, None).unwrap();
     let model = base.load(&LoadOptions { device: device(2), quant: None }).unwrap();
     let adapter = Adapter::load(settings.init_adapter.as_ref().unwrap(), &model).unwrap();
     let ctx = Ctx::eval(DType::F32).with_adapters(adapter.set());

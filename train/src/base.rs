@@ -1,7 +1,7 @@
 //! A base model with its tokenizer and chat template, opened from a folder or a GGUF file.
 
 use crate::settings::{Method, Quant, Settings};
-use kinglet_data::{ChatTemplate, EncodeOptions, Encoder, GgufVocab, Tokenizer};
+use kinglet_data::{ChatTemplate, EncodeOptions, Encoder, GgufVocab, Renderer, Tokenizer};
 use kinglet_models::fs::read_text;
 use kinglet_models::gguf::Metadata;
 use kinglet_models::mmap::Mapped;
@@ -28,6 +28,9 @@ pub struct OpenOptions<'a> {
     pub chat_template: Option<&'a Path>,
     /// Use no chat template.
     pub raw: bool,
+    /// Compiles and runs the chat template in a process of its own, started so; else it is done in this one. See
+    /// [`ChatTemplate`] for what that means.
+    pub renderer: Option<&'a Renderer>,
     /// Read weight files into memory instead of mapping them.
     pub no_mmap: bool,
     /// Open a folder with config.json and tokenizer alone: the weights will be random.
@@ -60,18 +63,23 @@ impl Base {
             let text = read_text(file, "the chat template")?;
             tokenizer.set_chat_template(&text, &file.display().to_string())?;
         }
-        let template = if options.raw { None } else { tokenizer.chat_template()? };
+        let template = match options.renderer {
+            _ if options.raw => None,
+            None => tokenizer.chat_template()?,
+            Some(renderer) => tokenizer.chat_template_apart(renderer)?,
+        };
         Ok(Base { source, tokenizer, template, raw: options.raw })
     }
 
-    /// Opens the base of a run.
+    /// Opens the base of a run; `renderer` as in [`OpenOptions`].
     ///
     /// # Errors
     /// As [`Base::open`].
-    pub fn of(settings: &Settings) -> Result<Self> {
+    pub fn of(settings: &Settings, renderer: Option<&Renderer>) -> Result<Self> {
         let options = OpenOptions {
             chat_template: settings.chat_template.as_deref(),
             raw: settings.raw,
+            renderer,
             no_mmap: settings.no_mmap,
             from_scratch: settings.from_scratch,
         };

@@ -198,7 +198,7 @@ mod tests {
         let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/train");
         let settings =
             Settings::new(fixtures.join("base-llama"), fixtures.join("llama-lora/data.jsonl"), fixtures.join("none"));
-        let base = Base::of(&settings).unwrap();
+        let base = Base::of(&settings, None).unwrap();
         let device = Device::cpu(CpuOptions { threads: Some(1), ..CpuOptions::default() }).unwrap();
         let mut learner = Learner::new(base.model(&settings, &device).unwrap(), &settings, None).unwrap();
         let rows = Rows::new(&settings, &base).unwrap();

@@ -10,7 +10,7 @@ use crate::plan::plan;
 use crate::report::{EvalRow, Plan, Reporter, StepRow};
 use crate::rows::{Rows, encode};
 use crate::settings::{Quant, Settings};
-use kinglet_data::{Example, TokenBatch};
+use kinglet_data::{Example, Renderer, TokenBatch};
 use kinglet_optim::Schedule;
 use kinglet_tensor::{Device, Error, Result};
 use std::ops::ControlFlow;
@@ -39,6 +39,8 @@ pub struct RunOptions<'a> {
     pub dry_run: bool,
     /// Once it is set, the run saves a checkpoint after the current step and returns.
     pub stop: &'a AtomicBool,
+    /// Compiles and runs the chat template in a process of its own; else it is done in this one.
+    pub renderer: Option<&'a Renderer>,
 }
 
 /// How a run ended.
@@ -86,7 +88,7 @@ pub fn run(
         let steps = output.checkpoints()?.first().copied().unwrap_or(0);
         return Ok(Outcome { end: End::AlreadyFinished, steps, loss: None, eval_loss: None });
     }
-    let base = Base::of(settings)?;
+    let base = Base::of(settings, options.renderer)?;
     check_requantisation(settings, &base, reporter)?;
     let rows = Rows::new(settings, &base)?;
     if let Some(text) = rows.report.warning() {

@@ -9,4 +9,5 @@ mod inference;
 mod malformed;
 mod resume;
 mod signals;
+mod templates;
 mod usage;

@@ -1,5 +1,6 @@
 use serde_json::json;
 
+use super::render::open_generation_blocks;
 use super::*;
 use crate::testing::{CHATML, LLAMA3, MISTRAL, QWEN, chat_template, message};
 
@@ -154,13 +155,13 @@ fn a_template_cannot_run_or_write_without_end() {
 fn a_list_of_templates_has_a_default_and_one_for_tools() {
     let tokens = SpecialTokens::default();
     let list = json!([{ "name": "tool_use", "template": "tools" }, { "name": "default", "template": "plain" }]);
-    let template = ChatTemplate::from_json(&list, "config", &tokens).unwrap();
+    let template = ChatTemplate::from_json(&list, "config", &tokens, None).unwrap();
     let with = |tools| RenderOptions { tools, ..RenderOptions::default() };
     assert_eq!(template.render(&[], &with(None)).unwrap(), "plain");
     assert_eq!(template.render(&[], &with(Some(json!([])))).unwrap(), "tools");
     let broken = [json!([]), json!([{ "name": "rag", "template": "x" }]), json!([{ "name": "default" }]), json!(3)];
     for value in broken {
-        assert!(ChatTemplate::from_json(&value, "config", &tokens).is_err(), "{value}");
+        assert!(ChatTemplate::from_json(&value, "config", &tokens, None).is_err(), "{value}");
     }
 }
 

@@ -18,7 +18,7 @@ pub use gguf::GgufVocab;
 pub use stream::TextStream;
 
 use crate::read::read_at_most;
-use crate::template::{ChatTemplate, SpecialTokens};
+use crate::template::{ChatTemplate, Renderer, SpecialTokens};
 use backend::Backend;
 use config::TokenizerConfig;
 use file::{MAX_FILE_BYTES, TokenizerFile};
@@ -277,21 +277,33 @@ impl Tokenizer {
         &self.special_tokens
     }
 
-    /// The model's chat template, if it has one.
+    /// The model's chat template, if it has one, compiled in this process.
     ///
     /// # Errors
     /// A template that does not parse, with its file and line.
     pub fn chat_template(&self) -> Result<Option<ChatTemplate>> {
-        let Some((source, origin)) = &self.template else { return Ok(None) };
-        ChatTemplate::from_json(source, origin, &self.special_tokens).map(Some)
+        self.compile_template(None)
     }
 
-    /// Replaces the chat template, here and in [`Tokenizer::files`]. `origin` names it in errors.
+    /// The model's chat template, if it has one, compiled and run in a process of its own.
     ///
     /// # Errors
-    /// A template that does not parse.
+    /// As [`ChatTemplate::apart`].
+    pub fn chat_template_apart(&self, renderer: &Renderer) -> Result<Option<ChatTemplate>> {
+        self.compile_template(Some(renderer))
+    }
+
+    fn compile_template(&self, renderer: Option<&Renderer>) -> Result<Option<ChatTemplate>> {
+        let Some((source, origin)) = &self.template else { return Ok(None) };
+        ChatTemplate::from_json(source, origin, &self.special_tokens, renderer).map(Some)
+    }
+
+    /// Replaces the chat template, here and in [`Tokenizer::files`]. `origin` names it in errors. It is compiled, and
+    /// found to be wrong, by [`Tokenizer::chat_template`].
+    ///
+    /// # Errors
+    /// A `tokenizer_config.json` that is none.
     pub fn set_chat_template(&mut self, source: &str, origin: &str) -> Result<()> {
-        ChatTemplate::new(source, origin, &self.special_tokens)?;
         self.template = Some((json!(source), origin.to_owned()));
         self.files.retain(|file| file.0 != FILES[4]);
         self.files.push((FILES[4].to_owned(), source.as_bytes().to_vec()));

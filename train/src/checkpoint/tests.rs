@@ -73,7 +73,7 @@ impl Saved {
         let _ = std::fs::remove_dir_all(&folder);
         let mut settings = Settings::new(fixtures.join("base-llama"), fixtures.join("llama-lora/data.jsonl"), &folder);
         (settings.target_modules, settings.lora_r) = ("q_proj".into(), 2);
-        let base = Base::of(&settings).unwrap();
+        let base = Base::of(&settings, None).unwrap();
         let device = Device::cpu(CpuOptions { threads: Some(1), ..CpuOptions::default() }).unwrap();
         let identity = Identity::new(&settings, &base, &device).unwrap();
         let mut learner = Learner::new(base.model(&settings, &device).unwrap(), &settings, None).unwrap();
