@@ -201,7 +201,7 @@ INLINE u32 lane_index() { return threadIdx.x % WARP; }
 // The row of this warp.
 INLINE u64 warp_row() { return (u64)blockIdx.x * ROWS_PER_BLOCK + threadIdx.x / WARP; }
 
-// What one thread holds of 64 lanes.
+// Two of the 64 lanes, or two neighbours of a row.
 template <typename T> struct Pair {
     T a, b;
 };
@@ -227,6 +227,29 @@ template <typename T> INLINE void write2(T* row, u32 i, bool paired, f32 a, f32 
 
 // Whether rows of `width` elements can be read in aligned pairs.
 template <typename T> INLINE bool in_pairs(const T* x, u32 width) { return width % 2 == 0 && aligned<2>(x); }
+
+// A row of an operand of any layout: elements start .. start + width of its row-major order. Rows that begin at multiples of an even
+// width in a flat operand are read in pairs.
+template <typename T> struct Row {
+    const T* x;
+    const View& view;
+    u64 start;
+    bool flat, paired;
+
+    INLINE Row(const T* x, const View& view, u64 start, u64 width)
+        : x(x), view(view), start(start), flat(view.is_flat()), paired(flat && width % 2 == 0 && aligned<2>(x)) {}
+
+    INLINE f32 operator[](u32 i) const { return to_f32(x[flat ? start + i : view.offset(start + i)]); }
+
+    // Elements i and i + 1.
+    INLINE Pair<f32> two(u32 i) const {
+        if (flat) return read2(x + start, i, paired);
+        u64 index[2] = {start + i, start + i + 1};
+        i64 at[2];
+        view.locate(index, at);
+        return {to_f32(x[at[0]]), to_f32(x[at[1]])};
+    }
+};
 
 // Calls both(i) for this thread's pairs of neighbours i, i + 1 of a row, in order, and one(i) for a last single one.
 template <typename Both, typename One> INLINE void each_pair(u32 width, Both both, One one) {

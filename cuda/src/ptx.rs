@@ -32,7 +32,22 @@ macro_rules! modules {
 }
 
 /// Every module, in alphabetical order.
-pub const MODULES: &[Module] = modules!["copy", "rms_norm", "unary"];
+pub const MODULES: &[Module] = modules![
+    "affine",
+    "binary",
+    "compare",
+    "copy",
+    "dropout",
+    "embedding",
+    "random",
+    "reduce",
+    "rms_norm",
+    "rope",
+    "scale",
+    "softmax",
+    "swiglu",
+    "unary"
+];
 
 /// The PTX of the module called `name`, if there is one.
 #[must_use]
