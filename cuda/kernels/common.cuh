@@ -15,7 +15,7 @@ using f64 = double;
 #define INLINE __device__ __forceinline__
 // An entry point: unmangled, with the number of threads of a block that it is written for. At least 1024 threads shall
 // fit a multiprocessor, so each may use 64 registers; without that number ptxas picks a limit by itself, and spills.
-#define KERNEL(threads) extern "C" __global__ void __launch_bounds__(threads, 1024 / (threads))
+#define KERNEL(threads) extern "C" __global__ void __launch_bounds__(threads, (threads) < 64 ? 16 : 1024 / (threads))
 // Instantiates a macro for each float type.
 #define FLOATS(M) M(f32) M(f16) M(bf16)
 
@@ -259,13 +259,11 @@ template <typename Both, typename One> INLINE void each_pair(u32 width, Both bot
     if (i < width) one(i);
 }
 
-// A value of the thread `distance` lanes away.
+// A value of the thread whose lane differs by `distance`, and of thread `lane`.
 INLINE f32 shuffle_xor(f32 x, u32 distance) { return __shfl_xor_sync(0xFFFFFFFF, x, distance); }
 INLINE u32 shuffle_xor(u32 x, u32 distance) { return __shfl_xor_sync(0xFFFFFFFF, x, distance); }
-INLINE f64 shuffle_xor(f64 x, u32 distance) {
-    u32 high = shuffle_xor((u32)__double2hiint(x), distance), low = shuffle_xor((u32)__double2loint(x), distance);
-    return __hiloint2double((i32)high, (i32)low);
-}
+INLINE f64 shuffle_xor(f64 x, u32 distance) { return __shfl_xor_sync(0xFFFFFFFF, x, distance); }
+INLINE f64 shuffle(f64 x, u32 lane) { return __shfl_sync(0xFFFFFFFF, x, lane); }
 
 // The 64 lanes of a warp folded in halves: join(lane i, lane i + half) for half = 32, 16, .. 1. All threads get the
 // result of lane 0: of two threads that meet, the lower one's value is always the left operand.
