@@ -13,9 +13,11 @@ using f32 = float;
 using f64 = double;
 
 #define INLINE __device__ __forceinline__
-// An entry point: unmangled, with the number of threads of a block that it is written for. At least 1024 threads shall
-// fit a multiprocessor, so each may use 64 registers; without that number ptxas picks a limit by itself, and spills.
-#define KERNEL(threads) extern "C" __global__ void __launch_bounds__(threads, (threads) < 64 ? 16 : 1024 / (threads))
+// An entry point: unmangled, with the number of threads of a block that it is written for, and how many registers each may
+// use at least (without that number ptxas picks a limit by itself, and spills). A multiprocessor has 65536; 64 a thread let 1024 threads in.
+#define KERNEL(threads) KERNEL_REGISTERS(threads, 64)
+#define KERNEL_REGISTERS(threads, registers)                                                                          \
+    extern "C" __global__ void __launch_bounds__(threads, (threads) < 64 ? 16 : 65536 / ((threads) * (registers)))
 // Instantiates a macro for each float type.
 #define FLOATS(M) M(f32) M(f16) M(bf16)
 

@@ -33,12 +33,18 @@ macro_rules! modules {
 
 /// Every module, in alphabetical order.
 pub const MODULES: &[Module] = modules![
+    "adamw",
     "affine",
     "binary",
+    "cat",
     "compare",
     "copy",
     "dropout",
     "embedding",
+    "gather",
+    "grad_norm",
+    "matmul",
+    "nf4",
     "random",
     "reduce",
     "rms_norm",
