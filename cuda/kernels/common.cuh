@@ -13,9 +13,11 @@ using f32 = float;
 using f64 = double;
 
 #define INLINE __device__ __forceinline__
-// An entry point: unmangled, with the number of threads of a block that it is written for. At least 1024 threads shall
-// fit a multiprocessor, so each may use 64 registers; without that number ptxas picks a limit by itself, and spills.
-#define KERNEL(threads) extern "C" __global__ void __launch_bounds__(threads, 1024 / (threads))
+// An entry point: unmangled, with the number of threads of a block that it is written for, and how many registers each may
+// use at least (without that number ptxas picks a limit by itself, and spills). A multiprocessor has 65536; 64 a thread let 1024 threads in.
+#define KERNEL(threads) KERNEL_REGISTERS(threads, 64)
+#define KERNEL_REGISTERS(threads, registers)                                                                          \
+    extern "C" __global__ void __launch_bounds__(threads, (threads) < 64 ? 16 : 65536 / ((threads) * (registers)))
 // Instantiates a macro for each float type.
 #define FLOATS(M) M(f32) M(f16) M(bf16)
 
@@ -201,7 +203,7 @@ INLINE u32 lane_index() { return threadIdx.x % WARP; }
 // The row of this warp.
 INLINE u64 warp_row() { return (u64)blockIdx.x * ROWS_PER_BLOCK + threadIdx.x / WARP; }
 
-// What one thread holds of 64 lanes.
+// Two of the 64 lanes, or two neighbours of a row.
 template <typename T> struct Pair {
     T a, b;
 };
@@ -228,6 +230,29 @@ template <typename T> INLINE void write2(T* row, u32 i, bool paired, f32 a, f32 
 // Whether rows of `width` elements can be read in aligned pairs.
 template <typename T> INLINE bool in_pairs(const T* x, u32 width) { return width % 2 == 0 && aligned<2>(x); }
 
+// A row of an operand of any layout: elements start .. start + width of its row-major order. Rows that begin at multiples of an even
+// width in a flat operand are read in pairs.
+template <typename T> struct Row {
+    const T* x;
+    const View& view;
+    u64 start;
+    bool flat, paired;
+
+    INLINE Row(const T* x, const View& view, u64 start, u64 width)
+        : x(x), view(view), start(start), flat(view.is_flat()), paired(flat && width % 2 == 0 && aligned<2>(x)) {}
+
+    INLINE f32 operator[](u32 i) const { return to_f32(x[flat ? start + i : view.offset(start + i)]); }
+
+    // Elements i and i + 1.
+    INLINE Pair<f32> two(u32 i) const {
+        if (flat) return read2(x + start, i, paired);
+        u64 index[2] = {start + i, start + i + 1};
+        i64 at[2];
+        view.locate(index, at);
+        return {to_f32(x[at[0]]), to_f32(x[at[1]])};
+    }
+};
+
 // Calls both(i) for this thread's pairs of neighbours i, i + 1 of a row, in order, and one(i) for a last single one.
 template <typename Both, typename One> INLINE void each_pair(u32 width, Both both, One one) {
     u32 i = 2 * lane_index();
@@ -236,13 +261,11 @@ template <typename Both, typename One> INLINE void each_pair(u32 width, Both bot
     if (i < width) one(i);
 }
 
-// A value of the thread `distance` lanes away.
+// A value of the thread whose lane differs by `distance`, and of thread `lane`.
 INLINE f32 shuffle_xor(f32 x, u32 distance) { return __shfl_xor_sync(0xFFFFFFFF, x, distance); }
 INLINE u32 shuffle_xor(u32 x, u32 distance) { return __shfl_xor_sync(0xFFFFFFFF, x, distance); }
-INLINE f64 shuffle_xor(f64 x, u32 distance) {
-    u32 high = shuffle_xor((u32)__double2hiint(x), distance), low = shuffle_xor((u32)__double2loint(x), distance);
-    return __hiloint2double((i32)high, (i32)low);
-}
+INLINE f64 shuffle_xor(f64 x, u32 distance) { return __shfl_xor_sync(0xFFFFFFFF, x, distance); }
+INLINE f64 shuffle(f64 x, u32 lane) { return __shfl_sync(0xFFFFFFFF, x, lane); }
 
 // The 64 lanes of a warp folded in halves: join(lane i, lane i + half) for half = 32, 16, .. 1. All threads get the
 // result of lane 0: of two threads that meet, the lower one's value is always the left operand.

@@ -38,7 +38,28 @@ macro_rules! modules {
 }
 
 /// Every module, in alphabetical order.
-pub const MODULES: &[Module] = modules!["copy", "rms_norm", "unary"];
+pub const MODULES: &[Module] = modules![
+    "adamw",
+    "affine",
+    "binary",
+    "cat",
+    "compare",
+    "copy",
+    "dropout",
+    "embedding",
+    "gather",
+    "grad_norm",
+    "matmul",
+    "nf4",
+    "random",
+    "reduce",
+    "rms_norm",
+    "rope",
+    "scale",
+    "softmax",
+    "swiglu",
+    "unary"
+];
 
 macro_rules! headers {
     ($($name:literal),* $(,)?) => { &[$(($name, include_str!(concat!("../kernels/", $name)))),*] };
