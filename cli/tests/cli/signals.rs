@@ -33,7 +33,9 @@ fn one_ctrl_c_ends_what_only_reads() {
         assert_eq!(child.try_wait().unwrap(), None, "{args:?}");
         interrupt(&child);
         wait_until("its end", || child.try_wait().unwrap().is_some());
-        assert_eq!(child.wait().unwrap().signal(), Some(SIGINT), "{args:?}");
+        let done = child.wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&done.stderr);
+        assert_eq!(done.status.signal(), Some(SIGINT), "{args:?}: {}: {said}", done.status);
     }
 }
 
