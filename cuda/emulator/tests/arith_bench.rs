@@ -59,7 +59,12 @@ fn speed() {
         }
         println!("{name:16} {:6.1} ns", start.elapsed().as_nanos() as f64 / n as f64);
     }
-    for (name, by, ty) in [("setp.lt.f32", Compare::Lt, Type::F32), ("setp.ge.s32", Compare::Ge, Type::S32), ("setp.lt.u64", Compare::Lt, Type::U64), ("setp.neu.f32", Compare::Neu, Type::F32)] {
+    for (name, by, ty) in [
+        ("setp.lt.f32", Compare::Lt, Type::F32),
+        ("setp.ge.s32", Compare::Ge, Type::S32),
+        ("setp.lt.u64", Compare::Lt, Type::U64),
+        ("setp.neu.f32", Compare::Neu, Type::F32),
+    ] {
         let start = Instant::now();
         let n = 20000;
         for _ in 0..n {

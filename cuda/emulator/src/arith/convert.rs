@@ -38,7 +38,7 @@ pub(super) fn cvt(alu: &Alu, to: Type, integer_rounding: bool, reg_bytes: u32, w
             (Type::F32, Type::F16) => return warp.map1(|a| F16.narrow(widen_f32(a), Rounding::Rn)),
             (Type::F16, Type::F32) => return warp.map1(|a| canonical(u64::from((F16.widen(a) as f32).to_bits()))),
             (Type::U32 | Type::S32 | Type::U64, Type::U32) => return warp.map1(|a| a & 0xffff_ffff),
-            (Type::U32, Type::U64 | Type::S64) => return warp.map1(|a| a),
+            (Type::U32, Type::U64 | Type::S64) => return warp.map1(|a| a & 0xffff_ffff),
             (Type::S32, Type::S64 | Type::U64) => return warp.map1(|a| i64::from(a as i32) as u64),
             (Type::S32, Type::F32) => return warp.map1(|a| u64::from((a as i32 as f32).to_bits())),
             (Type::U32, Type::F32) => return warp.map1(|a| u64::from((a as u32 as f32).to_bits())),
@@ -139,7 +139,7 @@ fn float_to_float(a: u64, from: Format, to: Format, m: &Modifiers, integer_round
     let x = widen(from, a);
     // A whole number of the source is one of the source's numbers, so that nothing is rounded twice.
     let x = if integer_rounding { to_integral(x, m.rounding) } else { x };
-    finish(to, m, to.narrow(x, m.rounding))
+    narrow(x, to, m)
 }
 
 /// A NaN as f64: its sign and its payload in the upper bits, quiet.
@@ -183,12 +183,8 @@ fn finish(format: Format, m: &Modifiers, bits: u64) -> u64 {
     if m.relu && is_negative && !format.is_nan(bits) { 0 } else { bits }
 }
 
-/// An f32 becomes a narrow number, with `.satfinite`: no infinity, and no NaN but from NaN.
-fn narrow_f32(a: u64, format: Format, m: &Modifiers) -> u64 {
-    narrow_finite(widen_f32(a), format, m)
-}
-
-fn narrow_finite(x: f64, format: Format, m: &Modifiers) -> u64 {
+/// A value becomes a number of a format; with `.satfinite` no infinity, and no NaN but from NaN.
+fn narrow(x: f64, format: Format, m: &Modifiers) -> u64 {
     let bits = format.narrow(x, m.rounding);
     let sign = bits & format.sign();
     let is_large = bits & !format.sign() > format.largest();
@@ -197,17 +193,17 @@ fn narrow_finite(x: f64, format: Format, m: &Modifiers) -> u64 {
 
 /// tf32 is the upper 19 bits of an f32.
 fn tf32(a: u64, m: &Modifiers) -> u64 {
-    if F32.is_nan(a) { F32.nan() } else { narrow_f32(a, TF32, m) << 13 }
+    if F32.is_nan(a) { F32.nan() } else { narrow(widen_f32(a), TF32, m) << 13 }
 }
 
 /// `cvt.f16x2.f32 d, a, b` and its kin: `a` above `b`.
 fn pack_floats(format: Format, m: Modifiers, warp: &mut Warp<'_>) -> bool {
-    warp.map2(|a, b| narrow_f32(a, format, &m) << format.bits() | narrow_f32(b, format, &m))
+    warp.map2(|a, b| narrow(widen_f32(a), format, &m) << format.bits() | narrow(widen_f32(b), format, &m))
 }
 
 /// Both values of a packed register.
 fn pair(from: Format, to: Format, m: Modifiers, warp: &mut Warp<'_>) -> bool {
-    let one = |a: u64| narrow_finite(from.widen(a & ones(from.bits())), to, &m);
+    let one = |a: u64| narrow(from.widen(a & ones(from.bits())), to, &m);
     warp.map1(|a| one(a >> from.bits()) << to.bits() | one(a))
 }
 

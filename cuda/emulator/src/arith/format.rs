@@ -159,11 +159,11 @@ pub(crate) fn parts(x: f64) -> (i32, u64) {
     let exponent = (fields >> F64.fraction) as i32;
     let fraction = fields << F64.exponent;
     if exponent == 0 {
-        // Subnormal: the value is fraction * 2^(least exponent - 62 - 1).
+        // Subnormal: bit 62 would weigh half of the least normal number.
         let up = fraction.leading_zeros();
         return (F64.least_exponent() - up as i32, if fraction == 0 { 0 } else { fraction << up });
     }
-    (exponent + F64.least_exponent() - 1, fraction >> 1 | 1 << 63)
+    (exponent + F64.least_exponent() - 1, fraction | 1 << 63)
 }
 
 /// 2^n for an n whose power is a normal f64.
