@@ -5,7 +5,8 @@ mod arith_support;
 
 use arith_support::exact::{BF16, Dyadic, E4M3, E5M2, F16, F32, F64, Format, TF32};
 use arith_support::{MODES, PLAIN, Random, f, rounding, run, run_wide};
-use kinglet_emulator::program::{AluOp, Modifiers, Rounding, Type};
+use kinglet_emulator::arith::supports;
+use kinglet_emulator::program::{Alu, AluOp, Modifiers, Rounding, Type};
 
 const FLOATS: [(Type, Format); 4] = [(Type::F16, F16), (Type::Bf16, BF16), (Type::F32, F32), (Type::F64, F64)];
 const INTEGERS: [(Type, u32, bool); 8] = [
@@ -59,8 +60,11 @@ fn between_floats() {
                 if to == F64 && from.is_nan(a) {
                     continue; // keeps its payload, below
                 }
-                for mode in MODES {
-                    let got = run_wide(cvt(to_type), from_type, rounding(mode), &[a], 8);
+                let is_exact = from == to || to.bits() > from.bits();
+                for mode in if is_exact { &MODES[..1] } else { &MODES } {
+                    let mode = *mode;
+                    let modifiers = if is_exact { PLAIN } else { rounding(mode) };
+                    let got = run_wide(cvt(to_type), from_type, modifiers, &[a], 8);
                     let expected = expected_float(from, to, a, mode);
                     assert_eq!(got, expected, "cvt {mode:?} {to_type:?} {from_type:?} {a:x}");
                 }
@@ -327,6 +331,22 @@ fn eight_bit_floats() {
             assert_eq!(got, expected_float(format, F16, a, Rounding::Rn), "{ty:?} {a:x}");
         }
     }
+}
+
+#[test]
+fn what_ptx_does_not_have() {
+    let no = |op, ty, modifiers| assert!(!supports(&Alu { op, ty, modifiers }), "{op:?} {ty:?} {modifiers:?}");
+    no(cvt(Type::F16), Type::F32, rounding(Rounding::Rna));
+    no(cvt(Type::F32), Type::F16, rounding(Rounding::Rn));
+    no(cvt(Type::Tf32), Type::F32, rounding(Rounding::Rp));
+    no(cvt(Type::Tf32), Type::F16, PLAIN);
+    no(cvt(Type::E4m3x2), Type::F32, rounding(Rounding::Rz));
+    no(cvt(Type::S32), Type::U32, rounding(Rounding::Rn));
+    no(cvt(Type::F16), Type::S32, Modifiers { relu: true, ..PLAIN });
+    no(cvt(Type::F64), Type::F16, Modifiers { ftz: true, ..PLAIN });
+    no(cvt(Type::B32), Type::F32, PLAIN);
+    no(cvt(Type::Pred), Type::S32, PLAIN);
+    no(AluOp::CvtPack { to: Type::U32 }, Type::S32, PLAIN);
 }
 
 #[test]

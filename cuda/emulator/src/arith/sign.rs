@@ -72,7 +72,7 @@ fn result(format: Format, operand: u64, bits: u64) -> u64 {
 }
 
 /// The smaller or larger, with -0 below +0; the other where one is NaN, unless `.NaN` asks for NaN. With `.xorsign.abs`, of
-/// the magnitudes, with the product's sign. With `.relu`, no less than +0.
+/// the magnitudes, with the product's sign.
 #[inline(always)]
 pub(super) fn extreme<const MAX: bool>(format: Format, m: &Modifiers, a: u64, b: u64) -> u64 {
     let sign = format.sign();
@@ -83,8 +83,7 @@ pub(super) fn extreme<const MAX: bool>(format: Format, m: &Modifiers, a: u64, b:
     }
     let x_wins = (key(format, x) < key(format, y)) != MAX;
     let chosen = if y_nan || !x_nan && x_wins { x } else { y };
-    let chosen = if m.xorsign_abs { chosen | (a ^ b) & sign } else { chosen };
-    if m.relu && chosen & sign != 0 { 0 } else { chosen }
+    if m.xorsign_abs { chosen | (a ^ b) & sign } else { chosen }
 }
 
 /// An integer in the order of the numbers, with -0 below +0.
