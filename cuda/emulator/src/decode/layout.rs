@@ -141,9 +141,7 @@ impl Number {
     pub(super) fn bits(self, ty: Type) -> std::result::Result<u64, String> {
         match (self, ty) {
             (Number::Int { bits, .. }, Type::Pred) => Ok((bits != 0).into()),
-            (Number::Int { bits, .. }, _) if !ty.is_float() || ty.bytes() <= 4 && ty != Type::F32 => {
-                Ok(truncate(bits, ty.bytes()))
-            }
+            (Number::Int { bits, .. }, _) if !ty.is_float() => Ok(truncate(bits, ty.bytes())),
             (Number::F32(bits), Type::F32 | Type::B32) => Ok(bits.into()),
             (Number::F32(bits), Type::F64) => Ok(f64::from(f32::from_bits(bits)).to_bits()),
             (Number::F64(value), Type::F32) => Ok((value as f32).to_bits().into()),

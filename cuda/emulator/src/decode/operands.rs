@@ -5,7 +5,7 @@ use super::builder::Builder;
 use super::names::Symbol;
 use super::reader::Reader;
 use super::special::special;
-use crate::program::{self, Reg, Space, Src, Type};
+use crate::program::{self, Reg, Space, Special, Src, Type};
 use crate::syntax::{Address, Operand};
 
 impl<'a> Builder<'_, 'a> {
@@ -120,12 +120,6 @@ impl<'a> Reader<'_, '_, 'a> {
         self.value(operand, ty, false)
     }
 
-    /// A value of `ty` from a register that may be wider.
-    pub(super) fn src_wide(&mut self, ty: Type) -> Decoded<Src> {
-        let operand = self.operand()?;
-        self.value(operand, ty, true)
-    }
-
     /// A predicate, perhaps negated, or a constant.
     pub(super) fn predicate(&mut self) -> Decoded<Src> {
         match self.operand()? {
@@ -142,16 +136,33 @@ impl<'a> Reader<'_, '_, 'a> {
         }
     }
 
-    /// The value of `operand`: a register, a special register or a constant.
+    /// A value of `ty` or the special register that `mov` and `cvt` read, whole or its low bits.
+    pub(super) fn src_or_special(&mut self, ty: Type, wide: bool) -> Decoded<Src> {
+        let operand = self.operand()?;
+        let Operand::Name(name) = operand else { return self.value(operand, ty, wide) };
+        if name.contains("cluster") && special(name).is_some() {
+            self.needs(90)?;
+        }
+        match special(name) {
+            Some((src, declared)) if fits(ty, declared, wide) => Ok(src),
+            // Older than the rules: their low bits may be taken.
+            Some((
+                src @ Src::Special(Special::Tid(_) | Special::NTid(_) | Special::CtaId(_) | Special::NCtaId(_)),
+                _,
+            )) if ty.bytes() == 2 && !ty.is_float() => Ok(src),
+            Some((src @ Src::Special(Special::GridId), _)) if matches!(ty.bytes(), 2 | 4) && !ty.is_float() => Ok(src),
+            Some((_, declared)) => Err(format!("{name} is of type .{}, not .{}", declared.name(), ty.name())),
+            None => self.value(operand, ty, wide),
+        }
+    }
+
+    /// The value of `operand`: a register or a constant.
     pub(super) fn value(&mut self, operand: &'a Operand<'a>, ty: Type, wide: bool) -> Decoded<Src> {
         match operand {
             Operand::Number(number) => Ok(Src::Imm(number.bits(ty)?)),
             Operand::Name("_") => Err("_ has no value".into()),
-            Operand::Name(name) => match special(name) {
-                Some((src, declared)) if fits(ty, declared, wide) => Ok(src),
-                Some((_, declared)) => Err(format!("{name} is of type .{}, not .{}", declared.name(), ty.name())),
-                None => Ok(Src::Reg(self.register_of(name, ty, wide)?.0)),
-            },
+            Operand::Name(name) if special(name).is_some() => Err(format!("{name} is read by mov and cvt only")),
+            Operand::Name(name) => Ok(Src::Reg(self.register_of(name, ty, wide)?.0)),
             Operand::Not(name) => Err(format!("!{name} is no operand here")),
             _ => Err("a register or a constant is expected".into()),
         }
@@ -222,6 +233,15 @@ impl<'a> Reader<'_, '_, 'a> {
             Src::DynamicShared(_) => Src::DynamicShared(addend),
             _ => return Err(format!("{name} has no address")),
         })
+    }
+
+    /// [`Self::address_of`] a variable that must lie in `space`.
+    pub(super) fn address_in(&mut self, name: &'a str, addend: i64, space: Space) -> Decoded<Src> {
+        let (lies_in, _) = self.place(name)?;
+        if lies_in == space || (lies_in, space) == (Space::Shared, Space::SharedCluster) {
+            return self.address_of(name, addend);
+        }
+        Err(format!("{name} does not lie in the space of this instruction"))
     }
 
     /// The space and the first byte of a variable.
@@ -308,6 +328,8 @@ fn elements<'a>(operand: &'a Operand<'a>, count: usize) -> Decoded<&'a [Operand<
 /// bits go with everything, integers with integers, floats with the same float.
 fn fits(ty: Type, declared: Type, wide: bool) -> bool {
     let bits = |ty| matches!(ty, Type::B8 | Type::B16 | Type::B32 | Type::B64);
+    // A register of two halves is for other types one of 32 bits.
+    let declared = if declared == Type::F16x2 && ty != declared { Type::U32 } else { declared };
     if ty == Type::Pred || declared == Type::Pred {
         return ty == declared;
     }

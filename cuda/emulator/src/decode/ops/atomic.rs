@@ -1,7 +1,7 @@
 //! `atom` and `red`.
 
 use super::memory::{cache_policy, scope, vector};
-use super::moves::space;
+use super::moves::{needs_cluster, space};
 use super::{Decoded, In, NONE};
 use crate::decode::reader::illegal;
 use crate::program::{AtomicOp, Op, Space, Type};
@@ -14,13 +14,14 @@ pub(super) fn decode(name: &str, i: In) -> Decoded {
     }
     order(i, red)?;
     let space = i.choice(space).unwrap_or(Space::Generic);
+    needs_cluster(i, space)?;
     if !matches!(space, Space::Generic | Space::Global | Space::Shared | Space::SharedCluster) {
         return Err("atomics work on .global and .shared".into());
     }
     let op = i.one("an operation", operation)?;
     illegal(red && matches!(op, AtomicOp::Exch | AtomicOp::Cas), "exch and .cas")?;
     let noftz = i.flag("noftz");
-    let policy = i.flag("L2::cache_hint");
+    let policy = op != AtomicOp::Cas && i.flag("L2::cache_hint");
     let count = vector(i);
     let ty = i.ty("b16 b32 b64 b128 u32 u64 s32 s64 f16 f16x2 bf16 bf16x2 f32 f64")?;
     check(i, op, ty, count, noftz, space)?;
@@ -39,8 +40,8 @@ fn order(i: In, red: bool) -> Decoded<()> {
         "acquire" | "acq_rel" if !red => Some(()),
         _ => None,
     };
-    let ordered = i.choice(known).is_some();
-    if ordered || matches!(i.peek(), "cta" | "cluster" | "gpu" | "sys") {
+    i.choice(known);
+    if matches!(i.peek(), "cta" | "cluster" | "gpu" | "sys") {
         scope(i)?;
     }
     Ok(())

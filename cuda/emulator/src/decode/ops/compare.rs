@@ -2,7 +2,7 @@
 
 use super::{Decoded, In, NONE, alu, operands};
 use crate::decode::reader::illegal;
-use crate::program::{AluOp, Combine, Compare, Modifiers, Op, Src, Type};
+use crate::program::{AluOp, Combine, Compare, Modifiers, Op, Type};
 
 const SOURCES: &str = "b16 b32 b64 u16 u32 u64 s16 s32 s64 f16 f16x2 bf16 bf16x2 f32 f64";
 
@@ -60,6 +60,10 @@ fn legal(compare: Compare, ty: Type) -> Decoded<()> {
     illegal(!ok, &format!("{compare:?}").to_lowercase())
 }
 
+fn is_bf16(ty: Type) -> bool {
+    matches!(ty, Type::Bf16 | Type::Bf16x2)
+}
+
 fn legal_ftz(ftz: bool, ty: Type) -> Decoded<()> {
     illegal(ftz && !matches!(ty, Type::F32 | Type::F16 | Type::F16x2), "ftz")
 }
@@ -72,10 +76,11 @@ fn setp(i: In) -> Decoded {
     let ty = i.ty(SOURCES)?;
     legal(compare, ty)?;
     legal_ftz(ftz, ty)?;
-    if matches!(ty, Type::Bf16 | Type::Bf16x2) {
+    if is_bf16(ty) {
         i.needs(90)?;
     }
     let (p, q) = i.dst_and_predicate(Type::Pred)?;
+    illegal(q.is_some() && matches!(ty, Type::F16 | Type::Bf16), "f16 or .bf16 with two results")?;
     let (a, b) = (i.src(ty)?, i.src(ty)?);
     let c = if combine.is_some() { i.predicate()? } else { NONE };
     Ok(Op::Setp { compare, ty, ftz, combine, p, q, a, b, c })
@@ -94,12 +99,17 @@ fn set(i: In) -> Decoded {
     let fits = match to {
         Type::F16x2 => ty == Type::F16x2,
         Type::Bf16x2 => ty == Type::Bf16x2,
-        Type::Bf16 => ty == Type::Bf16,
+        Type::Bf16 => !matches!(ty, Type::F16x2 | Type::Bf16x2),
+        Type::F32 if half => false,
         Type::U16 | Type::S16 => half,
         Type::F16 => !matches!(ty, Type::F16x2 | Type::Bf16 | Type::Bf16x2),
         _ => !matches!(ty, Type::F16x2 | Type::Bf16x2),
     };
     illegal(!fits, ty.name())?;
+    if is_bf16(ty) || is_bf16(to) {
+        i.needs(90)?;
+        illegal(m.ftz, "ftz")?;
+    }
     let op = AluOp::Set { compare, combine, to };
     let dst = i.dst(to)?;
     let (a, b) = (i.src(ty)?, i.src(ty)?);
@@ -112,10 +122,7 @@ fn selp(i: In) -> Decoded {
     let ty = i.ty("b16 b32 b64 u16 u32 u64 s16 s32 s64 f32 f64")?;
     let dst = i.dst(ty)?;
     let (a, b) = (i.src(ty)?, i.src(ty)?);
-    let c = match i.predicate()? {
-        Src::NotReg(_) => return Err("the predicate of selp cannot be negated".into()),
-        c => c,
-    };
+    let c = i.predicate()?;
     Ok(alu(AluOp::Selp, ty, Modifiers::default(), dst, ty, [a, b, c, NONE]))
 }
 

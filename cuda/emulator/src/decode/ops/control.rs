@@ -25,9 +25,11 @@ pub(super) fn decode(name: &str, i: In) -> Decoded {
             Ok(Op::Yield)
         }
         "pmevent" => {
-            i.flag("mask");
-            i.constant()?;
-            Ok(Op::Yield)
+            let mask = i.flag("mask");
+            match i.constant()? {
+                event if event > 15 && !mask => Err(format!("there is no event {event}, only 0 to 15")),
+                _ => Ok(Op::Yield),
+            }
         }
         name => barrier(name == "bar", i),
     }
@@ -76,7 +78,7 @@ fn barrier(bar: bool, i: In) -> Decoded {
         _ => None,
     })?;
     let kind = if kind == BarrierKind::RedPopc { reduction(i)? } else { kind };
-    let aligned = bar | i.flag("aligned");
+    let aligned = bar || i.flag("aligned");
     let dst = match kind {
         BarrierKind::RedPopc => {
             i.ty("u32")?;

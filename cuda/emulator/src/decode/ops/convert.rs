@@ -40,8 +40,10 @@ pub(super) fn cvt(i: In) -> Decoded {
     let to = i.ty(&format!("{SCALARS} {PACKED}"))?;
     let ty = i.ty(&format!("{SCALARS} f16x2 e4m3x2 e5m2x2"))?;
     let pair = special_form(i, &m, satfinite, integral.is_some(), to, ty)?;
-    let (dst, reg_bytes) = i.destination(to, true)?;
-    let a = i.src_wide(ty)?;
+    // Registers may be wider, but not for the types that came late.
+    let wide = [to, ty].into_iter().all(|ty| ty != Type::Bf16 && SCALARS.split(' ').any(|name| name == ty.name()));
+    let (dst, reg_bytes) = i.destination(to, wide)?;
+    let a = i.src_or_special(ty, wide)?;
     let b = if pair { i.src(ty)? } else { NONE };
     let op = AluOp::Cvt { to, integer_rounding: integral.is_some() };
     let mut op = alu(op, ty, m, dst, to, [a, b, NONE, NONE]);
@@ -62,7 +64,7 @@ fn special_form(i: In, m: &Modifiers, satfinite: bool, integral: bool, to: Type,
         }
         (Type::F16 | Type::Bf16, Type::F32) if m.relu || satfinite => {
             only(narrow, "rn or .rz")?;
-            illegal(m.ftz, "ftz")?;
+            illegal(m.ftz || (m.sat && !satfinite), "ftz and .sat")?;
             Ok(false)
         }
         (Type::Tf32, Type::F32) => {
@@ -70,7 +72,7 @@ fn special_form(i: In, m: &Modifiers, satfinite: bool, integral: bool, to: Type,
             illegal(m.ftz || (m.sat && !satfinite), "ftz and .sat")?;
             illegal(m.relu && m.rounding == Rounding::Rna, "relu")?;
             if m.rounding != Rounding::Rna {
-                i.needs(90)?;
+                i.needs(if satfinite { 100 } else { 90 })?;
             }
             Ok(false)
         }
@@ -105,9 +107,10 @@ fn plain(i: In, m: &Modifiers, integral: bool, to: Type, ty: Type) -> Decoded<()
     for (name, allowed) in [(to, SCALARS), (ty, SCALARS)] {
         illegal(!allowed.split(' ').any(|other| other == name.name()), name.name())?;
     }
-    if (to == Type::Bf16 && ty != Type::F32) || (ty == Type::Bf16 && to != Type::F32) {
+    if (to == Type::Bf16 && ty != Type::F32) || (ty == Type::Bf16 && (to != Type::F32 || m.ftz)) {
         i.needs(90)?;
     }
+    illegal(m.sat && (to == Type::Bf16 || ty == Type::Bf16 || holds(to, ty)), "sat")?;
     illegal(m.ftz && to != Type::F32 && ty != Type::F32, "ftz")?;
     match (to.is_float(), ty.is_float()) {
         (false, false) => illegal(m.explicit_rounding, "a rounding"),
@@ -116,8 +119,21 @@ fn plain(i: In, m: &Modifiers, integral: bool, to: Type, ty: Type) -> Decoded<()
         (true, true) if to == ty => illegal(m.explicit_rounding && !integral, "a rounding to a float"),
         // Between f16 and bf16 something is always lost.
         (true, true) if to.bytes() <= ty.bytes() => only(m.explicit_rounding && !integral, "rn, .rz, .rm or .rp"),
-        (true, true) => illegal(m.explicit_rounding, "a rounding"),
+        // Nothing is rounded; the assembler lets a rounding stand with bf16.
+        (true, true) => illegal(m.explicit_rounding && (ty != Type::Bf16 || integral), "a rounding"),
     }
+}
+
+/// Whether the integer type `to` has every value of the integer type `ty`: nothing is left to saturate.
+fn holds(to: Type, ty: Type) -> bool {
+    let (wider, same) = (to.bytes() > ty.bytes(), to.bytes() == ty.bytes());
+    !to.is_float()
+        && !ty.is_float()
+        && match (to.is_signed(), ty.is_signed()) {
+            (true, true) | (false, false) => wider || same,
+            (true, false) => wider,
+            (false, true) => false,
+        }
 }
 
 /// `cvt.pack.sat.{u16,s16}.s32 d, a, b` and `cvt.pack.sat.{u8,s8}.s32.b32 d, a, b, c`.

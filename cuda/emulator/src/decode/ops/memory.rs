@@ -1,7 +1,8 @@
 //! Loads, stores, fences, hints.
 
-use super::moves::space;
+use super::moves::{needs_cluster, space};
 use super::{Decoded, In};
+use crate::decode::reader::illegal;
 use crate::program::{Op, Space, Type};
 use crate::syntax::{Address, Operand};
 
@@ -26,13 +27,30 @@ fn one_of(i: In, names: &str) -> bool {
     found
 }
 
-/// `.L1::evict_last`, `.L2::evict_first`, `.L2::cache_hint`, `.L2::128B`; whether a cache policy follows as last operand.
-pub(super) fn cache_modifiers(i: In) -> bool {
-    one_of(i, "L1::evict_normal L1::evict_unchanged L1::evict_first L1::evict_last L1::no_allocate");
-    one_of(i, "L2::evict_normal L2::evict_first L2::evict_last");
+/// What stands between the state space and the type.
+#[derive(Clone, Copy)]
+struct Cache {
+    /// Whether a cache policy follows as last operand.
+    policy: bool,
+    /// `.L1::evict_last`, `.L1::no_allocate`
+    l1_eviction: bool,
+    /// `.L2::evict_first`: for accesses of 32 bytes.
+    l2_eviction: bool,
+}
+
+/// `.L1::evict_last`, `.L2::evict_first`, `.L2::cache_hint`, and for loads `.L2::128B`: global memory only.
+fn cache_modifiers(i: In, load: bool, space: Space) -> Decoded<Cache> {
+    let before = i.rest();
+    let l1_eviction = one_of(i, "L1::evict_normal L1::evict_unchanged L1::evict_first L1::evict_last L1::no_allocate");
+    let l2_eviction = one_of(i, "L2::evict_normal L2::evict_first L2::evict_last");
     let policy = i.flag("L2::cache_hint");
-    one_of(i, "L2::64B L2::128B L2::256B");
-    policy
+    if load {
+        one_of(i, "L2::64B L2::128B L2::256B");
+    }
+    if i.rest() != before && !matches!(space, Space::Generic | Space::Global) {
+        return Err("cache modifiers go with global memory only".into());
+    }
+    Ok(Cache { policy, l1_eviction, l2_eviction })
 }
 
 /// The operand of `.L2::cache_hint`.
@@ -45,27 +63,50 @@ pub(super) fn cache_policy(i: In, given: bool) -> Decoded<()> {
 
 /// A scope; what it orders is ordered here anyway.
 pub(super) fn scope(i: In) -> Decoded<()> {
-    if one_of(i, "cta cluster gpu sys") { Ok(()) } else { Err(i.unexpected("a scope (.cta .cluster .gpu .sys)")) }
+    if i.flag("cluster") {
+        return i.needs(90);
+    }
+    if one_of(i, "cta gpu sys") { Ok(()) } else { Err(i.unexpected("a scope (.cta .cluster .gpu .sys)")) }
 }
 
-/// `.weak`, `.volatile`, `.relaxed.scope`, `.acquire.scope` (`.release.scope`), `.mmio.relaxed.sys`: whether there was one
-/// that excludes cache operators.
-fn semantics(i: In, strong: &str) -> Decoded<bool> {
+/// How an access orders others.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Order {
+    Weak,
+    /// `.relaxed.scope`, `.acquire.scope`, `.release.scope`
+    Strong,
+    Volatile,
+    /// `.mmio.relaxed.sys`
+    Mmio,
+}
+
+fn order(i: In, strong: &str) -> Decoded<Order> {
     if i.flag("mmio") {
         i.need("relaxed.sys")?;
-        return Ok(true);
-    }
-    if i.flag("weak") {
-        return Ok(false);
+        return Ok(Order::Mmio);
     }
     if i.flag("volatile") {
-        return Ok(true);
+        return Ok(Order::Volatile);
     }
     if i.flag("relaxed") || i.flag(strong) {
         scope(i)?;
-        return Ok(true);
+        return Ok(Order::Strong);
     }
-    Ok(false)
+    i.flag("weak");
+    Ok(Order::Weak)
+}
+
+/// The spaces that the orders are for.
+fn check_order(order: Order, space: Space, cache: Cache) -> Decoded<()> {
+    let ordered = match order {
+        Order::Weak => true,
+        Order::Volatile => space != Space::Param,
+        Order::Strong => !matches!(space, Space::Const | Space::Param | Space::Local),
+        Order::Mmio => matches!(space, Space::Generic | Space::Global),
+    };
+    illegal(!ordered, "relaxed or .volatile")?;
+    illegal(cache.policy && matches!(order, Order::Volatile | Order::Mmio), "L2::cache_hint")?;
+    illegal(cache.l1_eviction && matches!(order, Order::Volatile | Order::Mmio), "L1::..")
 }
 
 /// `.v2`, `.v4`, `.v8`
@@ -79,50 +120,60 @@ pub(super) fn vector(i: In) -> usize {
     .unwrap_or(1)
 }
 
-/// At most 16 bytes an access; 32 since sm_100.
-fn check_vector(i: In, count: usize, ty: Type) -> Decoded<()> {
-    match count as u32 * ty.bytes() {
-        0..=16 if count < 8 => Ok(()),
-        32 if ty.bytes() >= 4 => i.needs(100),
-        bytes => Err(format!("no access has {count} times .{}, {bytes} bytes", ty.name())),
+/// At most 16 bytes an access; of global memory 32 since sm_100, and only those choose how L2 evicts them.
+fn check_vector(i: In, count: usize, ty: Type, space: Space, cache: Cache) -> Decoded<()> {
+    let bytes = count as u32 * ty.bytes();
+    let large = bytes == 32 && ty.bytes() >= 4 && matches!(space, Space::Generic | Space::Global);
+    if large {
+        return i.needs(100);
     }
+    illegal(cache.l2_eviction, "L2::evict_..")?;
+    if bytes <= 16 && count < 8 {
+        return Ok(());
+    }
+    Err(format!("no access has {count} times .{}, {bytes} bytes", ty.name()))
 }
 
 fn load(i: In) -> Decoded {
-    let strong = semantics(i, "acquire")?;
-    let space = load_space(i);
-    if !strong && one_of(i, "ca cg cs lu cv") && space.is_some_and(|space| space == Space::Param) {
-        return Err("a cache operator does not go with .param".into());
-    }
-    if i.flag("nc") && space != Some(Space::Global) {
+    let order = order(i, "acquire")?;
+    let space = load_space(i)?;
+    let operator = order == Order::Weak && one_of(i, "ca cg cs lu cv");
+    if i.flag("nc") && (order != Order::Weak || space != Space::Global) {
         return Err(".nc goes with .global only".into());
     }
-    let policy = cache_modifiers(i);
+    let cache = cache_modifiers(i, true, space)?;
+    illegal(operator && cache.l2_eviction, "L2::evict_..")?;
+    check_order(order, space, cache)?;
     let count = vector(i);
     let ty = i.ty(VALUES)?;
-    check_vector(i, count, ty)?;
+    check_vector(i, count, ty, space, cache)?;
     let (dst, reg_bytes) = i.destinations(count, ty, true)?;
     if matches!(i.operands.first(), Some(Operand::Address(Address { unified: true, .. }))) {
         return Err("not supported: .unified".into());
     }
-    let (space, address) = i.address(space.unwrap_or(Space::Generic))?;
-    cache_policy(i, policy)?;
+    let (space, address) = i.address(space)?;
+    cache_policy(i, cache.policy)?;
     Ok(Op::Load { space, ty, reg_bytes, dst, address })
 }
 
-/// `.param::func` is the parameter of a call or of a function: the frame, which the address says as well.
-fn load_space(i: In) -> Option<Space> {
+/// The state space of a load or store, generic without one. `.param::func` is the parameter of a call or of a function:
+/// the frame, which the address says as well.
+fn load_space(i: In) -> Decoded<Space> {
     if i.flag("param::func") {
-        return Some(Space::Param);
+        return Ok(Space::Param);
     }
-    i.choice(space)
+    let space = i.choice(space).unwrap_or(Space::Generic);
+    needs_cluster(i, space)?;
+    Ok(space)
 }
 
 fn ldu(i: In) -> Decoded {
     let space = i.choice(|name| (name == "global").then_some(Space::Global)).unwrap_or(Space::Generic);
     let count = vector(i);
     let ty = i.ty(VALUES)?;
-    check_vector(i, count, ty)?;
+    if count as u32 * ty.bytes() > 16 || count == 8 {
+        return Err("at most 16 bytes are loaded".into());
+    }
     let (dst, reg_bytes) = i.destinations(count, ty, true)?;
     let (space, address) = i.address(space)?;
     Ok(Op::Load { space, ty, reg_bytes, dst, address })
@@ -132,30 +183,32 @@ fn store(i: In) -> Decoded {
     if matches!(i.peek(), "async" | "bulk") {
         return Err(format!("not supported yet: .{}", i.peek()));
     }
-    let strong = semantics(i, "release")?;
-    let space = load_space(i).unwrap_or(Space::Generic);
+    let order = order(i, "release")?;
+    let space = load_space(i)?;
     if space == Space::Const {
         return Err("constant memory is not written".into());
     }
-    if !strong {
+    if order == Order::Weak {
         one_of(i, "wb cg cs wt");
     }
-    let policy = cache_modifiers(i);
+    let cache = cache_modifiers(i, false, space)?;
+    check_order(order, space, cache)?;
     let count = vector(i);
     let ty = i.ty(VALUES)?;
-    check_vector(i, count, ty)?;
+    check_vector(i, count, ty, space, cache)?;
     let (space, address) = i.address(space)?;
     if space == Space::Param {
         return Err("the parameters of a kernel are not written".into());
     }
     let src = i.sources(count, ty, true)?;
-    cache_policy(i, policy)?;
+    cache_policy(i, cache.policy)?;
     Ok(Op::Store { space, ty, src, address })
 }
 
 fn membar(i: In) -> Decoded {
     if i.flag("proxy") {
-        return proxy(i);
+        i.need("alias")?;
+        return Ok(Op::Fence);
     }
     if one_of(i, "cta gl sys") { Ok(Op::Fence) } else { Err(i.unexpected(".cta, .gl or .sys")) }
 }
@@ -177,12 +230,14 @@ fn fence(i: In) -> Decoded {
 
 /// There is one proxy here: a fence between proxies is a fence. The tensor map's also has an address and a size.
 fn proxy(i: In) -> Decoded {
-    if one_of(i, "alias async async.global") {
-        // `.async.global`, `.async.shared::cta`
-        one_of(i, "global shared::cta shared::cluster");
+    if i.flag("alias") {
         return Ok(Op::Fence);
     }
     i.needs(90)?;
+    if i.flag("async") {
+        one_of(i, "global shared::cta shared::cluster");
+        return Ok(Op::Fence);
+    }
     i.need("tensormap::generic")?;
     let acquire = i.flag("acquire");
     if !acquire {
@@ -205,6 +260,7 @@ fn hint(name: &str, i: In) -> Decoded {
         }
         "prefetch" => {
             let space = i.choice(space).unwrap_or(Space::Generic);
+            illegal(!matches!(space, Space::Generic | Space::Global | Space::Local), "this space")?;
             if i.peek() == "tensormap" {
                 return Err("not supported yet: .tensormap".into());
             }

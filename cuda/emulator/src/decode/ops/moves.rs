@@ -26,10 +26,15 @@ pub(super) fn space(name: &str) -> Option<Space> {
     })
 }
 
+/// Clusters came with sm_90.
+pub(super) fn needs_cluster(i: In, space: Space) -> Decoded<()> {
+    if space == Space::SharedCluster { i.needs(90) } else { Ok(()) }
+}
+
 /// `mov.type d, a` of registers, special registers, numbers and addresses; `mov.type d, {a, b}` packs, `mov.type {a, b}, d`
 /// unpacks.
 fn mov(i: In) -> Decoded {
-    let ty = i.ty("pred b16 b32 b64 b128 u16 u32 u64 s16 s32 s64 f16 f16x2 bf16 f32 f64")?;
+    let ty = i.ty("pred b16 b32 b64 b128 u16 u32 u64 s16 s32 s64 f32 f64")?;
     if ty == Type::B128 {
         return Err("not supported: values of 128 bits".into());
     }
@@ -45,15 +50,10 @@ fn mov(i: In) -> Decoded {
 }
 
 fn moved(i: In, ty: Type) -> Decoded<Src> {
-    if ty == Type::Pred {
-        return i.src(ty);
-    }
     let (name, addend) = match i.operands.first() {
         Some(Operand::Sum(name, addend)) => (*name, *addend),
         Some(Operand::Name(name)) if special(name).is_none() && i.builder.register(name).is_err() => (*name, 0),
-        // The 32 low bits of a counter of 64.
-        Some(Operand::Name("%gridid" | "%clock64")) if ty.bytes() == 4 => return i.src_wide(ty),
-        _ => return i.src(ty),
+        _ => return i.src_or_special(ty, false),
     };
     i.operand()?;
     if name == "_" || i.builder.find(name).is_none() {
@@ -64,7 +64,11 @@ fn moved(i: In, ty: Type) -> Decoded<Src> {
     }
     let address = i.address_of(name, addend)?;
     match address {
-        Src::Variable(..) if ty.bytes() == 4 => Err(format!("the address of {name} has 64 bits")),
+        Src::Variable(index, _)
+            if ty.bytes() == 4 && i.builder.module.variables[index as usize].space == Space::Global =>
+        {
+            Err(format!("the address of {name} has 64 bits"))
+        }
         address => Ok(address),
     }
 }
@@ -85,7 +89,7 @@ fn part(ty: Type, count: usize) -> Decoded<Type> {
 fn pack(i: In, ty: Type, count: usize) -> Decoded {
     let part = part(ty, count)?;
     let dst = i.dst(ty)?;
-    Ok(Op::Pack { dst, part_bytes: part.bytes(), parts: i.sources(count, part, part == Type::B8)? })
+    Ok(Op::Pack { dst, part_bytes: part.bytes(), parts: i.sources(count, part, false)? })
 }
 
 fn unpack(i: In, ty: Type, count: usize) -> Decoded {
@@ -98,17 +102,34 @@ fn unpack(i: In, ty: Type, count: usize) -> Decoded {
 fn cvta(i: In) -> Decoded {
     let to_generic = !i.flag("to");
     let space = i.one("a state space", space)?;
+    needs_cluster(i, space)?;
     let ty = i.ty("u64 u32")?;
     if ty == Type::U32 {
         return Err("not supported: addresses of 32 bits".into());
     }
     let dst = i.dst(ty)?;
-    let src = moved(i, ty)?;
+    let src = if to_generic { variable(i, space)? } else { None };
+    let src = match src {
+        Some(src) => src,
+        None => i.src(ty)?,
+    };
     Ok(Op::Cvta { space, to_generic, bytes: ty.bytes(), dst, src })
+}
+
+/// The address of a variable in `space`, if the next operand is one.
+fn variable(i: In, space: Space) -> Decoded<Option<Src>> {
+    let (name, addend) = match i.operands.first() {
+        Some(Operand::Sum(name, addend)) => (*name, *addend),
+        Some(Operand::Name(name)) if i.builder.register(name).is_err() => (*name, 0),
+        _ => return Ok(None),
+    };
+    i.operand()?;
+    i.address_in(name, addend, space).map(Some)
 }
 
 fn isspacep(i: In) -> Decoded {
     let space = i.one("a state space", space)?;
+    needs_cluster(i, space)?;
     let dst = i.dst(Type::Pred)?;
     Ok(Op::IsSpace { space, dst, src: i.src(Type::U64)? })
 }

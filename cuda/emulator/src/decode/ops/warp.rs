@@ -34,6 +34,7 @@ fn shuffle(i: In) -> Decoded {
     })?;
     i.ty("b32")?;
     let (dst, in_range) = i.dst_and_predicate(Type::B32)?;
+    illegal(dst.is_none(), "b32 with the result _")?;
     let a = i.src(Type::B32)?;
     let (b, c) = (i.src(Type::U32)?, i.src(Type::U32)?);
     Ok(Op::Shuffle { mode, dst, in_range, a, b, c, mask: i.src(Type::B32)? })
