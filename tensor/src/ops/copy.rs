@@ -86,13 +86,13 @@ fn copy_cuda(cuda: &Cuda, args: CopyArgs<'_>) -> Result<()> {
         false => format!("cast_{}_{}", x.dtype(), out.dtype()),
     };
     let view = View::new(x)?;
-    let args = [cuda::read(x)?, view.arg(), cuda::written(&out)?, Arg::U64(out.len() as u64)];
+    let args = [cuda::read(x)?, view.arg(), cuda::written(&out)?, cuda::count(out.len())];
     cuda::over_elements(cuda, "copy", &entry, out.len(), &args)
 }
 
 fn fill_cuda(cuda: &Cuda, args: FillArgs<'_>) -> Result<()> {
     let FillArgs { value, out } = args;
     let entry = format!("fill_{}", out.dtype());
-    let args = [Arg::F32(value), cuda::written(&out)?, Arg::U64(out.len() as u64)];
+    let args = [Arg::F32(value), cuda::written(&out)?, cuda::count(out.len())];
     cuda::over_elements(cuda, "copy", &entry, out.len(), &args)
 }

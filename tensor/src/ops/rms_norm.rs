@@ -183,7 +183,7 @@ fn forward_cuda(cuda: &Cuda, args: RmsNormArgs<'_>) -> Result<()> {
         cuda::read(weight)?,
         Arg::F32(eps),
         cuda::written(&out)?,
-        Arg::U64(rows as u64),
+        cuda::count(rows),
         cuda::number(width)?,
     ];
     cuda::over_rows(cuda, "rms_norm", &format!("rms_norm_{}", x.dtype()), rows, &args)
@@ -198,7 +198,7 @@ fn backward_cuda(cuda: &Cuda, args: RmsNormBackwardArgs<'_>) -> Result<()> {
         cuda::read(weight)?,
         Arg::F32(eps),
         cuda::written(&out)?,
-        Arg::U64(rows as u64),
+        cuda::count(rows),
         cuda::number(width)?,
     ];
     cuda::over_rows(cuda, "rms_norm", &format!("rms_norm_backward_{}", x.dtype()), rows, &args)
@@ -212,7 +212,7 @@ fn backward_weight_cuda(cuda: &Cuda, args: RmsNormBackwardWeightArgs<'_>) -> Res
         cuda::read(x)?,
         Arg::F32(eps),
         cuda::written(&partial)?,
-        Arg::U64(rows as u64),
+        cuda::count(rows),
         cuda::number(width)?,
         cuda::number(rows_per_task(width))?,
     ];

@@ -106,7 +106,7 @@ fn unary_backward_cpu(cpu: &Cpu, args: UnaryBackwardArgs<'_>) -> Result<()> {
 fn unary_cuda(cuda: &Cuda, args: UnaryArgs<'_>) -> Result<()> {
     let UnaryArgs { op, x, out } = args;
     let (entry, view) = (format!("unary_{}", x.dtype()), View::new(x)?);
-    let args = [Arg::U32(op as u32), cuda::read(x)?, view.arg(), cuda::written(&out)?, Arg::U64(out.len() as u64)];
+    let args = [Arg::U32(op as u32), cuda::read(x)?, view.arg(), cuda::written(&out)?, cuda::count(out.len())];
     cuda::over_elements(cuda, "unary", &entry, out.len(), &args)
 }
 
@@ -120,7 +120,7 @@ fn unary_backward_cuda(cuda: &Cuda, args: UnaryBackwardArgs<'_>) -> Result<()> {
         cuda::read(dy)?,
         dy_view.arg(),
         cuda::written(&dx)?,
-        Arg::U64(dx.len() as u64),
+        cuda::count(dx.len()),
     ];
     cuda::over_elements(cuda, "unary", &entry, dx.len(), &args)
 }
