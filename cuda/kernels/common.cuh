@@ -14,10 +14,14 @@ using f64 = double;
 
 #define INLINE __device__ __forceinline__
 // An entry point: unmangled, with the number of threads of a block that it is written for, and how many registers each may
-// use at least (without that number ptxas picks a limit by itself, and spills). A multiprocessor has 65536; 64 a thread let 1024 threads in.
-#define KERNEL(threads) KERNEL_REGISTERS(threads, 64)
-#define KERNEL_REGISTERS(threads, registers)                                                                          \
-    extern "C" __global__ void __launch_bounds__(threads, (threads) < 64 ? 16 : 65536 / ((threads) * (registers)))
+// use at least: KERNEL(threads) or KERNEL(threads, registers). Without that number ptxas picks a limit by itself, and spills.
+// A multiprocessor has 65536 registers and holds at most 16 blocks of few threads; 64 a thread let 1024 threads in.
+constexpr u32 block_threads(u32 threads, u32 = 0) { return threads; }
+constexpr u32 least_blocks(u32 threads, u32 registers = 64) {
+    return threads < 64 ? 16 : 65536 / (threads * registers);
+}
+#define KERNEL(...)                                                                                                   \
+    extern "C" __global__ void __launch_bounds__(block_threads(__VA_ARGS__), least_blocks(__VA_ARGS__))
 // Instantiates a macro for each float type.
 #define FLOATS(M) M(f32) M(f16) M(bf16)
 

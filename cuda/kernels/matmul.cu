@@ -65,7 +65,7 @@ constexpr u32 CORE_PITCH = CORE_DEPTH + 8;
 
 template <typename T, typename A, typename B, typename C>
 INLINE void by_cores(const Matrix<A>& a, const Matrix<B>& b, C* out, u32 accumulate, u32 k, Tile tile) {
-    __shared__ __align__(16) T as[SIDE][CORE_PITCH], bs[SIDE][CORE_PITCH];
+    alignas(16) __shared__ T as[SIDE][CORE_PITCH], bs[SIDE][CORE_PITCH];
     u32 lane = lane_index(), warp = threadIdx.x / WARP;
     u32 warp_row = warp / 2 * 32, warp_column = warp % 2 * 32;
     f32 sums[2][4][4] = {};
@@ -200,18 +200,18 @@ INLINE void by_dots(const Matrix<A>& a, const Matrix<B>& b, C* out, u32 accumula
 
 // ---- Entry points.
 
-#define OPERANDS(A, B, C)                                                                                             \
-    (const A* __restrict__ a, u64 a_m, u64 a_k, VIEW a_batch, const B* __restrict__ b, u64 b_k, u64 b_n,              \
-     VIEW b_batch, C* __restrict__ out, u32 accumulate, u32 batches, u32 m, u32 n, u32 k)
-
 #define MATMUL(A, B, C, BLOCK, BY)                                                                                    \
-    KERNEL_REGISTERS(BLOCK, 128) matmul_##A##_##B##_##C OPERANDS(A, B, C) {                                                          \
+    KERNEL(BLOCK, 128)                                                                                                \
+    matmul_##A##_##B##_##C(const A* __restrict__ a, u64 a_m, u64 a_k, VIEW a_batch, const B* __restrict__ b, u64 b_k, \
+        u64 b_n, VIEW b_batch, C* __restrict__ out, u32 accumulate, u32 batches, u32 m, u32 n, u32 k) {               \
         Tile tile = tile_of_block(m, n);                                                                              \
         Matrix<A> left = {a + a_batch.offset(tile.batch), a_m, a_k, m};                                               \
         Matrix<B> right = {b + b_batch.offset(tile.batch), b_n, b_k, n};                                              \
         BY(left, right, out + (u64)tile.batch * m * n, accumulate, k, tile);                                          \
     }                                                                                                                 \
-    KERNEL(ROW_THREADS) matmul_rows_##A##_##B##_##C OPERANDS(A, B, C) {                                               \
+    KERNEL(ROW_THREADS)                                                                                               \
+    matmul_rows_##A##_##B##_##C(const A* __restrict__ a, u64 a_m, u64 a_k, VIEW a_batch, const B* __restrict__ b,     \
+        u64 b_k, u64 b_n, VIEW b_batch, C* __restrict__ out, u32 accumulate, u32 batches, u32 m, u32 n, u32 k) {      \
         u64 element = warp_row(), batch = element / ((u64)m * n);                                                     \
         if (batch >= batches) return;                                                                                 \
         u32 row = (u32)(element / n % m), column = (u32)(element % n);                                                \
