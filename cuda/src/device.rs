@@ -392,6 +392,14 @@ impl Device {
         done.and(graph)
     }
 
+    /// What kernels did since the last call, counted by the virtual GPU: instructions, sectors, bank conflicts, flops; nothing
+    /// on another device.
+    #[cfg(feature = "emulator")]
+    #[must_use]
+    pub fn take_counters(&self) -> Option<kinglet_emulator::counters::Counters> {
+        self.driver().take_counters()
+    }
+
     /// What kernels printed since the last call, on the virtual GPU; NVIDIA's driver writes it to standard output itself.
     #[must_use]
     pub fn take_printed(&self) -> String {

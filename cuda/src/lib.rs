@@ -14,6 +14,7 @@ mod device;
 mod driver;
 mod error;
 mod event;
+mod handles;
 mod launch;
 mod pool;
 #[cfg(feature = "kernels")]

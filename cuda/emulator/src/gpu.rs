@@ -428,6 +428,16 @@ fn shared_layout(kernel: &Kernel, dynamic: u32) -> (u64, u64) {
     }
 }
 
+/// The most shared memory that a block may have on `target`, in bytes.
+#[must_use]
+pub fn shared_limit(target: u32) -> u32 {
+    match target {
+        80 => 163 << 10,
+        90 => 227 << 10,
+        _ => 99 << 10,
+    }
+}
+
 /// Refuses what a GPU's driver refuses.
 fn check_launch(
     options: &GpuOptions,
@@ -457,11 +467,7 @@ fn check_launch(
         }
     }
     check_cluster(options, kernel, grid, cluster)?;
-    let limit = match options.target {
-        80 => 163 << 10,
-        90 => 227 << 10,
-        _ => 99 << 10,
-    };
+    let limit = u64::from(shared_limit(options.target));
     let (_, shared) = shared_layout(kernel, dynamic_shared);
     if shared > limit {
         let fixed = kernel.shared_bytes;

@@ -96,4 +96,7 @@ impl Driver for Failing {
     fn take_printed(&self) -> String {
         self.inner.take_printed()
     }
+    fn take_counters(&self) -> Option<kinglet_emulator::counters::Counters> {
+        self.inner.take_counters()
+    }
 }

@@ -2,6 +2,7 @@
 
 #[cfg(feature = "emulator")]
 pub(crate) mod emulator;
+#[cfg(feature = "emulator")]
 pub(crate) mod failing;
 #[cfg(feature = "cuda")]
 pub(crate) mod nvidia;
@@ -67,5 +68,11 @@ pub(crate) trait Driver: Send + Sync {
     /// What kernels printed since the last call, where the driver keeps it.
     fn take_printed(&self) -> String {
         String::new()
+    }
+
+    /// What launches did since the last call, where the driver counts it.
+    #[cfg(feature = "emulator")]
+    fn take_counters(&self) -> Option<kinglet_emulator::counters::Counters> {
+        None
     }
 }

@@ -5,6 +5,7 @@
 #![allow(unsafe_code)]
 
 use super::{Driver, EventId, FunctionId, GraphId, ModuleId};
+use crate::handles::Handles;
 use crate::launch::Launch;
 use crate::signature;
 use crate::{DeviceInfo, Error, Result};
@@ -27,9 +28,8 @@ pub(crate) struct Nvidia {
     device: sys::CUdevice,
     context: sys::CUcontext,
     stream: sys::CUstream,
-    /// Handles that were given out as indices; `None` once dropped.
-    events: Mutex<Vec<Option<sys::CUevent>>>,
-    graphs: Mutex<Vec<Option<sys::CUgraphExec>>>,
+    events: Mutex<Handles<sys::CUevent>>,
+    graphs: Mutex<Handles<sys::CUgraphExec>>,
 }
 
 // SAFETY: contexts, streams, events and graphs of the driver API may be used from any thread; each call makes the context
@@ -261,14 +261,14 @@ impl Driver for Nvidia {
         let event = result::event::create(sys::CUevent_flags::CU_EVENT_DEFAULT).map_err(|e| self.failed("event", e))?;
         // SAFETY: the event was just made, the stream lives as long as `self`.
         let recorded = unsafe { result::event::record(event, self.stream) };
-        let id = keep(&self.events, event);
+        let id = lock(&self.events).keep(event);
         recorded.map_err(|e| self.failed("event", e))?;
         Ok(id)
     }
 
     fn elapsed(&self, from: EventId, to: EventId) -> Result<f32> {
         self.enter()?;
-        let (Some(from), Some(to)) = (kept(&self.events, from), kept(&self.events, to)) else {
+        let (Some(from), Some(to)) = (lock(&self.events).get(from), lock(&self.events).get(to)) else {
             return Err(Error::invalid("elapsed: an event is gone"));
         };
         // SAFETY: both events live: their owners hold them during this call.
@@ -277,7 +277,7 @@ impl Driver for Nvidia {
     }
 
     fn drop_event(&self, event: EventId) {
-        if let Some(event) = take(&self.events, event)
+        if let Some(event) = lock(&self.events).take(event)
             && self.enter().is_ok()
         {
             // SAFETY: taken out of the table: nobody else destroys it.
@@ -304,18 +304,19 @@ impl Driver for Nvidia {
         let ready = unsafe { result::graph::instantiate(graph, flags) };
         // SAFETY: an instantiated graph does not need the one that it was made of.
         let _ = unsafe { result::graph::destroy(graph) };
-        Ok(keep(&self.graphs, ready.map_err(|e| self.failed("capture", e))?))
+        let ready = ready.map_err(|e| self.failed("capture", e))?;
+        Ok(lock(&self.graphs).keep(ready))
     }
 
     fn launch_graph(&self, graph: GraphId) -> Result<()> {
         self.enter()?;
-        let graph = kept(&self.graphs, graph).ok_or_else(|| Error::invalid("launch: the graph is gone"))?;
+        let graph = lock(&self.graphs).get(graph).ok_or_else(|| Error::invalid("launch: the graph is gone"))?;
         // SAFETY: the graph lives: its owner holds it during this call.
         unsafe { result::graph::launch(graph, self.stream) }.map_err(|e| self.failed("graph", e))
     }
 
     fn drop_graph(&self, graph: GraphId) {
-        if let Some(graph) = take(&self.graphs, graph)
+        if let Some(graph) = lock(&self.graphs).take(graph)
             && self.enter().is_ok()
         {
             // SAFETY: taken out of the table: nobody else destroys it.
@@ -390,25 +391,6 @@ fn shown_error(error: DriverError) -> String {
     }
 }
 
-fn lock<T>(table: &Mutex<Vec<Option<T>>>) -> MutexGuard<'_, Vec<Option<T>>> {
-    table.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Puts a handle into the first free place of a table.
-fn keep<T>(table: &Mutex<Vec<Option<T>>>, handle: T) -> u64 {
-    let mut table = lock(table);
-    let place = table.iter().position(Option::is_none).unwrap_or_else(|| {
-        table.push(None);
-        table.len() - 1
-    });
-    table[place] = Some(handle);
-    place as u64
-}
-
-fn kept<T: Copy>(table: &Mutex<Vec<Option<T>>>, id: u64) -> Option<T> {
-    lock(table).get(id as usize).copied().flatten()
-}
-
-fn take<T>(table: &Mutex<Vec<Option<T>>>, id: u64) -> Option<T> {
-    lock(table).get_mut(id as usize)?.take()
+fn lock<T>(handles: &Mutex<Handles<T>>) -> MutexGuard<'_, Handles<T>> {
+    handles.lock().unwrap_or_else(PoisonError::into_inner)
 }
