@@ -180,7 +180,9 @@ impl Hooks {
             .cuda
             .ok_or_else(|| Error::unsupported(format!("kernel {} has no CUDA implementation yet", kernel.name)))?;
         let start = Instant::now();
-        let result = run(cuda, args).map_err(|e| e.context(kernel.name));
+        // What is wrong with the values of a tensor is said in the same words on every device; all else names the kernel.
+        let of_values = |e: &Error| e.is_invalid() || e.is_non_finite();
+        let result = run(cuda, args).map_err(|e| if of_values(&e) { e } else { e.context(kernel.name) });
         if self.used.load(Ordering::Acquire) {
             self.tell(kernel.name, start.elapsed());
         }

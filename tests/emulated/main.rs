@@ -2,6 +2,11 @@
 //! in whatever order threads run. The quick tests leave out most layouts of the smaller dtypes; `cargo test --release --test
 //! emulated -- --ignored` runs everything.
 
+#![allow(clippy::unwrap_used)]
+
+mod errors;
+mod four_bit;
+
 use kinglet_oracle::{Checker, Scope, cases, emulated, simd};
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -46,8 +51,23 @@ macro_rules! tests {
     };
 }
 tests! {
+    adamw: "adamw", "grad_norm";
+    affine: "affine";
+    binary: "binary";
+    cat: "cat";
+    compare: "compare";
     copy: "copy";
+    dropout: "dropout";
+    embedding: "embedding";
+    gather: "gather";
+    matmul: "matmul";
+    random: "random";
+    reduce: "reduce";
     rms_norm: "rms_norm";
+    rope: "rope";
+    scale: "scale";
+    softmax: "softmax";
+    swiglu: "swiglu";
     unary: "unary";
     views:;
 }
@@ -61,5 +81,6 @@ fn every_kernel_is_run() {
         .filter(|path| path.extension().is_some_and(|e| e == "cu"))
         .map(|path| path.file_stem().expect("a file name").to_string_lossy().into_owned())
         .collect();
-    assert_eq!(sources, MODULES.iter().map(|m| (*m).to_owned()).collect(), "cuda/kernels, and what is run here");
+    let run = MODULES.iter().chain(&four_bit::MODULES).map(|m| (*m).to_owned()).collect();
+    assert_eq!(sources, run, "cuda/kernels, and what is run here");
 }
