@@ -1,20 +1,17 @@
 //! From CUDA source to PTX, with results kept on disk.
 
 use crate::driver::nvrtc::Nvrtc;
-use crate::ptx::HEADERS;
+use crate::ptx::{self, HEADERS};
 use crate::replace::CompilerOptions;
 use crate::{Error, Result};
 use std::path::{Path, PathBuf};
-
-/// As the built-in kernels are compiled (`scripts/build-kernels`).
-const OPTIONS: [&str; 3] = ["--fmad=false", "-lineinfo", "--std=c++17"];
 
 /// Compiles `source` for a device of `arch`.
 pub(crate) fn to_ptx(file: &str, source: &str, arch: u32, options: &CompilerOptions) -> Result<String> {
     // What a PTX for sm_90a has beside sm_90's, only the H100's generation runs.
     let target = if arch == 90 { "90a".to_owned() } else { arch.to_string() };
     let mut flags = vec![format!("--gpu-architecture=compute_{target}")];
-    flags.extend(OPTIONS.map(str::to_owned));
+    flags.extend(ptx::options().map(str::to_owned));
     let nvrtc = Nvrtc::open(options.nvrtc.as_deref())?;
     let Some(folder) = &options.cache else { return nvrtc.compile(file, source, HEADERS, &flags) };
     let kept = folder.join(format!("{:016x}.ptx", key(file, source, nvrtc.version(), &flags)));

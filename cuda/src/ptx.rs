@@ -68,6 +68,15 @@ macro_rules! headers {
 /// What a source may include, by the name that it includes it by.
 pub const HEADERS: &[(&str, &str)] = headers!["common.cuh", "math.cuh"];
 
+/// What `scripts/build-kernels` wrote of how the kernels were compiled.
+const MANIFEST: &str = include_str!("../ptx/manifest.txt");
+
+/// The options with which the kernels were compiled, but for the architecture.
+pub(crate) fn options() -> impl Iterator<Item = &'static str> {
+    let line = MANIFEST.lines().find_map(|line| line.strip_prefix("nvrtc ")).unwrap_or_default();
+    line.split_whitespace().skip(1)
+}
+
 /// The PTX of the module called `name`, if there is one.
 #[must_use]
 pub fn ptx(name: &str) -> Option<String> {
