@@ -78,8 +78,8 @@ impl Machine<'_> {
             }
             Space::Shared | Space::SharedCluster => {
                 let places = self.shared_places(warp, How::Atomic, addresses, bytes, active)?;
-                self.check_shared_written(How::Atomic, &places, bytes, active)?;
                 self.touch(warp, pc, How::Atomic, &places, bytes, active)?;
+                self.check_shared_written(How::Atomic, &places, bytes, active)?;
                 self.count_shared(addresses, bytes, active, true);
                 self.counters.shared_write_bytes += u64::from(bytes * active.count_ones());
                 for lane in bits(active) {

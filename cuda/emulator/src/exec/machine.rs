@@ -143,25 +143,27 @@ impl Machine<'_> {
     /// Runs a warp for some instructions, or until it waits.
     pub(crate) fn turn(&mut self, warp: &mut Warp, instructions: u32) -> Result<(), Failure> {
         let mut left = instructions;
-        // Lanes that stay apart for long may wait for each other: now and then another group than the lowest goes first.
-        warp.apart = if warp.groups.len() > 1 { warp.apart + 1 } else { 0 };
-        let mut pick = (warp.apart % 8 == 7).then(|| self.random());
         while left > 0 && self.opening.is_empty() {
-            let chosen = pick.take();
-            let Some(group) = warp.take_group(chosen) else {
+            // Lanes that stay apart for long may wait for each other: then another group than the lowest has its turn.
+            let pick = warp.loses_patience().then(|| self.random());
+            let Some(group) = warp.take_group(pick) else {
                 return self.check_stuck(warp);
             };
+            let share = warp.share(left);
             // The lowest group goes on until it reaches the next: so lanes that parted meet again.
-            let limit = if chosen.is_some() { Pc::MAX } else { warp.lowest_ready() };
-            self.go(warp, group, limit, &mut left)?;
+            let limit = if pick.is_some() { Pc::MAX } else { warp.lowest_ready() };
+            let used = self.go(warp, group, limit, share)?;
+            warp.apart += used;
+            left -= used;
         }
         Ok(())
     }
 
-    /// Runs a group until it reaches `limit`, waits, or parts.
-    fn go(&mut self, warp: &mut Warp, mut group: Group, limit: Pc, left: &mut u32) -> Result<(), Failure> {
-        while *left > 0 && group.pc < limit {
-            *left -= 1;
+    /// Runs a group until it reaches `limit`, waits, parts, or had its share of instructions; how many it used.
+    fn go(&mut self, warp: &mut Warp, mut group: Group, limit: Pc, share: u32) -> Result<u32, Failure> {
+        let mut used = 0;
+        while used < share && group.pc < limit {
+            used += 1;
             self.executed += 1;
             warp.clock += 1;
             let limit = self.run.instruction_limit;
@@ -187,7 +189,7 @@ impl Machine<'_> {
             }
         }
         warp.put(group.pc, group.lanes, Wait::Ready);
-        Ok(())
+        Ok(used)
     }
 
     /// The coordinates of a thread, for messages.

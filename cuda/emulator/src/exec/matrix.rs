@@ -26,8 +26,8 @@ impl Machine<'_> {
             Op::LoadMatrix { space, transpose, dst, address } => {
                 let rows = 8 * dst.len() as u32;
                 let places = self.matrix_rows(warp, How::Load, *space, address, rows)?;
-                self.check_shared_written(How::Load, &places, ROW, ones(rows))?;
                 self.touch(warp, pc, How::Load, &places, ROW, ones(rows))?;
+                self.check_shared_written(How::Load, &places, ROW, ones(rows))?;
                 self.count_rows(&places, rows, true);
                 for (matrix, register) in dst.iter().enumerate() {
                     let rows = std::array::from_fn(|row| {

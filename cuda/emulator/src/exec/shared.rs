@@ -216,8 +216,8 @@ impl Machine<'_> {
         let each = ty.bytes();
         let bytes = each * registers.len() as u32;
         let places = self.shared_places(warp, How::Load, addresses, bytes, active)?;
-        self.check_shared_written(How::Load, &places, bytes, active)?;
         self.touch(warp, pc, How::Load, &places, bytes, active)?;
+        self.check_shared_written(How::Load, &places, bytes, active)?;
         self.count_shared(addresses, bytes, active, true);
         for (index, register) in (0..).zip(registers) {
             let Some(register) = register else { continue };

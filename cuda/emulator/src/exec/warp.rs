@@ -49,9 +49,16 @@ pub(crate) struct Warp {
     pub(crate) copies: Copies,
     /// Instructions so far: its clock.
     pub(crate) clock: u64,
-    /// Turns since the groups last stood together.
+    /// Instructions since the groups last stood together, or since another than the lowest had its turn.
     pub(crate) apart: u32,
+    /// How many of them the others bear.
+    patience: u32,
 }
+
+/// How long lanes wait for those at lower instructions to meet them, at first and at least: a loop that they wait for is
+/// mostly shorter, and a lock that spins for them makes them less patient each time.
+const PATIENCE: u32 = 2048;
+const LEAST_PATIENCE: u32 = 32;
 
 impl Warp {
     /// Warp `index` of block `block` of the cluster, for a block of this shape.
@@ -78,6 +85,7 @@ impl Warp {
             copies: Copies::default(),
             clock: 0,
             apart: 0,
+            patience: PATIENCE,
         }
     }
 
@@ -93,6 +101,7 @@ impl Warp {
         self.copies.clear();
         self.clock = 0;
         self.apart = 0;
+        self.patience = PATIENCE;
     }
 
     /// The lanes that did not exit.
@@ -124,6 +133,26 @@ impl Warp {
             !joins
         });
         Some(Group { pc, lanes, wait: Wait::Ready })
+    }
+
+    /// Whether lanes have stood by for so long that another group than the lowest must go.
+    pub(crate) fn loses_patience(&mut self) -> bool {
+        let lost = self.apart >= self.patience;
+        if lost {
+            self.apart = 0;
+            self.patience = (self.patience / 2).max(LEAST_PATIENCE);
+        }
+        lost
+    }
+
+    /// How many of `left` instructions a group that was taken may use.
+    pub(crate) fn share(&mut self, left: u32) -> u32 {
+        if self.is_ready() {
+            return left.min(self.patience - self.apart);
+        }
+        self.apart = 0;
+        self.patience = PATIENCE;
+        left
     }
 
     /// The lowest instruction at which a ready group stands.

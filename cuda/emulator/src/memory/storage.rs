@@ -127,11 +127,6 @@ impl Storage {
         None
     }
 
-    /// Whether somebody wrote the byte.
-    pub(crate) fn has(&self, offset: u64) -> bool {
-        self.first_missing(offset, 1).is_none()
-    }
-
     /// Marks `bytes` bytes from `offset` on as written or not.
     pub(crate) fn set_written(&self, offset: u64, bytes: u64, written: bool) {
         let end = offset + bytes;
