@@ -3,7 +3,7 @@
 //! Every float is an f64 exactly and every integer a sign and 64 bits, so a conversion is: widen, round to an integer if the
 //! instruction says so, round once to the target.
 
-use super::format::{BF16, E4M3, E5M2, F16, F32, F64, Format, TF32};
+use super::format::{BF16, E4M3, E5M2, F16, F32, F64, Format, TF32, f16_to_f32};
 use super::lanes::{Warp, ones};
 use crate::program::{Alu, Modifiers, Rounding, Type};
 
@@ -36,7 +36,7 @@ pub(super) fn cvt(alu: &Alu, to: Type, integer_rounding: bool, reg_bytes: u32, w
             (Type::F32, Type::Bf16) => return warp.map1(f32_to_bf16),
             (Type::Bf16, Type::F32) => return warp.map1(|a| canonical(a << 16 & 0xffff_ffff)),
             (Type::F32, Type::F16) => return warp.map1(|a| F16.narrow(widen_f32(a), Rounding::Rn)),
-            (Type::F16, Type::F32) => return warp.map1(|a| canonical(u64::from((F16.widen(a) as f32).to_bits()))),
+            (Type::F16, Type::F32) => return warp.map1(|a| canonical(u64::from(f16_to_f32(a as u16).to_bits()))),
             (Type::U32 | Type::S32 | Type::U64, Type::U32) => return warp.map1(|a| a & 0xffff_ffff),
             (Type::U32, Type::U64 | Type::S64) => return warp.map1(|a| a & 0xffff_ffff),
             (Type::S32, Type::S64 | Type::U64) => return warp.map1(|a| i64::from(a as i32) as u64),

@@ -152,6 +152,16 @@ impl Format {
     }
 }
 
+/// The value of an f16, as [`Format::widen`] has it, in operations of 32 bits, which CPUs do more of at once.
+#[inline(always)]
+pub(crate) fn f16_to_f32(bits: u16) -> f32 {
+    let (magnitude, sign) = (u32::from(bits & 0x7fff), u32::from(bits & 0x8000) << 16);
+    const BIASES_APART: f32 = f32::from_bits((127 + 127 - 15) << 23);
+    let value = (f32::from_bits(magnitude << 13) * BIASES_APART).to_bits();
+    let infinity = if magnitude >= 0x7c00 { 0x7f80_0000 } else { 0 };
+    f32::from_bits(value | infinity | sign)
+}
+
 /// The exponent of a finite `x` and its significand, whose top bit is set unless `x` is 0.
 #[inline(always)]
 pub(crate) fn parts(x: f64) -> (i32, u64) {
@@ -185,14 +195,19 @@ fn to_odd(nearest: f64, error: f64) -> f64 {
     if is_exact || bits & 1 == 1 { nearest } else { f64::from_bits(odd) }
 }
 
+/// a + b rounded to nearest, and its exact error: Knuth's.
+#[inline(always)]
+pub(crate) fn two_sum(a: f64, b: f64) -> (f64, f64) {
+    let nearest = a + b;
+    let b_part = nearest - a;
+    (nearest, (a - (nearest - b_part)) + (b - b_part))
+}
+
 /// a + b rounded to odd, for values whose sum cannot overflow. An exact sum of zero is -0 when rounding down, unless both are
 /// +0.
 #[inline(always)]
 pub(crate) fn sum(a: f64, b: f64, rounding: Rounding) -> f64 {
-    let nearest = a + b;
-    // Knuth's two-sum: the exact error of an addition.
-    let b_part = nearest - a;
-    let error = (a - (nearest - b_part)) + (b - b_part);
+    let (nearest, error) = two_sum(a, b);
     if nearest == 0.0 && rounding == Rounding::Rm && (a.is_sign_negative() || b.is_sign_negative()) {
         return -0.0;
     }
