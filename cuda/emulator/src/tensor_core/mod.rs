@@ -21,13 +21,12 @@ use fragment::{Operand, Place};
 
 pub use fragment::{fragment_registers, gather, spread};
 
-/// Rows, columns and depth of the largest shape; the others are its corner.
+/// Rows and columns of the largest shape; the others are its corner.
 const ROWS: usize = 16;
 const COLUMNS: usize = 8;
-const DEPTH: usize = 32;
 
-type Left<T> = [[T; DEPTH]; ROWS];
-type Right<T> = [[T; COLUMNS]; DEPTH];
+type Left<T, const DEPTH: usize> = [[T; DEPTH]; ROWS];
+type Right<T, const DEPTH: usize> = [[T; COLUMNS]; DEPTH];
 type Sums<T> = [[T; COLUMNS]; ROWS];
 
 /// D = A B + C over the fragments of a warp: one [`Lanes`] a register of each operand. See [`self`] for the sum's order.
@@ -36,23 +35,32 @@ pub fn mma(mma: &Mma, a: &[Lanes], b: &[Lanes], c: &[Lanes], d: &mut [Lanes]) ->
     if fragment_registers(mma) != Some([a.len(), b.len(), c.len(), d.len()]) {
         return false;
     }
-    for group in 0..fragment::groups(mma) {
-        match mma.c {
-            Type::S32 => integer_product(mma, a, b, c, d),
-            Type::F64 => f64_product(mma, a, b, c, d),
-            _ => float_product(mma, group, a, b, c, d),
-        }
+    match mma.k {
+        4 => with_depth::<4>(mma, a, b, c, d),
+        8 => with_depth::<8>(mma, a, b, c, d),
+        16 => with_depth::<16>(mma, a, b, c, d),
+        _ => with_depth::<32>(mma, a, b, c, d),
     }
     true
 }
 
+fn with_depth<const K: usize>(mma: &Mma, a: &[Lanes], b: &[Lanes], c: &[Lanes], d: &mut [Lanes]) {
+    for group in 0..fragment::groups(mma) {
+        match mma.c {
+            Type::S32 => integer_product::<K>(mma, a, b, c, d),
+            Type::F64 => f64_product::<K>(mma, a, b, c, d),
+            _ => float_product::<K>(mma, group, a, b, c, d),
+        }
+    }
+}
+
 /// Types of at most 32 bits, in f64.
-fn float_product(mma: &Mma, group: usize, a: &[Lanes], b: &[Lanes], c: &[Lanes], d: &mut [Lanes]) {
-    let (mut left, mut right, mut sums): (Left<f64>, Right<f64>, Sums<f64>) = Default::default();
+fn float_product<const K: usize>(mma: &Mma, group: usize, a: &[Lanes], b: &[Lanes], c: &[Lanes], d: &mut [Lanes]) {
+    let (mut left, mut right, mut sums) = ([[0.0; K]; ROWS], [[0.0; COLUMNS]; K], [[0.0; COLUMNS]; ROWS]);
     read_float(mma, Operand::A, group, mma.a, a, |Place { row, column }, x| left[row][column] = x);
     read_float(mma, Operand::B, group, mma.b, b, |Place { row, column }, x| right[row][column] = x);
     read_float(mma, Operand::C, group, mma.c, c, |Place { row, column }, x| sums[row][column] = x);
-    multiply(mma, &left, &right, &mut sums, |sum, a, b| sum + a * b);
+    multiply(&left, &right, &mut sums, |sum, a, b| sum + a * b);
     if mma.d == Type::F16 {
         write::<2>(mma, group, d, |Place { row, column }| F16.narrow(sums[row][column], Rounding::Rn));
     } else {
@@ -63,25 +71,25 @@ fn float_product(mma: &Mma, group: usize, a: &[Lanes], b: &[Lanes], c: &[Lanes],
 }
 
 /// f64. The NaN of a sum is that of invalid operations: which operand's it would be is nowhere said.
-fn f64_product(mma: &Mma, a: &[Lanes], b: &[Lanes], c: &[Lanes], d: &mut [Lanes]) {
-    let (mut left, mut right, mut sums): (Left<f64>, Right<f64>, Sums<f64>) = Default::default();
+fn f64_product<const K: usize>(mma: &Mma, a: &[Lanes], b: &[Lanes], c: &[Lanes], d: &mut [Lanes]) {
+    let (mut left, mut right, mut sums) = ([[0.0; K]; ROWS], [[0.0; COLUMNS]; K], [[0.0; COLUMNS]; ROWS]);
     read::<1, _>(mma, Operand::A, 0, a, f64::from_bits, |Place { row, column }, x| left[row][column] = x);
     read::<1, _>(mma, Operand::B, 0, b, f64::from_bits, |Place { row, column }, x| right[row][column] = x);
     read::<1, _>(mma, Operand::C, 0, c, f64::from_bits, |Place { row, column }, x| sums[row][column] = x);
-    multiply(mma, &left, &right, &mut sums, |sum, a, b| fused(a, b, sum));
+    multiply(&left, &right, &mut sums, |sum, a, b| fused(a, b, sum));
     let finish = |sum: f64| if sum.is_nan() { F64.nan() } else { sum.to_bits() };
     write::<1>(mma, 0, d, |Place { row, column }| finish(sums[row][column]));
 }
 
 /// 8-bit integers. Their products have 16 bits and the sums of 32 of them 21: exact in f32, which CPUs multiply fastest.
-fn integer_product(mma: &Mma, a: &[Lanes], b: &[Lanes], c: &[Lanes], d: &mut [Lanes]) {
-    let (mut left, mut right, mut sums): (Left<f32>, Right<f32>, Sums<f32>) = Default::default();
+fn integer_product<const K: usize>(mma: &Mma, a: &[Lanes], b: &[Lanes], c: &[Lanes], d: &mut [Lanes]) {
+    let (mut left, mut right, mut sums) = ([[0.0; K]; ROWS], [[0.0; COLUMNS]; K], [[0.0; COLUMNS]; ROWS]);
     let mut start: Sums<i32> = Default::default();
     let decode = |ty: Type| move |x: u64| if ty == Type::S8 { f32::from(x as i8) } else { f32::from(x as u8) };
     read::<4, _>(mma, Operand::A, 0, a, decode(mma.a), |Place { row, column }, x| left[row][column] = x);
     read::<4, _>(mma, Operand::B, 0, b, decode(mma.b), |Place { row, column }, x| right[row][column] = x);
     read::<1, _>(mma, Operand::C, 0, c, |x| x as i32, |Place { row, column }, x| start[row][column] = x);
-    multiply(mma, &left, &right, &mut sums, |sum, a, b| sum + a * b);
+    multiply(&left, &right, &mut sums, |sum, a, b| sum + a * b);
     let add = if mma.satfinite { i32::saturating_add } else { i32::wrapping_add };
     write::<1>(mma, 0, d, |Place { row, column }| {
         u64::from(add(start[row][column], sums[row][column] as i32).cast_unsigned())
@@ -90,13 +98,23 @@ fn integer_product(mma: &Mma, a: &[Lanes], b: &[Lanes], c: &[Lanes], d: &mut [La
 
 /// sums += left right, for k from 0 up.
 #[inline(always)]
-fn multiply<T: Copy>(mma: &Mma, left: &Left<T>, right: &Right<T>, sums: &mut Sums<T>, add: impl Fn(T, T, T) -> T) {
-    for (sums, left) in sums.iter_mut().zip(left).take(mma.m.into()) {
-        for (&a, right) in left.iter().zip(right).take(mma.k.into()) {
-            for (sum, &b) in sums.iter_mut().zip(right) {
-                *sum = add(*sum, a, b);
+fn multiply<T: Copy, const K: usize>(
+    left: &Left<T, K>,
+    right: &Right<T, K>,
+    sums: &mut Sums<T>,
+    add: impl Fn(T, T, T) -> T,
+) {
+    // Two rows at a time: additions of one wait for each other.
+    for (sums, left) in sums.chunks_exact_mut(2).zip(left.chunks_exact(2)) {
+        let mut pair = [sums[0], sums[1]];
+        for k in 0..K {
+            for (row, left) in pair.iter_mut().zip(left) {
+                for column in 0..COLUMNS {
+                    row[column] = add(row[column], left[k], right[k][column]);
+                }
             }
         }
+        sums.copy_from_slice(&pair);
     }
 }
 
