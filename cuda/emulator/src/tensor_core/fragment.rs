@@ -43,41 +43,39 @@ pub(super) fn groups(mma: &Mma) -> usize {
     if is_quad_pairs(mma) { 4 } else { 1 }
 }
 
-/// Calls `visit(register, lane, part, place)` for each element of an operand with `E` elements a register.
+/// Calls `visit(lane, part, place)` for each element of a register that holds `E` of them.
 #[inline(always)]
 pub(super) fn each<const E: usize>(
     mma: &Mma,
     operand: Operand,
     group: usize,
-    registers: usize,
-    mut visit: impl FnMut(usize, usize, usize, Place),
+    register: usize,
+    mut visit: impl FnMut(usize, usize, Place),
 ) {
     if is_quad_pairs(mma) {
         for lane in (0..32).filter(|lane| lane / 4 % 4 == group) {
-            for i in 0..registers * E {
-                visit(i / E, lane, i % E, quad_pair_place(mma, operand, lane, i));
+            for part in 0..E {
+                visit(lane, part, quad_pair_place(mma, operand, lane, register * E + part));
             }
         }
         return;
     }
-    for register in 0..registers {
-        // The first row and column of the register's tile, and the step from one lane of a row to the next.
-        let (row, column, step) = match operand {
-            Operand::A if mma.m == 16 => (8 * (register % 2), 4 * E * (register / 2), E),
-            Operand::A | Operand::B => (0, 4 * E * register, E),
-            Operand::C | Operand::D if E == 1 => (8 * (register / 2), register % 2, 2),
-            Operand::C | Operand::D => (8 * register, 0, E),
-        };
-        for lane in 0..32 {
-            for part in 0..E {
-                let (down, right) = (row + lane / 4, column + lane % 4 * step + part);
-                let place = if operand == Operand::B {
-                    Place { row: right, column: down }
-                } else {
-                    Place { row: down, column: right }
-                };
-                visit(register, lane, part, place);
-            }
+    // The first row and column of the register's tile, and the step from one lane of a row to the next.
+    let (row, column, step) = match operand {
+        Operand::A if mma.m == 16 => (8 * (register % 2), 4 * E * (register / 2), E),
+        Operand::A | Operand::B => (0, 4 * E * register, E),
+        Operand::C | Operand::D if E == 1 => (8 * (register / 2), register % 2, 2),
+        Operand::C | Operand::D => (8 * register, 0, E),
+    };
+    for lane in 0..32 {
+        for part in 0..E {
+            let (down, right) = (row + lane / 4, column + lane % 4 * step + part);
+            let place = if operand == Operand::B {
+                Place { row: right, column: down }
+            } else {
+                Place { row: down, column: right }
+            };
+            visit(lane, part, place);
         }
     }
 }

@@ -15,8 +15,8 @@ mod fragment;
 
 use crate::arith::Lanes;
 use crate::arith::f64::fused;
-use crate::arith::format::{E4M3, F16, F32, F64, f16_to_f32};
-use crate::program::{Mma, Rounding, Type};
+use crate::arith::format::{E4M3, F32, F64, f16_to_f32, f32_to_f16, f64_to_odd_f32};
+use crate::program::{Mma, Type};
 use fragment::{Operand, Place};
 
 pub use fragment::{fragment_registers, gather, spread};
@@ -60,9 +60,9 @@ fn float_product<const K: usize>(mma: &Mma, group: usize, a: &[Lanes], b: &[Lane
     read_float(mma, Operand::A, group, mma.a, a, |Place { row, column }, x| left[row][column] = x);
     read_float(mma, Operand::B, group, mma.b, b, |Place { row, column }, x| right[row][column] = x);
     read_float(mma, Operand::C, group, mma.c, c, |Place { row, column }, x| sums[row][column] = x);
-    multiply(&left, &right, &mut sums, |sum, a, b| sum + a * b);
+    multiply(mma.m.into(), &left, &right, &mut sums, |sum, a, b| sum + a * b);
     if mma.d == Type::F16 {
-        write::<2>(mma, group, d, |Place { row, column }| F16.narrow(sums[row][column], Rounding::Rn));
+        write::<2>(mma, group, d, |Place { row, column }| f32_to_f16(f64_to_odd_f32(sums[row][column])).into());
     } else {
         let nan = f32::from_bits(F32.nan() as u32);
         let finish = |sum: f64| if sum.is_nan() { nan } else { sum as f32 };
@@ -76,7 +76,7 @@ fn f64_product<const K: usize>(mma: &Mma, a: &[Lanes], b: &[Lanes], c: &[Lanes],
     read::<1, _>(mma, Operand::A, 0, a, f64::from_bits, |Place { row, column }, x| left[row][column] = x);
     read::<1, _>(mma, Operand::B, 0, b, f64::from_bits, |Place { row, column }, x| right[row][column] = x);
     read::<1, _>(mma, Operand::C, 0, c, f64::from_bits, |Place { row, column }, x| sums[row][column] = x);
-    multiply(&left, &right, &mut sums, |sum, a, b| fused(a, b, sum));
+    multiply(mma.m.into(), &left, &right, &mut sums, |sum, a, b| fused(a, b, sum));
     let finish = |sum: f64| if sum.is_nan() { F64.nan() } else { sum.to_bits() };
     write::<1>(mma, 0, d, |Place { row, column }| finish(sums[row][column]));
 }
@@ -89,7 +89,7 @@ fn integer_product<const K: usize>(mma: &Mma, a: &[Lanes], b: &[Lanes], c: &[Lan
     read::<4, _>(mma, Operand::A, 0, a, decode(mma.a), |Place { row, column }, x| left[row][column] = x);
     read::<4, _>(mma, Operand::B, 0, b, decode(mma.b), |Place { row, column }, x| right[row][column] = x);
     read::<1, _>(mma, Operand::C, 0, c, |x| x as i32, |Place { row, column }, x| start[row][column] = x);
-    multiply(&left, &right, &mut sums, |sum, a, b| sum + a * b);
+    multiply(mma.m.into(), &left, &right, &mut sums, |sum, a, b| sum + a * b);
     let add = if mma.satfinite { i32::saturating_add } else { i32::wrapping_add };
     write::<1>(mma, 0, d, |Place { row, column }| {
         u64::from(add(start[row][column], sums[row][column] as i32).cast_unsigned())
@@ -99,13 +99,14 @@ fn integer_product<const K: usize>(mma: &Mma, a: &[Lanes], b: &[Lanes], c: &[Lan
 /// sums += left right, for k from 0 up.
 #[inline(always)]
 fn multiply<T: Copy, const K: usize>(
+    rows: usize,
     left: &Left<T, K>,
     right: &Right<T, K>,
     sums: &mut Sums<T>,
     add: impl Fn(T, T, T) -> T,
 ) {
     // Two rows at a time: additions of one wait for each other.
-    for (sums, left) in sums.chunks_exact_mut(2).zip(left.chunks_exact(2)) {
+    for (sums, left) in sums.chunks_exact_mut(2).zip(left.chunks_exact(2)).take(rows / 2) {
         let mut pair = [sums[0], sums[1]];
         for k in 0..K {
             for (row, left) in pair.iter_mut().zip(left) {
@@ -136,7 +137,7 @@ fn read_float(mma: &Mma, operand: Operand, group: usize, ty: Type, registers: &[
 
 /// Gives each element of an operand, `E` a register, to `put`.
 #[inline(always)]
-fn read<const E: usize, T>(
+fn read<const E: usize, T: Copy + Default>(
     mma: &Mma,
     operand: Operand,
     group: usize,
@@ -144,20 +145,31 @@ fn read<const E: usize, T>(
     decode: impl Fn(u64) -> T,
     mut put: impl FnMut(Place, T),
 ) {
-    fragment::each::<E>(mma, operand, group, registers.len(), |register, lane, part, place| {
-        put(
-            place,
-            decode(registers[register][lane] >> (part * 32 / E) & (u64::MAX >> if E == 1 { 0 } else { 64 - 32 / E })),
-        );
-    });
+    for (register, lanes) in registers.iter().enumerate() {
+        // All values of a register in loops that the compiler can vectorise, then each to its place.
+        let mut values = [[T::default(); 32]; E];
+        for (part, values) in values.iter_mut().enumerate() {
+            for (value, slot) in values.iter_mut().zip(lanes) {
+                *value = decode(element::<E>(*slot, part));
+            }
+        }
+        fragment::each::<E>(mma, operand, group, register, |lane, part, place| put(place, values[part][lane]));
+    }
+}
+
+/// Part `part` of a register that holds `E`.
+#[inline(always)]
+fn element<const E: usize>(slot: u64, part: usize) -> u64 {
+    if E == 1 { slot } else { slot >> (part * 32 / E) & ((1 << (32 / E)) - 1) }
 }
 
 /// Writes D's elements, `E` a register.
 #[inline(always)]
 fn write<const E: usize>(mma: &Mma, group: usize, registers: &mut [Lanes], get: impl Fn(Place) -> u64) {
-    fragment::each::<E>(mma, Operand::D, group, registers.len(), |register, lane, part, place| {
-        let bits = get(place) << (part * 32 / E);
-        let slot = &mut registers[register][lane];
-        *slot = if part == 0 { bits } else { *slot | bits };
-    });
+    for (register, lanes) in registers.iter_mut().enumerate() {
+        fragment::each::<E>(mma, Operand::D, group, register, |lane, part, place| {
+            let bits = get(place) << (part * 32 / E);
+            lanes[lane] = if part == 0 { bits } else { lanes[lane] | bits };
+        });
+    }
 }
