@@ -114,12 +114,13 @@ fn cuda_source_takes_the_place_of_a_kernel_with_arguments_by_name() {
     for (from, to, parts) in [
         ("value", "amount", &["mine.cu", "fill_f32", "amount", "value"][..]),
         ("u64 n", "u32 n", &["mine.cu", "fill_f32", "n", "u64", "u32"]),
-        ("f32* out", "u64 out", &["mine.cu", "out", "a pointer", "u64"]),
         ("value + value", "value + worth", &["mine.cu", "worth"]),
         ("fill_f32", "fill_f64", &["mine.cu", "fill_f64", "fill_bf16"]),
     ] {
         contains(&replace(&device, "copy", KernelSource::Cuda(&FILL.replace(from, to))).unwrap_err(), parts);
     }
+    let number = "#include \"common.cuh\"\nKERNEL(256) fill_f32(u64 out) {}";
+    contains(&replace(&device, "copy", KernelSource::Cuda(number)).unwrap_err(), &["out", "a pointer", "u64"]);
     assert_eq!(ones(&device), [2.0; 3], "a failed replacement changes nothing");
 }
 
