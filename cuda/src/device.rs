@@ -1,6 +1,6 @@
 //! A device: its memory, its kernels, its order of work.
 
-use crate::driver::{Driver, FunctionId, ModuleId};
+use crate::driver::{Driver, FunctionId, Image, ModuleId};
 use crate::event::{Event, Graph};
 use crate::launch::{Arg, Launch};
 use crate::pool::Pool;
@@ -304,7 +304,8 @@ impl Device {
         if kernels.modules.contains_key(module) {
             return Err(Error::invalid(format!("a module called {module} is loaded already")));
         }
-        kernels.modules.insert(module.to_owned(), self.loaded(module, ptx)?);
+        let image = Image { ptx: ptx.to_owned(), cubin: None };
+        kernels.modules.insert(module.to_owned(), self.loaded(module, &image)?);
         Ok(())
     }
 
@@ -350,14 +351,15 @@ impl Device {
     /// Loads a built-in module unless it is loaded already.
     pub(crate) fn ensure_loaded(&self, kernels: &mut Kernels, module: &str) -> Result<()> {
         if !kernels.modules.contains_key(module) {
-            kernels.modules.insert(module.to_owned(), self.loaded(module, &self.built_in(module)?)?);
+            let image = Image { ptx: self.built_in(module)?, cubin: None };
+            kernels.modules.insert(module.to_owned(), self.loaded(module, &image)?);
         }
         Ok(())
     }
 
-    pub(crate) fn loaded(&self, module: &str, ptx: &str) -> Result<Module> {
-        let signatures = signature::read(module, ptx)?;
-        Ok(Module { id: self.driver().load(module, ptx)?, signatures, functions: HashMap::new() })
+    pub(crate) fn loaded(&self, module: &str, image: &Image) -> Result<Module> {
+        let signatures = signature::read(module, &image.ptx)?;
+        Ok(Module { id: self.driver().load(module, image)?, signatures, functions: HashMap::new() })
     }
 
     pub(crate) fn kernels(&self) -> &Mutex<Kernels> {

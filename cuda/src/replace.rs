@@ -1,6 +1,8 @@
 //! Other kernels in the place of built-in ones, from CUDA source or PTX, while a program runs.
 
+use crate::compile::{self, Target};
 use crate::device::{Device, Kernels, Replacement, lock};
+use crate::driver::Image;
 use crate::signature::Signatures;
 use crate::source::{self, Declaration};
 use crate::{Error, Result};
@@ -40,16 +42,16 @@ impl Device {
         source: KernelSource<'_>,
         options: &CompilerOptions,
     ) -> Result<Vec<String>> {
-        let (ptx, declared) = match source {
-            KernelSource::Ptx(ptx) => (ptx.to_owned(), None),
+        let (image, declared) = match source {
+            KernelSource::Ptx(ptx) => (Image { ptx: ptx.to_owned(), cubin: None }, None),
             KernelSource::Cuda(text) => {
-                let ptx = crate::compile::to_ptx(file, text, self.info().arch, options)?;
-                (ptx, Some(source::kernels(file, text)?))
+                let target = Target { arch: self.info().arch, cubin: self.driver().takes_cubins() };
+                (compile::image(file, text, target, options)?, Some(source::kernels(file, text)?))
             }
         };
         let mut kernels = lock(self.kernels());
         self.ensure_loaded(&mut kernels, module)?;
-        let replacing = self.loaded(file, &ptx)?;
+        let replacing = self.loaded(file, &image)?;
         match plan(&kernels, module, &replacing.signatures, declared.as_deref(), file) {
             Ok(orders) => {
                 let mut names: Vec<String> = orders.keys().cloned().collect();

@@ -1,6 +1,6 @@
 //! The virtual GPU as a driver. Calls are done when they return; what is captured is noted and done when the graph is launched.
 
-use super::{Driver, EventId, FunctionId, GraphId, ModuleId};
+use super::{Driver, EventId, FunctionId, GraphId, Image, ModuleId};
 use crate::driver::failing::Failing;
 use crate::handles::Handles;
 use crate::launch::Launch;
@@ -175,9 +175,9 @@ impl Driver for Emulator {
         self.not_capturing("the host waits")
     }
 
-    fn load(&self, name: &str, ptx: &str) -> Result<ModuleId> {
+    fn load(&self, name: &str, image: &Image) -> Result<ModuleId> {
         let compiled = |e: kinglet_emulator::error::Error| Error::Compile(format!("module {name}: {e}"));
-        let program = Program::parse(ptx).map_err(compiled)?;
+        let program = Program::parse(&image.ptx).map_err(compiled)?;
         let module = self.gpu.load(program).map_err(compiled)?;
         Ok(self.state().modules.keep(Arc::new(module)))
     }

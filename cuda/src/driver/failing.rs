@@ -1,6 +1,6 @@
 //! A driver of which one call fails, to test that nothing leaks and nothing breaks.
 
-use super::{Driver, EventId, FunctionId, GraphId, ModuleId};
+use super::{Driver, EventId, FunctionId, GraphId, Image, ModuleId};
 use crate::launch::Launch;
 use crate::{DeviceInfo, Error, Result};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -60,8 +60,11 @@ impl Driver for Failing {
     fn synchronize(&self) -> Result<()> {
         self.next()?.synchronize()
     }
-    fn load(&self, name: &str, ptx: &str) -> Result<ModuleId> {
-        self.next()?.load(name, ptx)
+    fn takes_cubins(&self) -> bool {
+        self.inner.takes_cubins()
+    }
+    fn load(&self, name: &str, image: &Image) -> Result<ModuleId> {
+        self.next()?.load(name, image)
     }
     fn unload(&self, module: ModuleId) -> Result<()> {
         self.inner.unload(module)

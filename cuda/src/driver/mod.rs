@@ -21,6 +21,15 @@ pub(crate) type EventId = u64;
 /// A captured piece of the stream.
 pub(crate) type GraphId = u64;
 
+/// A module to load.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Image {
+    /// Its text, which every driver takes.
+    pub(crate) ptx: String,
+    /// The machine code of it for this very device, where that is at hand.
+    pub(crate) cubin: Option<Vec<u8>>,
+}
+
 /// One device with one stream. Everything but `read` and `synchronize` may return before it is done, and happens in the order
 /// of the calls.
 pub(crate) trait Driver: Send + Sync {
@@ -46,8 +55,12 @@ pub(crate) trait Driver: Send + Sync {
     fn fill(&self, address: u64, value: u8, bytes: u64) -> Result<()>;
     fn synchronize(&self) -> Result<()>;
 
-    /// Loads PTX text. `name` is for messages.
-    fn load(&self, name: &str, ptx: &str) -> Result<ModuleId>;
+    /// Whether it runs machine code, which then need not be made of PTX at every start.
+    fn takes_cubins(&self) -> bool {
+        false
+    }
+    /// Loads a module. `name` is for messages.
+    fn load(&self, name: &str, image: &Image) -> Result<ModuleId>;
     fn unload(&self, module: ModuleId) -> Result<()>;
     /// The kernel `name`, whose parameters have `sizes` bytes.
     fn function(&self, module: ModuleId, name: &str, sizes: &[usize]) -> Result<FunctionId>;

@@ -4,7 +4,7 @@
 //! callers come from any thread; that costs tens of nanoseconds.
 #![allow(unsafe_code)]
 
-use super::{Driver, EventId, FunctionId, GraphId, ModuleId};
+use super::{Driver, EventId, FunctionId, GraphId, Image, ModuleId};
 use crate::handles::Handles;
 use crate::launch::Launch;
 use crate::signature;
@@ -42,13 +42,7 @@ impl Nvidia {
     /// Opens GPU number `index`.
     pub(crate) fn open(index: u32) -> Result<Self> {
         let version = driver_version()?;
-        if version < OLDEST_DRIVER {
-            return Err(Error::NoDevice(format!(
-                "the NVIDIA driver speaks CUDA {}; kinglet needs {} or newer: update the driver",
-                shown(version),
-                shown(OLDEST_DRIVER)
-            )));
-        }
+        check_version(version)?;
         result::init().map_err(|e| no_device("the NVIDIA driver does not start", e))?;
         let count = result::device::get_count().map_err(|e| no_device("the NVIDIA driver lists no GPUs", e))?;
         let ordinal = i32::try_from(index).ok().filter(|&i| i < count).ok_or_else(|| {
@@ -56,12 +50,7 @@ impl Nvidia {
         })?;
         let device = result::device::get(ordinal).map_err(|e| no_device("the GPU cannot be opened", e))?;
         let info = describe(device, version).map_err(|e| no_device("the GPU does not say what it is", e))?;
-        if info.arch < OLDEST_ARCH {
-            return Err(Error::NoDevice(format!(
-                "{} is of architecture sm_{}; kinglet's kernels need sm_{OLDEST_ARCH} (Ampere) or newer",
-                info.name, info.arch
-            )));
-        }
+        check_arch(&info)?;
         // SAFETY: `device` comes from the driver; the context is released once, in `drop`.
         let context = unsafe { result::primary_ctx::retain(device) }.map_err(|e| no_device("no context", e))?;
         // SAFETY: `context` was just retained.
@@ -180,20 +169,27 @@ impl Driver for Nvidia {
         unsafe { result::stream::synchronize(self.stream) }.map_err(|e| self.failed("synchronize", e))
     }
 
-    fn load(&self, name: &str, ptx: &str) -> Result<ModuleId> {
+    fn takes_cubins(&self) -> bool {
+        true
+    }
+
+    fn load(&self, name: &str, image: &Image) -> Result<ModuleId> {
         self.enter()?;
-        let text = CString::new(ptx).map_err(|_| Error::Compile(format!("{name}: the PTX has a zero byte")))?;
+        let text = CString::new(&*image.ptx).map_err(|_| Error::Compile(format!("{name}: the PTX has a zero byte")))?;
+        let start: *const c_void = match &image.cubin {
+            Some(cubin) => cubin.as_ptr().cast(),
+            None => text.as_ptr().cast(),
+        };
         let mut log = vec![0u8; 16 << 10];
         let mut options =
             [sys::CUjit_option::CU_JIT_ERROR_LOG_BUFFER, sys::CUjit_option::CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES];
         // The driver takes numbers in the place of pointers.
         let mut values = [log.as_mut_ptr().cast::<c_void>(), log.len() as *mut c_void];
         let mut module = std::ptr::null_mut();
-        // SAFETY: `text` ends in a zero byte; both arrays have the length that is passed; the log buffer is as long as its
+        // SAFETY: `text` ends in a zero byte, and a cubin says its own length; both arrays have the length that is passed; the log buffer is as long as its
         // option says and outlives the call.
-        let loaded = unsafe {
-            sys::cuModuleLoadDataEx(&raw mut module, text.as_ptr().cast(), 2, options.as_mut_ptr(), values.as_mut_ptr())
-        };
+        let loaded =
+            unsafe { sys::cuModuleLoadDataEx(&raw mut module, start, 2, options.as_mut_ptr(), values.as_mut_ptr()) };
         loaded.result().map_err(|e| {
             let log = CStr::from_bytes_until_nul(&log).map(CStr::to_string_lossy).unwrap_or_default();
             let log = log.split_whitespace().collect::<Vec<_>>().join(" ");
@@ -336,6 +332,26 @@ impl Drop for Nvidia {
     }
 }
 
+fn check_version(version: i32) -> Result<()> {
+    if version >= OLDEST_DRIVER {
+        return Ok(());
+    }
+    let (has, needs) = (shown(version), shown(OLDEST_DRIVER));
+    Err(Error::NoDevice(format!(
+        "the NVIDIA driver speaks CUDA {has}; kinglet needs {needs} or newer: update the driver"
+    )))
+}
+
+fn check_arch(info: &DeviceInfo) -> Result<()> {
+    if info.arch >= OLDEST_ARCH {
+        return Ok(());
+    }
+    let DeviceInfo { name, arch, .. } = info;
+    Err(Error::NoDevice(format!(
+        "{name} is of architecture sm_{arch}; kinglet's kernels need sm_{OLDEST_ARCH} (Ampere) or newer"
+    )))
+}
+
 /// The driver's CUDA version times a thousand. Opens the library: cudarc panics where it is missing, so that is asked first.
 fn driver_version() -> Result<i32> {
     // SAFETY: opens and closes the driver's library; its initialisers are NVIDIA's own.
@@ -393,4 +409,36 @@ fn shown_error(error: DriverError) -> String {
 
 fn lock<T>(handles: &Mutex<Handles<T>>) -> MutexGuard<'_, Handles<T>> {
     handles.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn old_drivers_and_gpus_are_refused_with_what_to_do() {
+        assert!(check_version(12_000).is_ok() && check_version(13_000).is_ok());
+        let error = check_version(11_080).unwrap_err().to_string();
+        assert_eq!(error, "the NVIDIA driver speaks CUDA 11.8; kinglet needs 12.0 or newer: update the driver");
+        let gpu = |arch| DeviceInfo {
+            name: "T4".into(),
+            arch,
+            memory_bytes: 0,
+            multiprocessors: 0,
+            shared_bytes_per_block: 0,
+            driver_version: 0,
+        };
+        assert!(check_arch(&gpu(80)).is_ok() && check_arch(&gpu(90)).is_ok());
+        assert!(check_arch(&gpu(75)).unwrap_err().to_string().contains("T4 is of architecture sm_75"));
+    }
+
+    #[test]
+    fn a_missing_driver_is_an_error_not_a_panic() {
+        // SAFETY: as in `driver_version`.
+        if unsafe { sys::is_culib_present() } {
+            return assert!(Nvidia::open(u32::MAX).is_err());
+        }
+        let error = Nvidia::open(0).err().unwrap().to_string();
+        assert!(error.contains("no NVIDIA driver") && error.contains("--device"), "{error}");
+    }
 }

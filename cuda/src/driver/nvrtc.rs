@@ -2,6 +2,7 @@
 //! loader panics where the library is missing, and knows no path.
 #![allow(unsafe_code)]
 
+use super::Image;
 use crate::{Error, Result};
 use libloading::Library;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
@@ -23,6 +24,8 @@ pub(crate) struct Nvrtc {
     destroy: unsafe extern "C" fn(*mut Program) -> c_int,
     ptx_size: unsafe extern "C" fn(Program, *mut usize) -> c_int,
     ptx: unsafe extern "C" fn(Program, *mut c_char) -> c_int,
+    cubin_size: unsafe extern "C" fn(Program, *mut usize) -> c_int,
+    cubin: unsafe extern "C" fn(Program, *mut c_char) -> c_int,
     log_size: unsafe extern "C" fn(Program, *mut usize) -> c_int,
     log: unsafe extern "C" fn(Program, *mut c_char) -> c_int,
     /// As it names itself, times a hundred: 1300 is 13.0.
@@ -76,6 +79,8 @@ impl Nvrtc {
                 destroy: *library.get(b"nvrtcDestroyProgram\0")?,
                 ptx_size: *library.get(b"nvrtcGetPTXSize\0")?,
                 ptx: *library.get(b"nvrtcGetPTX\0")?,
+                cubin_size: *library.get(b"nvrtcGetCUBINSize\0")?,
+                cubin: *library.get(b"nvrtcGetCUBIN\0")?,
                 log_size: *library.get(b"nvrtcGetProgramLogSize\0")?,
                 log: *library.get(b"nvrtcGetProgramLog\0")?,
                 version: (version.0 * 100 + version.1) as u32,
@@ -91,14 +96,15 @@ impl Nvrtc {
         self.version
     }
 
-    /// Compiles `source` to PTX. `headers` are pairs of a name, as `#include` has it, and a text.
+    /// Compiles `source`. `headers` are pairs of a name, as `#include` has it, and a text. Machine code comes with the PTX where
+    /// the options name a real architecture (`sm_90a`), not a virtual one (`compute_90a`).
     pub(crate) fn compile(
         &self,
         file: &str,
         source: &str,
         headers: &[(&str, &str)],
         options: &[String],
-    ) -> Result<String> {
+    ) -> Result<Image> {
         let text =
             |text: &str| CString::new(text).map_err(|_| Error::Compile(format!("{file}: a zero byte in the source")));
         let (name, source) = (text(file)?, text(source)?);
@@ -124,30 +130,43 @@ impl Nvrtc {
         }
         // SAFETY: `program` was made above; the array has the length given.
         let compiled = unsafe { (self.compile)(program, options.len() as c_int, options.as_ptr()) };
-        let (size, get) = if compiled == 0 { (self.ptx_size, self.ptx) } else { (self.log_size, self.log) };
-        let result = text_of(program, size, get);
+        let result = match compiled {
+            0 => {
+                let cubin = Some(bytes_of(program, self.cubin_size, self.cubin)).filter(|bytes| !bytes.is_empty());
+                Ok(Image { ptx: text_of(program, self.ptx_size, self.ptx), cubin })
+            }
+            _ => {
+                let log = text_of(program, self.log_size, self.log);
+                Err(Error::Compile(format!("{file} does not compile: {}", first_lines(&log))))
+            }
+        };
         // SAFETY: made above, destroyed once, not used after.
         unsafe { (self.destroy)(&raw mut program) };
-        match compiled {
-            0 => Ok(result),
-            _ => Err(Error::Compile(format!("{file} does not compile: {}", first_lines(&result)))),
-        }
+        result
     }
 }
 
-/// The text that a pair of NVRTC's functions gives: its size with the zero byte at the end, and its bytes.
-fn text_of(
-    program: Program,
-    size: unsafe extern "C" fn(Program, *mut usize) -> c_int,
-    get: unsafe extern "C" fn(Program, *mut c_char) -> c_int,
-) -> String {
+type Size = unsafe extern "C" fn(Program, *mut usize) -> c_int;
+type Get = unsafe extern "C" fn(Program, *mut c_char) -> c_int;
+
+/// What a pair of NVRTC's functions gives: its size, and its bytes.
+fn bytes_of(program: Program, size: Size, get: Get) -> Vec<u8> {
     let mut bytes = 0;
     // SAFETY: `program` lives; the function writes one number.
     unsafe { size(program, &raw mut bytes) };
-    let mut text = vec![0u8; bytes + 1];
-    // SAFETY: `text` has room for the size that was just told.
-    unsafe { get(program, text.as_mut_ptr().cast()) };
-    CStr::from_bytes_until_nul(&text).map(|text| text.to_string_lossy().into_owned()).unwrap_or_default()
+    let mut content = vec![0u8; bytes];
+    if bytes > 0 {
+        // SAFETY: `content` has room for the size that was just told.
+        unsafe { get(program, content.as_mut_ptr().cast()) };
+    }
+    content
+}
+
+/// The same for a text, which ends in a zero byte.
+fn text_of(program: Program, size: Size, get: Get) -> String {
+    let mut bytes = bytes_of(program, size, get);
+    bytes.push(0);
+    CStr::from_bytes_until_nul(&bytes).map(|text| text.to_string_lossy().into_owned()).unwrap_or_default()
 }
 
 /// The first errors of a compiler's log, in one line.
