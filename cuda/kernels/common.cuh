@@ -288,5 +288,16 @@ INLINE f32 fold_sum(Pair<f32> lanes) {
     return fold(lanes, [](f32 a, f32 b) { return a + b; });
 }
 
+// The sum of at(0) .. at(count - 1) from first to last, in f64: a warp reads 32 at a time, and every thread adds all of them.
+template <typename At> INLINE f64 sum_in_order(u64 count, At at) {
+    f64 sum = 0.0;
+    for (u64 first = 0; first < count; first += WARP) {
+        f64 own = first + lane_index() < count ? at(first + lane_index()) : 0.0;
+#pragma unroll
+        for (u32 lane = 0; lane < WARP; lane++) sum += shuffle(own, lane);
+    }
+    return sum;
+}
+
 // The larger of two, NaN if either is.
 INLINE f32 larger(f32 a, f32 b) { return a > b || a != a ? a : b; }

@@ -29,13 +29,7 @@ KERNEL(ROW_THREADS) grad_norm_partial(const f32* __restrict__ x, f64* __restrict
     if (lane_index() == 0) partial[chunk] = sum;
 }
 
-// The warp reads 32 sums at a time, and every thread adds all of them up.
 KERNEL(WARP) grad_norm(const f64* __restrict__ partial, f32* __restrict__ out, u64 count) {
-    f64 sum = 0.0;
-    for (u64 first = 0; first < count; first += WARP) {
-        f64 own = first + lane_index() < count ? partial[first + lane_index()] : 0.0;
-#pragma unroll
-        for (u32 lane = 0; lane < WARP; lane++) sum += shuffle(own, lane);
-    }
+    f64 sum = sum_in_order(count, [=](u64 i) { return partial[i]; });
     if (lane_index() == 0) *out = (f32)__dsqrt_rn(sum);
 }
