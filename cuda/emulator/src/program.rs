@@ -377,8 +377,10 @@ pub struct Modifiers {
     pub explicit_rounding: bool,
     /// `.ftz`: subnormal f32 inputs and results are zero.
     pub ftz: bool,
-    /// `.sat`, also `.satfinite`.
+    /// `.sat`
     pub sat: bool,
+    /// `.satfinite` of `cvt`: what is too large becomes the largest finite number (`.sat` clamps floats to 0..1).
+    pub satfinite: bool,
     /// `.relu`
     pub relu: bool,
     /// `.NaN` of `min` and `max`.

@@ -1,42 +1,88 @@
 //! The values of scalar instructions, 32 lanes at a time.
+//!
+//! What the ISA fixes is computed to the bit. What it leaves open is decided once, here and in the parts:
+//! - NaN results of f16, bf16 and f32 are 0x7fff, 0x7fff and 0x7fffffff; those of f64 keep an operand's payload ([`f64`]).
+//! - `.ftz` flushes a result that is subnormal after rounding.
+//! - Approximations give nearly the nearest number ([`approx`]), the same on every machine.
+//! - Integer division by zero gives all ones ([`int`]).
 
-use crate::program::{Alu, Compare, Type};
+mod approx;
+mod atomic;
+mod bits;
+mod compare;
+mod convert;
+mod f32;
+mod f64;
+pub(crate) mod format;
+mod half;
+mod int;
+mod lanes;
+mod sign;
+mod soft64;
+mod supports;
 
-/// One register of a warp: a value for each lane, zero-extended to 64 bits.
-pub type Lanes = [u64; 32];
+pub use atomic::atomic;
+pub use compare::{compare, compare_supports};
+pub use lanes::{Lanes, Operands};
+pub use supports::supports;
 
-/// The operands of an instruction for a warp.
-#[derive(Clone, Copy, Debug)]
-pub struct Operands<'a> {
-    /// First, second, third, fourth operand in the order of the text.
-    pub a: &'a Lanes,
-    /// See `a`.
-    pub b: &'a Lanes,
-    /// See `a`.
-    pub c: &'a Lanes,
-    /// See `a`.
-    pub d: &'a Lanes,
-}
+use crate::program::{Alu, AluOp, Type};
+use lanes::Warp;
 
 /// Computes `alu` for the lanes whose bit in `mask` is set, into `out`; other lanes of `out` keep what they hold. `carry`
 /// has the carry flag of each lane as a bit, read and written as the modifiers say. Results are zero-extended from the
 /// width of the result's type, but for `cvt` to a signed integer, which is sign-extended to `reg_bytes`.
-pub fn eval(alu: &Alu, operands: Operands<'_>, reg_bytes: u32, mask: u32, carry: &mut u32, out: &mut Lanes) {
-    let _ = (alu, operands, reg_bytes, mask, carry, out);
-    todo!()
+///
+/// False, and nothing written, where there is no such operation of this type: see [`supports`].
+pub fn eval(alu: &Alu, operands: Operands<'_>, reg_bytes: u32, mask: u32, carry: &mut u32, out: &mut Lanes) -> bool {
+    let warp = &mut Warp { read: operands, mask, out };
+    match alu.op {
+        AluOp::Selp => compare::selp(alu, warp),
+        AluOp::Slct { float_selector } => compare::slct(alu, float_selector, warp),
+        AluOp::Set { compare, combine, to } => compare::set(alu, compare, combine, to, warp),
+        AluOp::Cvt { to, integer_rounding } => convert::cvt(alu, to, integer_rounding, reg_bytes, warp),
+        AluOp::CvtPack { to } => convert::pack(alu, to, warp),
+        AluOp::Abs | AluOp::Neg | AluOp::Min | AluOp::Max | AluOp::Min3 | AluOp::Max3 if alu.ty.is_float() => {
+            sign::eval(alu, warp)
+        }
+        AluOp::Copysign | AluOp::Testp(_) => sign::eval(alu, warp),
+        _ if is_bitwise(alu) => bits::eval(alu, warp),
+        _ => match alu.ty {
+            Type::F32 => f32::eval(alu, warp),
+            Type::F64 => f64::eval(alu, warp),
+            Type::F16 | Type::F16x2 | Type::Bf16 | Type::Bf16x2 => half::eval(alu, warp),
+            _ => int::eval(alu, warp, carry),
+        },
+    }
 }
 
-/// The comparison of `set` and `setp` for the lanes of `mask`: a bit a lane. For `f16x2` and `bf16x2`, the lower half's bits
-/// and the upper half's bits.
-#[must_use]
-pub fn compare(compare: Compare, ty: Type, ftz: bool, a: &Lanes, b: &Lanes, mask: u32) -> (u32, u32) {
-    let _ = (compare, ty, ftz, a, b, mask);
-    todo!()
-}
-
-/// The new value of an atomic on `old` (bits of `ty`), with operands `b` and, for `cas`, `c`.
-#[must_use]
-pub fn atomic(op: crate::program::AtomicOp, ty: Type, old: u64, b: u64, c: u64) -> u64 {
-    let _ = (op, ty, old, b, c);
-    todo!()
+/// Whether the operation is one of [`bits`]: moves, logic, shifts, fields.
+fn is_bitwise(alu: &Alu) -> bool {
+    match alu.op {
+        // A shift to the right by a type that says how.
+        AluOp::Shr => !matches!(alu.ty, Type::U16 | Type::U32 | Type::U64 | Type::S16 | Type::S32 | Type::S64),
+        AluOp::Mov
+        | AluOp::And
+        | AluOp::Or
+        | AluOp::Xor
+        | AluOp::Not
+        | AluOp::Cnot
+        | AluOp::Shl
+        | AluOp::Popc
+        | AluOp::Clz
+        | AluOp::Brev
+        | AluOp::Bfe
+        | AluOp::Bfi
+        | AluOp::Bfind { .. }
+        | AluOp::Lop3 { .. }
+        | AluOp::Fns
+        | AluOp::Szext { .. }
+        | AluOp::Bmsk { .. }
+        | AluOp::ShfL { .. }
+        | AluOp::ShfR { .. }
+        | AluOp::Prmt(_)
+        | AluOp::Dp4a { .. }
+        | AluOp::Dp2a { .. } => true,
+        _ => false,
+    }
 }
