@@ -61,7 +61,7 @@ pub struct Kernel {
     /// Where each instruction comes from; as long as `code`.
     pub lines: Vec<Line>,
     /// The source files that [`Line::source`] points into.
-    pub files: Vec<String>,
+    pub files: Arc<[String]>,
     /// How many register slots a thread has.
     pub registers: u32,
     /// The kernel's parameters, with offsets into the bytes of the launch.
@@ -200,6 +200,77 @@ pub enum Type {
 }
 
 impl Type {
+    /// Its name in PTX: `f32`, `bf16x2`, ..
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Type::Pred => "pred",
+            Type::B8 => "b8",
+            Type::B16 => "b16",
+            Type::B32 => "b32",
+            Type::B64 => "b64",
+            Type::B128 => "b128",
+            Type::U8 => "u8",
+            Type::U16 => "u16",
+            Type::U32 => "u32",
+            Type::U64 => "u64",
+            Type::S8 => "s8",
+            Type::S16 => "s16",
+            Type::S32 => "s32",
+            Type::S64 => "s64",
+            Type::F16 => "f16",
+            Type::F16x2 => "f16x2",
+            Type::Bf16 => "bf16",
+            Type::Bf16x2 => "bf16x2",
+            Type::Tf32 => "tf32",
+            Type::F32 => "f32",
+            Type::F64 => "f64",
+            Type::E4m3 => "e4m3",
+            Type::E5m2 => "e5m2",
+            Type::E4m3x2 => "e4m3x2",
+            Type::E5m2x2 => "e5m2x2",
+            Type::U16x2 => "u16x2",
+            Type::S16x2 => "s16x2",
+            Type::F32x2 => "f32x2",
+        }
+    }
+
+    /// The type of this name.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        const ALL: [Type; 28] = [
+            Type::Pred,
+            Type::B8,
+            Type::B16,
+            Type::B32,
+            Type::B64,
+            Type::B128,
+            Type::U8,
+            Type::U16,
+            Type::U32,
+            Type::U64,
+            Type::S8,
+            Type::S16,
+            Type::S32,
+            Type::S64,
+            Type::F16,
+            Type::F16x2,
+            Type::Bf16,
+            Type::Bf16x2,
+            Type::Tf32,
+            Type::F32,
+            Type::F64,
+            Type::E4m3,
+            Type::E5m2,
+            Type::E4m3x2,
+            Type::E5m2x2,
+            Type::U16x2,
+            Type::S16x2,
+            Type::F32x2,
+        ];
+        ALL.into_iter().find(|ty| ty.name() == name)
+    }
+
     /// Bytes of one value; a predicate counts 1.
     #[must_use]
     pub fn bytes(self) -> u32 {
@@ -610,8 +681,10 @@ pub struct FrameCopy {
     pub bytes: u32,
 }
 
-/// What an instruction does.
+/// What an instruction does. Fields without a word of their own: `dst` is written, `src`, `a`, `b`, `c` are read, `mask` has
+/// a bit for each lane that takes part.
 #[derive(Clone, Debug, PartialEq)]
+#[allow(missing_docs, reason = "said above")]
 pub enum Op {
     /// Arithmetic: `dst = alu(a, b, c, d)`; operands that the operation does not have are `Imm(0)`.
     /// `reg_bytes` is the declared width of `dst` (a `cvt` may write a wider register than its type).

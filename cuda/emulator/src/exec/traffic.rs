@@ -1,0 +1,68 @@
+//! What a request costs on a GPU: sectors of global memory, passes over the banks of shared memory.
+
+use crate::arith::Lanes;
+use crate::memory::bits;
+
+/// Distinct 32-byte sectors that the lanes touch.
+pub(super) fn sectors(addresses: &Lanes, bytes: u32, active: u32) -> u64 {
+    let mut seen = [0; 64];
+    let mut count = 0;
+    let mut ascending = true;
+    for lane in bits(active) {
+        let address = addresses[lane as usize];
+        // An aligned access of up to 32 bytes lies in one sector.
+        let sector = address / 32;
+        if count == 0 || seen[count - 1] != sector {
+            ascending &= count == 0 || seen[count - 1] < sector;
+            seen[count] = sector;
+            count += 1;
+        }
+    }
+    debug_assert!(bytes <= 32);
+    if ascending {
+        return count as u64;
+    }
+    let seen = &mut seen[..count];
+    seen.sort_unstable();
+    1 + seen.windows(2).filter(|pair| pair[0] != pair[1]).count() as u64
+}
+
+/// Passes over the 32 banks of 4 bytes beyond the least. Lanes that touch the same word share it. 8-byte accesses go half a
+/// warp at a time and 16-byte ones a quarter, each with passes of its own.
+pub(super) fn bank_conflicts(offsets: &Lanes, bytes: u32, active: u32) -> u64 {
+    let words = bytes.div_ceil(4).min(4);
+    let lanes = 32 / words;
+    let step = (1u64 << lanes) - 1;
+    let mut extra = 0;
+    for part in 0..words {
+        let part = active & (step << (part * lanes)) as u32;
+        if part != 0 {
+            extra += passes(offsets, words, part) - 1;
+        }
+    }
+    extra
+}
+
+/// The most distinct words that lanes want from one bank.
+fn passes(offsets: &Lanes, words: u32, part: u32) -> u64 {
+    let first = offsets[part.trailing_zeros() as usize] / 4;
+    let at = |lane: u32| offsets[lane as usize] / 4;
+    let index = |lane: u32| u64::from((lane - part.trailing_zeros()) * words);
+    if bits(part).all(|lane| at(lane) == first) || bits(part).all(|lane| at(lane) == first + index(lane)) {
+        return 1;
+    }
+    let mut banks = [[0u32; 32]; 32];
+    let mut counts = [0usize; 32];
+    for lane in bits(part) {
+        for word in 0..u64::from(words) {
+            let word = (at(lane) + word) as u32;
+            let bank = (word % 32) as usize;
+            let known = &mut banks[bank];
+            if !known[..counts[bank]].contains(&word) {
+                known[counts[bank]] = word;
+                counts[bank] += 1;
+            }
+        }
+    }
+    counts.into_iter().max().unwrap_or(1) as u64
+}
