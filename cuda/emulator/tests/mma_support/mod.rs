@@ -1,4 +1,4 @@
-//! What the tests of `mma` share: the shapes, and the bits of 1.
+//! What the tests of `mma` share: the shapes, the bits of 1, and the index formulas of the PTX ISA, as its text has them.
 #![allow(dead_code, reason = "each test file uses its part of it")]
 
 use kinglet_emulator::program::{Mma, Type};
@@ -65,4 +65,85 @@ pub fn one(ty: Type) -> u64 {
         Type::F64 => 1f64.to_bits(),
         _ => 0x3f80_0000,
     }
+}
+
+/// Elements in a register.
+pub fn packed(ty: Type) -> usize {
+    (32 / element_bits(ty)).max(1) as usize
+}
+
+/// (row, column) of element i of A in a lane.
+pub fn a_place(mma: &Mma, lane: usize, i: usize) -> (usize, usize) {
+    let (group, thread) = (lane >> 2, lane % 4);
+    match (mma.a, mma.m, mma.k) {
+        (Type::F16, 8, 4) if mma.a_col => (i % 4 + if lane < 16 { 0 } else { 4 }, lane % 4),
+        (Type::F16, 8, 4) => (lane % 4 + if lane < 16 { 0 } else { 4 }, i),
+        (Type::F16 | Type::Bf16, 16, 8) => (if i < 2 { group } else { group + 8 }, thread * 2 + (i & 1)),
+        (Type::F16 | Type::Bf16, 16, 16) => {
+            let row = if i < 2 || (4..6).contains(&i) { group } else { group + 8 };
+            (row, thread * 2 + (i & 1) + if i < 4 { 0 } else { 8 })
+        }
+        (Type::Tf32, 16, 4) => (if i == 0 { group } else { group + 8 }, thread),
+        (Type::Tf32, 16, 8) => {
+            (if i == 0 || i == 2 { group } else { group + 8 }, if i < 2 { thread } else { thread + 4 })
+        }
+        (Type::F64, 8, 4) => (group, thread),
+        (Type::F64, 16, 4) => (if i == 0 { group } else { group + 8 }, thread),
+        (Type::F64, 16, 8) => {
+            (if i == 0 || i == 2 { group } else { group + 8 }, if i < 2 { thread } else { thread + 4 })
+        }
+        (Type::F64, 16, 16) => {
+            let column = if i % 2 == 0 { i * 2 + thread } else { i * 2 - 2 + thread };
+            (if i % 2 == 0 { group } else { group + 8 }, column)
+        }
+        (Type::S8 | Type::U8, 8, 16) => (group, thread * 4 + i),
+        (Type::S8 | Type::U8 | Type::E4m3 | Type::E5m2, 16, 16) => {
+            (if i < 4 { group } else { group + 8 }, thread * 4 + (i & 3))
+        }
+        (Type::S8 | Type::U8 | Type::E4m3 | Type::E5m2, 16, 32) => {
+            let row = if i < 4 || (8..12).contains(&i) { group } else { group + 8 };
+            (row, thread * 4 + (i & 3) + if i < 8 { 0 } else { 16 })
+        }
+        _ => panic!("{mma:?}"),
+    }
+}
+
+/// (row, column) of element i of B in a lane.
+pub fn b_place(mma: &Mma, lane: usize, i: usize) -> (usize, usize) {
+    let (group, thread) = (lane >> 2, lane % 4);
+    match (mma.b, mma.m, mma.k) {
+        (Type::F16, 8, 4) if mma.b_row => (lane % 4, i + if lane < 16 { 0 } else { 4 }),
+        (Type::F16, 8, 4) => (i, lane % 4 + if lane < 16 { 0 } else { 4 }),
+        (Type::F16 | Type::Bf16, 16, 8) => (thread * 2 + i, group),
+        (Type::F16 | Type::Bf16, 16, 16) => (thread * 2 + (i & 1) + if i < 2 { 0 } else { 8 }, group),
+        (Type::Tf32, 16, 4) => (thread, group),
+        (Type::Tf32, 16, 8) => (if i == 0 { thread } else { thread + 4 }, group),
+        (Type::F64, _, 4) => (thread, group),
+        (Type::F64, 16, 8) => (if i == 0 { thread } else { thread + 4 }, group),
+        (Type::F64, 16, 16) => (thread + i * 4, group),
+        (Type::S8 | Type::U8 | Type::E4m3 | Type::E5m2, _, 16) => (thread * 4 + i, group),
+        (Type::S8 | Type::U8 | Type::E4m3 | Type::E5m2, 16, 32) => {
+            (thread * 4 + (i & 3) + if i < 4 { 0 } else { 16 }, group)
+        }
+        _ => panic!("{mma:?}"),
+    }
+}
+
+/// (row, column) of element i of C or D, of type `ty`, in a lane.
+pub fn c_place(mma: &Mma, ty: Type, lane: usize, i: usize) -> (usize, usize) {
+    let (group, thread) = (lane >> 2, lane % 4);
+    if (mma.a, mma.m) == (Type::F16, 8) {
+        let down = if lane < 16 { 0 } else { 4 };
+        return if ty == Type::F16 {
+            (lane % 4 + down, i)
+        } else {
+            ((lane & 1) + (i & 2) + down, (i & 4) + (lane & 2) + (i & 1))
+        };
+    }
+    if mma.m == 8 { (group, thread * 2 + i) } else { (if i < 2 { group } else { group + 8 }, thread * 2 + (i & 1)) }
+}
+
+/// Which of the four products of `m8n8k4` a lane belongs to; other shapes have one.
+pub fn product(mma: &Mma, lane: usize) -> usize {
+    if (mma.a, mma.m) == (Type::F16, 8) { lane % 16 / 4 } else { 0 }
 }

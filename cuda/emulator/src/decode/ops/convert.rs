@@ -139,9 +139,7 @@ fn holds(to: Type, ty: Type) -> bool {
 /// `cvt.pack.sat.{u16,s16}.s32 d, a, b` and `cvt.pack.sat.{u8,s8}.s32.b32 d, a, b, c`.
 fn pack(i: In) -> Decoded {
     i.need("sat")?;
-    if matches!(i.peek(), "u2" | "s2" | "u4" | "s4") {
-        return Err(format!("not supported: .{}", i.peek()));
-    }
+    i.refuse("u2 s2 u4 s4", "")?;
     let to = i.ty("u16 s16 u8 s8")?;
     let ty = i.ty("s32")?;
     let three = to.bytes() == 1;
