@@ -1,7 +1,8 @@
-// Tensors joined along a dimension (tensor/src/ops/cat.rs): one launch a tensor copies it to its place in each row of the result.
+// Tensors joined along a dimension (tensor/src/ops/cat.rs): one launch a tensor copies it to its place in each row of
+// the result.
 //
-// cat_bB, for elements of B bits of whatever type: out[i / piece * row + start + i % piece] = x[i]. A row is everything behind the
-// dimensions before the joined one; this tensor fills `piece` elements of it from `start` on.
+// cat_bB, for elements of B bits of whatever type: out[i / piece * row + start + i % piece] = x[i]. A row is everything
+// behind the dimensions before the joined one; this tensor fills `piece` elements of it from `start` on.
 // Bytes: one read and one write of each element. Geometry: ceil(n / 256) blocks of 256 threads.
 #include "common.cuh"
 

@@ -13,9 +13,10 @@ using f32 = float;
 using f64 = double;
 
 #define INLINE __device__ __forceinline__
-// An entry point: unmangled, with the number of threads of a block that it is written for, and how many registers each may
-// use at least: KERNEL(threads) or KERNEL(threads, registers). Without that number ptxas picks a limit by itself, and spills.
-// A multiprocessor has 65536 registers and holds at most 16 blocks of few threads; 64 a thread let 1024 threads in.
+// An entry point: unmangled, with the number of threads of a block that it is written for, and how many registers each
+// may use at least: KERNEL(threads) or KERNEL(threads, registers). Without that number ptxas picks a limit by itself,
+// and spills. A multiprocessor has 65536 registers and holds at most 16 blocks of few threads; 64 a thread let 1024
+// threads in.
 constexpr u32 block_threads(u32 threads, u32 = 0) { return threads; }
 constexpr u32 least_blocks(u32 threads, u32 registers = 64) {
     return threads < 64 ? 16 : 65536 / (threads * registers);
@@ -83,9 +84,9 @@ template <u32 N, typename T> INLINE bool aligned(const T* p) { return (u64)p % (
 // ---- Strided operands.
 
 // The layout of an operand, innermost dimension first; element 0 is where the operand's pointer points. The launcher
-// drops dimensions of size 1, joins those that can be joined, and gives a scalar one dimension of size 1. What has more than one
-// dimension left has fewer than 2^32 elements. Kernels take it as VIEW: a __grid_constant__ may be indexed at run time without
-// a copy in local memory.
+// drops dimensions of size 1, joins those that can be joined, and gives a scalar one dimension of size 1. What has more
+// than one dimension left has fewer than 2^32 elements. Kernels take it as VIEW: a __grid_constant__ may be indexed at
+// run time without a copy in local memory.
 struct View {
     static constexpr u32 MAX_RANK = 8;
     u32 rank;             // 1 ..= 8
@@ -194,9 +195,9 @@ template <typename T> INLINE void write4(T* out, u64 i, u64 n, const f32 (&x)[4]
 
 // ---- Rows: one warp a row, four warps a block, so ceil(rows / 4) blocks of 128 threads.
 //
-// The CPU adds up a row in 64 lanes: element i belongs to lane i mod 64, a lane adds its elements in order, and the lanes are
-// folded in halves. Thread t of a warp holds lanes 2t and 2t + 1 here, so every sum has the CPU's bits, and a warp reads 64
-// neighbours at a time.
+// The CPU adds up a row in 64 lanes: element i belongs to lane i mod 64, a lane adds its elements in order, and the
+// lanes are folded in halves. Thread t of a warp holds lanes 2t and 2t + 1 here, so every sum has the CPU's bits, and a
+// warp reads 64 neighbours at a time.
 
 constexpr u32 WARP = 32;
 constexpr u32 LANES = 64;
@@ -234,8 +235,8 @@ template <typename T> INLINE void write2(T* row, u32 i, bool paired, f32 a, f32 
 // Whether rows of `width` elements can be read in aligned pairs.
 template <typename T> INLINE bool in_pairs(const T* x, u32 width) { return width % 2 == 0 && aligned<2>(x); }
 
-// A row of an operand of any layout: elements start .. start + width of its row-major order. Rows that begin at multiples of an even
-// width in a flat operand are read in pairs.
+// A row of an operand of any layout: elements start .. start + width of its row-major order. Rows that begin at
+// multiples of an even width in a flat operand are read in pairs.
 template <typename T> struct Row {
     const T* x;
     const View& view;
@@ -288,7 +289,8 @@ INLINE f32 fold_sum(Pair<f32> lanes) {
     return fold(lanes, [](f32 a, f32 b) { return a + b; });
 }
 
-// The sum of at(0) .. at(count - 1) from first to last, in f64: a warp reads 32 at a time, and every thread adds all of them.
+// The sum of at(0) .. at(count - 1) from first to last, in f64: a warp reads 32 at a time, and every thread adds all of
+// them.
 template <typename At> INLINE f64 sum_in_order(u64 count, At at) {
     f64 sum = 0.0;
     for (u64 first = 0; first < count; first += WARP) {

@@ -1,5 +1,5 @@
-// Comparisons to byte masks, and the choice between two tensors by one (tensor/src/ops/compare.rs), bit for bit as on the
-// CPU.
+// Comparisons to byte masks, and the choice between two tensors by one (tensor/src/ops/compare.rs), bit for bit as on
+// the CPU.
 //
 //   compare_T   out[i] = 1 where op(a, b) holds, else 0; out is u8
 //   where_T     out[i] = mask[i] != 0 ? a[i] : b[i]; mask is u8

@@ -1,14 +1,16 @@
-// Cross-entropy of logits, softmax included, and its gradient (tensor/src/ops/cross_entropy.rs), bit for bit as on the CPU.
+// Cross-entropy of logits, softmax included, and its gradient (tensor/src/ops/cross_entropy.rs), bit for bit as on the
+// CPU.
 //
 //   cross_entropy_T            lse = log sum(e^x) of each row; losses = lse - x[target], 0 where the target is -1
 //   cross_entropy_loss         loss = sum(losses) / divisor, added up in f64 from first to last
 //   cross_entropy_backward_T   out = (e^(x - lse) - onehot(target)) dy / divisor, 0 where the target is -1
 //
-// logits and out are [rows, width] of T, targets [rows] of i32, lse and losses [rows] of f32, dy and loss one element of f32; all
-// contiguous. A target that is no class counts as -1 and writes its row to `stray` if that is smaller than what is there (the
-// launcher sets it to 2^32 - 1 before, and reports the target after).
-// Bytes: logits are read twice by the forward pass (the second time from L1 or L2) and once by the backward pass, which writes
-// out. Geometry: ceil(rows / 4) blocks of 128 threads, one warp a row; cross_entropy_loss: one block of one warp.
+// logits and out are [rows, width] of T, targets [rows] of i32, lse and losses [rows] of f32, dy and loss one element
+// of f32; all contiguous. A target that is no class counts as -1 and writes its row to `stray` if that is smaller than
+// what is there (the launcher sets it to 2^32 - 1 before, and reports the target after).
+// Bytes: logits are read twice by the forward pass (the second time from L1 or L2) and once by the backward pass, which
+// writes out.
+// Geometry: ceil(rows / 4) blocks of 128 threads, one warp a row; cross_entropy_loss: one block of one warp.
 #include "math.cuh"
 
 // The class of a row, or width if it has none.

@@ -1,8 +1,8 @@
-// Dropout (Srivastava et al., 2014), inverted (tensor/src/ops/dropout.rs), bit for bit as on the CPU. Its gradient is the
-// same function of the output's gradient.
+// Dropout (Srivastava et al., 2014), inverted (tensor/src/ops/dropout.rs), bit for bit as on the CPU. Its gradient is
+// the same function of the output's gradient.
 //
-// out[i] = x[i] scale, or 0 where word i mod 4 of Philox block i / 4 is below threshold. The launcher computes, as the CPU does,
-// threshold = (u32)(p 2^32) in f64 and scale = 1 / (1 - p) in f32.
+// out[i] = x[i] scale, or 0 where word i mod 4 of Philox block i / 4 is below threshold. The launcher computes, as the
+// CPU does, threshold = (u32)(p 2^32) in f64 and scale = 1 / (1 - p) in f32.
 // Bytes: one read, one write; the mask is never stored. Geometry: ceil(n / 1024) blocks of 256 threads.
 #include "philox.cuh"
 

@@ -3,12 +3,13 @@
 //   gather_bB        out[o, i, j] = x[o, index[o, i, j], j], for elements of B bits of whatever type
 //   scatter_add_T    out[o, index[o, i, j], j] += src[o, i, j], in the order of i; out is f32, read and written
 //
-// The dimension is `count` long in index, out of gather and src, and `limit` long in x and out of scatter_add; o counts the
-// `outer` entries before it, j the `inner` ones behind it. index is i32 of any layout, everything else contiguous.
-// An index outside of 0 .. limit writes 1 to *stray (the launcher clears it before and reports it after); gather gives 0 there.
+// The dimension is `count` long in index, out of gather and src, and `limit` long in x and out of scatter_add; o counts
+// the `outer` entries before it, j the `inner` ones behind it. index is i32 of any layout, everything else contiguous.
+// An index outside of 0 .. limit writes 1 to *stray (the launcher clears it before and reports it after); gather gives
+// 0 there.
 // Bytes: one read of index and of the elements, one write; scatter_add also reads and writes out once an element.
-// Geometry: gather: ceil(n / 256) blocks of 256 threads with n = outer count inner; scatter_add: ceil(outer inner / 256), as
-// a thread adds all that has its o and j, so that the order is fixed.
+// Geometry: gather: ceil(n / 256) blocks of 256 threads with n = outer count inner; scatter_add: ceil(outer inner /
+// 256), as a thread adds all that has its o and j, so that the order is fixed.
 #include "common.cuh"
 
 template <typename T>

@@ -1,6 +1,6 @@
 // The Euclidean norm of all gradients (optim/src/norm.rs), bit for bit as on the CPU.
 //
-//   grad_norm_partial   partial[i] = the sum of the squares of chunk i of 65536 elements, in f64, where each square is exact
+//   grad_norm_partial   partial[i] = the sum of the squares of chunk i of 65536 elements, in f64 (each square is exact)
 //   grad_norm           out = sqrt of the sum of the partial sums from first to last, rounded to f32
 //
 // x has n elements of f32, partial ceil(n / 65536) of f64. Infinite or NaN when an element is.

@@ -3,11 +3,11 @@
 //
 //   layer_norm_T                  out = (c r) w + b
 //   layer_norm_backward_T         with g = dy w and n = c r: dx = r (g - mean(g) - n mean(g n))
-//   layer_norm_backward_weight_T  partial[task] = the sums of dy n and of dy over the rows of a task, in order; the op adds
-//                                 the tasks up
+//   layer_norm_backward_weight_T  partial[task] = the sums of dy n and of dy over the rows of a task, in order; the op
+//                                 adds the tasks up
 //
-// x, dy and out are [rows, width] of T, weight and bias [width] and partial [ceil(rows / rows_per_task), 2, width] of f32,
-// all contiguous.
+// x, dy and out are [rows, width] of T, weight and bias [width] and partial [ceil(rows / rows_per_task), 2, width] of
+// f32, all contiguous.
 // Bytes: x is read three times and dy twice (all but the first mostly from L1 or L2), out written once.
 // Geometry: ceil(rows / 4) blocks of 128 threads, one warp a row; backward_weight: one block of 256 threads a task.
 #include "math.cuh"

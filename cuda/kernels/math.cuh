@@ -1,6 +1,6 @@
-// exp, log, sin, cos, tanh, sigmoid, erf and rsqrt: the polynomials of tensor/src/cpu/math.rs, operation by operation, so
-// that results equal the CPU's bit for bit. Intervals, degrees and errors are derived there. Only correctly rounded operations are used:
-// add, multiply, divide, square root and fused multiply-add.
+// exp, log, sin, cos, tanh, sigmoid, erf and rsqrt: the polynomials of tensor/src/cpu/math.rs, operation by operation,
+// so that results equal the CPU's bit for bit. Intervals, degrees and errors are derived there. Only correctly rounded
+// operations are used: add, multiply, divide, square root and fused multiply-add.
 #pragma once
 #include "common.cuh"
 

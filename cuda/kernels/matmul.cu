@@ -4,9 +4,9 @@
 //   matmul_A_B_C        a [m, k] of type A times b [k, n] of B to out [m, n] of C, for more than 8 rows
 //   matmul_rows_A_B_C   the same for few rows: a dot product an element
 //
-// bf16 times bf16 or f32 (rounded to bf16 first) and f16 times f16 run on tensor cores, everything else in f32.
-// An operand is its element [0, 0] of batch 0, its strides (`a_m`: from row to row of a, ..), and the offset of each batch as a
-// view over the batches; out is contiguous: [batches, m, n]. k may be 0, m and n not. accumulate is 0 or 1.
+// bf16 times bf16 or f32 (rounded to bf16 first) and f16 times f16 run on tensor cores, everything else in f32. An
+// operand is its element [0, 0] of batch 0, its strides (`a_m`: from row to row of a, ..), and the offset of each batch
+// as a view over the batches; out is contiguous: [batches, m, n]. k may be 0, m and n not. accumulate is 0 or 1.
 // Bits: matmul_rows and the f32 path of matmul equal the CPU's; the tensor-core path adds in the hardware's order.
 // Bytes: matmul reads a ceil(n / 64) times and b ceil(m / 64) times (mostly from L2); matmul_rows reads b once a row.
 // Geometry: matmul: batches ceil(m / 64) ceil(n / 64) blocks, of 128 threads on tensor cores, of 256 in f32;
@@ -39,8 +39,8 @@ INLINE Tile tile_of_block(u32 m, u32 n) {
     return {blockIdx.x / tiles, tile / across * SIDE, tile % across * SIDE};
 }
 
-// Calls store(i, depth, value) for SIDE rows (or columns) from `first` on, times DEPTH steps from k_first on; zero where
-// the matrix ends. Neighbouring threads read neighbouring addresses, whichever way the matrix lies.
+// Calls store(i, depth, value) for SIDE rows (or columns) from `first` on, times DEPTH steps from k_first on; zero
+// where the matrix ends. Neighbouring threads read neighbouring addresses, whichever way the matrix lies.
 template <u32 DEPTH, u32 BLOCK, typename T, typename Store>
 INLINE void each_of_tile(const Matrix<T>& x, u32 first, u32 k_first, u32 k, Store store) {
     bool along = x.along <= x.outer;

@@ -29,8 +29,8 @@ INLINE void load_matrices(u32 (&out)[4], const void* row) {
                  : "memory");
 }
 
-// 16 bytes from global to shared memory, both aligned, without a register between; `bytes` (0 ..= 16) are read, the rest
-// is zero. They are there after commit, a wait for their group, and a barrier.
+// 16 bytes from global to shared memory, both aligned, without a register between; `bytes` (0 ..= 16) are read, the
+// rest is zero. They are there after commit, a wait for their group, and a barrier.
 INLINE void copy_async(void* to, const void* from, u32 bytes) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)),
                  "l"(__cvta_generic_to_global(from)), "r"(bytes)

@@ -1,15 +1,17 @@
 // NF4 and FP4 blocks with scales in f32 or quantised once more, as QLoRA (arXiv 2305.14314) and bitsandbytes
 // (quant/src/four_bit.rs, tensor/src/cpu/nf4.rs), bit for bit as on the CPU.
 //
-//   quantize_4bit_T        codes, two elements a byte, the first in the high nibble, and the scale (absmax) of each block
+//   quantize_4bit_T        codes, two elements a byte, the first in the high nibble, and each block's scale (absmax)
 //   quantize_absmax        scales less `offset` to 8-bit codes of `map` and one scale a block of 256 of them (nested)
 //   dequantize_4bit_T      out = level absmax, whichever kind the scales are: double quantisation is undone on the way
 //
-// The matrix is n elements, read flat, in blocks of 2^block_shift elements (32 ..= 4096); the last block may be shorter. format: 0 NF4,
-// 1 FP4. A block that is not finite sets *non_finite to 1 (the launcher clears it before and reports it after).
-// Scale i is absmax[i], or, if absmax_codes is not null, map[absmax_codes[i]] absmax[i / 256] + offset with both steps rounded.
-// Bytes: quantising reads the matrix twice (the second time from L1 or L2) and writes 0.5 + 4 / block an element; dequantising
-// reads 0.5 + 1 / block + 4 / (256 block) an element and writes it.
+// The matrix is n elements, read flat, in blocks of 2^block_shift elements (32 ..= 4096); the last block may be
+// shorter. format: 0 NF4, 1 FP4. A block that is not finite sets *non_finite to 1 (the launcher clears it before and
+// reports it after).
+// Scale i is absmax[i], or, if absmax_codes is not null, map[absmax_codes[i]] absmax[i / 256] + offset with both steps
+// rounded.
+// Bytes: quantising reads the matrix twice (the second time from L1 or L2) and writes 0.5 + 4 / block an element;
+// dequantising reads 0.5 + 1 / block + 4 / (256 block) an element and writes it.
 // Geometry: quantize_4bit: ceil(blocks / 4) blocks of 128 threads, one warp a block; quantize_absmax: the same of 256
 // scales; dequantize_4bit: ceil(n / 2048) blocks of 256 threads, eight elements a thread.
 #include "common.cuh"
@@ -73,7 +75,8 @@ INLINE void quantize(const T* weight, u32 format, u32 block_shift, u8* codes, f3
     for (u32 i = lane_index(); i < len; i += WARP) largest = max(largest, as_bits(to_f32(weight[i])) & 0x7FFFFFFF);
     f32 scale = as_f32(warp_max(largest));
     f32 divisor = scale < TINY ? TINY : scale;
-    // As the reference: a whole block is multiplied by the reciprocal; a shorter one is divided, and records the divisor.
+    // As the reference: a whole block is multiplied by the reciprocal; a shorter one is divided, and records the
+    // divisor.
     bool whole = len == size;
     f32 reciprocal = 1.0f / divisor;
     for (u32 i = 2 * lane_index(); i < len; i += 2 * WARP) {
@@ -121,7 +124,9 @@ quantize_absmax(const f32* __restrict__ absmax, f32 offset, const f32* __restric
     if (start >= n) return;
     u32 len = (u32)min((u64)NESTED, n - start);
     u32 largest = 0;
-    for (u32 i = lane_index(); i < len; i += WARP) largest = max(largest, as_bits(absmax[start + i] - offset) & 0x7FFFFFFF);
+    for (u32 i = lane_index(); i < len; i += WARP) {
+        largest = max(largest, as_bits(absmax[start + i] - offset) & 0x7FFFFFFF);
+    }
     f32 scale = as_f32(warp_max(largest)), reciprocal = 1.0f / scale;
     for (u32 i = lane_index(); i < len; i += WARP) {
         f32 value = (absmax[start + i] - offset) * reciprocal;

@@ -1,5 +1,5 @@
-// Sums, means and extremes, the gradient of an extreme, and the position of a maximum (tensor/src/ops/reduce.rs), bit for
-// bit as on the CPU.
+// Sums, means and extremes, the gradient of an extreme, and the position of a maximum (tensor/src/ops/reduce.rs), bit
+// for bit as on the CPU.
 //
 //   reduce_X_Y            out[row, chunk] = op over a chunk of 8192 of the elements of a row; x is [outer, count] of X
 //   reduce_columns_X_Y    the same of x [count, outer]: for results that are neighbours while their elements lie apart
@@ -7,10 +7,11 @@
 //   argmax_T              out = the index of the first largest element of a row; a NaN is larger than any number
 //
 // out of a reduction is [outer, chunks] of Y with chunks = max(1, ceil(count / 8192)). With more than one chunk the
-// launcher reduces to f32 by SUM, MAX or MIN, and again along the chunks until one is left; the last pass is to the type of the
-// result, and divides by `divisor` if op is MEAN. op is the number of the variant of tensor's `Reduce`.
+// launcher reduces to f32 by SUM, MAX or MIN, and again along the chunks until one is left; the last pass is to the
+// type of the result, and divides by `divisor` if op is MEAN. op is the number of the variant of tensor's `Reduce`.
 // Bytes: one read of x; dx written once. Geometry: reduce: ceil(outer chunks / 4) blocks of 128 threads, one warp a
-// chunk; reduce_columns: ceil(outer / 32) chunks blocks of 256; the others: ceil(rows / 4) blocks of 128, one warp a row.
+// chunk; reduce_columns: ceil(outer / 32) chunks blocks of 256; the others: ceil(rows / 4) blocks of 128, one warp a
+// row.
 #include "math.cuh"
 
 enum Op : u32 { SUM, MEAN, MAX, MIN };

@@ -1,5 +1,5 @@
-// Root-mean-square norm (Zhang and Sennrich, 2019) and its gradients (tensor/src/ops/rms_norm.rs), bit for bit as on the
-// CPU. With r = 1 / sqrt(mean(x^2) + eps) of a row:
+// Root-mean-square norm (Zhang and Sennrich, 2019) and its gradients (tensor/src/ops/rms_norm.rs), bit for bit as on
+// the CPU. With r = 1 / sqrt(mean(x^2) + eps) of a row:
 //
 //   rms_norm_T                  out = round(x r) w, as Hugging Face's LlamaRMSNorm
 //   rms_norm_backward_T         with g = dy w and n = x r: dx = r (g - n mean(g n))

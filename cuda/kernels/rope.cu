@@ -1,9 +1,9 @@
 // Rotary position embedding (Su et al., 2021), split-half as in Hugging Face's Llama, and its gradient, the turn back
 // (tensor/src/ops/rope.rs), bit for bit as on the CPU.
 //
-// Of each head's `width` elements, i and i + angles turn by the token's angle i: (a, b) -> (a cos - b sin, b cos + a sin).
-// What lies past 2 angles is copied. x and out are [tokens, heads, width] of T, cos and sin [tokens, angles] of f32, all contiguous;
-// inverse (0 or 1) turns back.
+// Of each head's `width` elements, i and i + angles turn by the token's angle i: (a, b) -> (a cos - b sin, b cos + a
+// sin). What lies past 2 angles is copied. x and out are [tokens, heads, width] of T, cos and sin [tokens, angles] of
+// f32, all contiguous; inverse (0 or 1) turns back.
 // Bytes: one read and one write of x; cos and sin are read once a head, mostly from L1.
 // Geometry: one thread a pair or copied element: ceil(tokens heads (width - angles) / 256) blocks of 256 threads.
 #include "common.cuh"

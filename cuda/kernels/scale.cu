@@ -1,4 +1,5 @@
-// Products with a number that lives in a tensor of one f32 element (tensor/src/ops/scale.rs), bit for bit as on the CPU.
+// Products with a number that lives in a tensor of one f32 element (tensor/src/ops/scale.rs), bit for bit as on the
+// CPU.
 //
 //   scale_T       out = x by
 //   add_scaled    out = out + x by in one rounding, all f32; out is read and written

@@ -3,7 +3,8 @@
 //   softmax_T            PLAIN: y = e^(x - max) / sum; LOG: y = (x - max) - log sum, with the sum over e^(x - max)
 //   softmax_backward_T   PLAIN: dx = y (dy - y . dy); LOG: dx = dy - e^y sum(dy)
 //
-// x, y and dy are [rows, width] of any layout, the output is contiguous. op is the number of the variant of tensor's `Softmax`.
+// x, y and dy are [rows, width] of any layout, the output is contiguous. op is the number of the variant of tensor's
+// `Softmax`.
 // Bytes: x is read three times and y, dy twice (all but the first mostly from L1 or L2), the output written once.
 // Geometry: ceil(rows / 4) blocks of 128 threads, one warp a row.
 #include "math.cuh"

@@ -1,4 +1,5 @@
-// SwiGLU (Shazeer, 2020) and its gradients (tensor/src/ops/swiglu.rs), bit for bit as on the CPU. With s = sigmoid(gate):
+// SwiGLU (Shazeer, 2020) and its gradients (tensor/src/ops/swiglu.rs), bit for bit as on the CPU. With s =
+// sigmoid(gate):
 //
 //   swiglu_T            out = gate s up
 //   swiglu_backward_T   d_up = dy gate s, d_gate = dy up s (1 + gate (1 - s))

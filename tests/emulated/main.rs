@@ -1,23 +1,24 @@
 //! Every op that has CUDA kernels against the oracle, on the virtual GPU: the same truth as for the CPU, and the CPU's bits,
 //! in whatever order threads run. The quick tests leave out most layouts of the smaller dtypes; `cargo test --release --test
-//! emulated -- --ignored` runs everything.
+//! emulated -- --ignored` runs everything. A real GPU that `KINGLET_GPU` names (cuda:0) is held to the same.
 
 #![allow(clippy::unwrap_used)]
 
 mod errors;
 mod four_bit;
 
-use kinglet_oracle::{Checker, Scope, cases, emulated, simd};
+use kinglet_oracle::{Checker, Scope, cases, emulated, gpu, simd};
 use std::collections::BTreeSet;
 use std::path::Path;
 
 fn check(file: &str, scope: Scope) {
     let instances = cases::of(file);
     assert!(!instances.is_empty(), "{file} is no case");
-    let devices = match scope {
+    let mut devices = match scope {
         Scope::Quick => vec![emulated(80, 1)],
         Scope::Full => vec![emulated(80, 1), emulated(90, 2)],
     };
+    devices.extend(gpu());
     let checker = Checker::new(simd()).map(|c| c.with_cuda(devices).with_scope(scope));
     let report = checker.and_then(|c| c.check_all(&instances)).unwrap_or_else(|e| panic!("{e}"));
     println!("{file}: {report:?}");

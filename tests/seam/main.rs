@@ -3,7 +3,9 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod golden;
 mod leaks;
+mod real;
 mod replace;
 
 use kinglet_cuda::{Arg, Device, EmulatorOptions, Error, Launch};

@@ -38,3 +38,19 @@ pub fn emulated(arch: u32, seed: u64) -> Device {
     let options = EmulatorOptions { arch, seed, ..EmulatorOptions::default() };
     Device::emulated(options).expect("the oracle is built with the virtual GPU")
 }
+
+/// The device that `KINGLET_GPU` names (cuda:N, or emulated), for tests that a real GPU is to run too; none where it is not
+/// set.
+///
+/// # Panics
+/// When it names no device, or one that is not there: a test must not pass elsewhere than was asked for.
+#[must_use]
+pub fn gpu() -> Option<Device> {
+    let name = std::env::var("KINGLET_GPU").ok()?;
+    if name == "emulated" {
+        return Some(emulated(90, 0));
+    }
+    let index = name.strip_prefix("cuda:").and_then(|index| index.parse().ok());
+    let index = index.unwrap_or_else(|| panic!("KINGLET_GPU is {name}, not cuda:N or emulated"));
+    Some(Device::cuda(index).unwrap_or_else(|e| panic!("KINGLET_GPU={name}: {e}")))
+}
