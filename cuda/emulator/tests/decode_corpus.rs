@@ -168,3 +168,21 @@ fn numbers_of_every_width() {
         ) == 0
     );
 }
+
+/// A megabyte is read in well under a second; the limit leaves room for loaded machines and unoptimised builds.
+#[test]
+fn a_megabyte_is_read_soon() {
+    let (_, kernels) = NUMBERS.split_once(".address_size 64").expect("a header");
+    let mut text = String::from(".version 9.0\n.target sm_80\n.address_size 64\n");
+    let mut copies = 0;
+    while text.len() < 1 << 20 {
+        text += &kernels.replace("integers", &format!("integers{copies}")).replace("reals", &format!("reals{copies}"));
+        copies += 1;
+    }
+    let start = std::time::Instant::now();
+    let program = program(&text);
+    let took = start.elapsed();
+    assert_eq!(program.kernels.len(), 2 * copies);
+    assert!(took < std::time::Duration::from_secs(10), "{took:?}");
+    println!("{} bytes in {took:?}", text.len());
+}
