@@ -36,7 +36,8 @@ pub(super) fn cvt(i: In) -> Decoded {
     let satfinite = i.flag("satfinite");
     m.relu |= i.flag("relu");
     m.ftz = i.flag("ftz");
-    m.sat = i.flag("sat") || satfinite;
+    m.sat = i.flag("sat");
+    m.satfinite = satfinite;
     let to = i.ty(&format!("{SCALARS} {PACKED}"))?;
     let ty = i.ty(&format!("{SCALARS} f16x2 e4m3x2 e5m2x2"))?;
     let pair = special_form(i, &m, satfinite, integral.is_some(), to, ty)?;
@@ -59,17 +60,17 @@ fn special_form(i: In, m: &Modifiers, satfinite: bool, integral: bool, to: Type,
     match (to, ty) {
         (Type::F16x2 | Type::Bf16x2, Type::F32) => {
             only(narrow, "rn or .rz")?;
-            illegal(m.ftz || (m.sat && !satfinite), "ftz and .sat")?;
+            illegal(m.ftz || m.sat, "ftz and .sat")?;
             Ok(true)
         }
         (Type::F16 | Type::Bf16, Type::F32) if m.relu || satfinite => {
             only(narrow, "rn or .rz")?;
-            illegal(m.ftz || (m.sat && !satfinite), "ftz and .sat")?;
+            illegal(m.ftz || m.sat, "ftz and .sat")?;
             Ok(false)
         }
         (Type::Tf32, Type::F32) => {
             only(m.rounding == Rounding::Rna || narrow, "rna, .rn or .rz")?;
-            illegal(m.ftz || (m.sat && !satfinite), "ftz and .sat")?;
+            illegal(m.ftz || m.sat, "ftz and .sat")?;
             illegal(m.relu && m.rounding == Rounding::Rna, "relu")?;
             if m.rounding != Rounding::Rna {
                 i.needs(if satfinite { 100 } else { 90 })?;
