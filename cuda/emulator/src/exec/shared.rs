@@ -68,7 +68,18 @@ impl Machine<'_> {
         bytes: u32,
         active: u32,
     ) -> Step<[Place; 32]> {
-        let mut places = [Place::default(); 32];
+        let size = u64::from(self.blocks[warp.block].shared.bytes());
+        let mut places = addresses.map(|address| Place { block: warp.block, offset: address as u32 });
+        let (mut high, mut any) = (0, 0);
+        for lane in bits(active) {
+            high = high.max(addresses[lane as usize]);
+            any |= addresses[lane as usize];
+        }
+        let aligned = any & u64::from(bytes - 1) == 0;
+        if aligned && high < size && u64::from(bytes) <= size - high {
+            return Ok(places);
+        }
+        // Another block's memory, or a fault.
         for lane in bits(active) {
             places[lane as usize] = self.shared_place(warp, lane, how.verb(), addresses[lane as usize], bytes)?;
         }
