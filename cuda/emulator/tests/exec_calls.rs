@@ -1,4 +1,5 @@
 //! Calls, printf and tables of branches, mostly in what NVRTC made of `ptx/calls.cu`.
+#![allow(clippy::unwrap_used, reason = "tests")]
 
 mod exec_support;
 

@@ -1,4 +1,5 @@
 //! What a launch is refused for, and what it counts.
+#![allow(clippy::unwrap_used, reason = "tests")]
 
 mod exec_support;
 
