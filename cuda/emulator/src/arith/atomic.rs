@@ -9,17 +9,15 @@ use crate::program::{AtomicOp, Rounding, Type};
 /// is no such operation.
 #[must_use]
 pub fn atomic(op: AtomicOp, ty: Type, ftz: bool, old: u64, b: u64, c: u64) -> Option<u64> {
-    if ty.bytes() > 8 {
-        return None;
-    }
-    let all = ones(ty.bytes() * 8);
+    let is_word = matches!(ty.bytes(), 4 | 8) && !matches!(ty, Type::F16x2 | Type::Bf16x2);
+    let all = ones(8 * ty.bytes().min(8));
     let (old, b, c) = (old & all, b & all, c & all);
     match op {
-        AtomicOp::Exch => Some(b),
-        AtomicOp::Cas => Some(if old == b { c } else { old }),
-        AtomicOp::And => Some(old & b),
-        AtomicOp::Or => Some(old | b),
-        AtomicOp::Xor => Some(old ^ b),
+        AtomicOp::Exch if is_word => Some(b),
+        AtomicOp::Cas if is_word || ty == Type::B16 => Some(if old == b { c } else { old }),
+        AtomicOp::And if is_word => Some(old & b),
+        AtomicOp::Or if is_word => Some(old | b),
+        AtomicOp::Xor if is_word => Some(old ^ b),
         AtomicOp::Inc if ty == Type::U32 => Some(if old >= b { 0 } else { old + 1 }),
         AtomicOp::Dec if ty == Type::U32 => Some(if old == 0 || old > b { b } else { old - 1 }),
         AtomicOp::Add | AtomicOp::Min | AtomicOp::Max => match ty {
@@ -38,7 +36,7 @@ pub fn atomic(op: AtomicOp, ty: Type, ftz: bool, old: u64, b: u64, c: u64) -> Op
             Type::Bf16x2 => Some(float(BF16, op, low(old), low(b)) | float(BF16, op, high(old), high(b)) << 16),
             _ => None,
         },
-        AtomicOp::Inc | AtomicOp::Dec => None,
+        _ => None,
     }
 }
 

@@ -3,7 +3,7 @@
 //! Every float is an f64 exactly and every integer a sign and 64 bits, so a conversion is: widen, round to an integer if the
 //! instruction says so, round once to the target.
 
-use super::format::{BF16, E4M3, E5M2, F16, F32, F64, Format, TF32};
+use super::format::{BF16, E4M3, E5M2, F16, F32, F64, Format, TF32, f16_to_f32, f32_to_bf16, f32_to_f16};
 use super::lanes::{Warp, ones};
 use crate::program::{Alu, Modifiers, Rounding, Type};
 
@@ -33,10 +33,12 @@ pub(super) fn cvt(alu: &Alu, to: Type, integer_rounding: bool, reg_bytes: u32, w
     let plain = Modifiers { explicit_rounding: m.explicit_rounding, ..Modifiers::default() };
     if m == plain && !integer_rounding {
         match (alu.ty, to) {
-            (Type::F32, Type::Bf16) => return warp.map1(f32_to_bf16),
+            (Type::F32, Type::Bf16) => return warp.map1(bf16),
             (Type::Bf16, Type::F32) => return warp.map1(|a| canonical(a << 16 & 0xffff_ffff)),
-            (Type::F32, Type::F16) => return warp.map1(|a| F16.narrow(widen_f32(a), Rounding::Rn)),
-            (Type::F16, Type::F32) => return warp.map1(|a| canonical(u64::from((F16.widen(a) as f32).to_bits()))),
+            (Type::F32, Type::F16) => return warp.map1(f16),
+            (Type::F32, Type::Bf16x2) => return warp.map2(|a, b| bf16(a) << 16 | bf16(b)),
+            (Type::F32, Type::F16x2) => return warp.map2(|a, b| f16(a) << 16 | f16(b)),
+            (Type::F16, Type::F32) => return warp.map1(|a| canonical(u64::from(f16_to_f32(a as u16).to_bits()))),
             (Type::U32 | Type::S32 | Type::U64, Type::U32) => return warp.map1(|a| a & 0xffff_ffff),
             (Type::U32, Type::U64 | Type::S64) => return warp.map1(|a| a & 0xffff_ffff),
             (Type::S32, Type::S64 | Type::U64) => return warp.map1(|a| i64::from(a as i32) as u64),
@@ -116,8 +118,13 @@ fn float_to_int(a: u64, format: Format, bits: u32, signed: bool, rounding: Round
         return if format == F64 || bits == 64 { 1 << (bits - 1) } else { 0 };
     }
     let whole = to_integral(widen(format, a), rounding);
-    // Casts of floats saturate, so i128 clamps what is beyond both 64-bit ranges.
-    clamp(whole as i128, bits, signed) as u64
+    // Casts of floats saturate.
+    match (bits, signed) {
+        (64, false) => whole as u64,
+        (64, true) => whole as i64 as u64,
+        (_, false) => (whole as u64).min(ones(bits)),
+        (_, true) => (whole as i64).clamp(-1 << (bits - 1), (1 << (bits - 1)) - 1) as u64,
+    }
 }
 
 /// The nearest integer in the direction of the rounding.
@@ -165,11 +172,15 @@ fn canonical(bits: u64) -> u64 {
     if F32.is_nan(bits) { F32.nan() } else { bits }
 }
 
-/// bf16 is the upper half of f32: adding half of its last place, less one where the kept bits are even, rounds to nearest.
+/// An f32 rounded to nearest.
 #[inline(always)]
-fn f32_to_bf16(a: u64) -> u64 {
-    let rounded = (a + 0x7fff + (a >> 16 & 1)) >> 16;
-    if F32.is_nan(a) { BF16.nan() } else { rounded }
+fn bf16(a: u64) -> u64 {
+    f32_to_bf16(f32::from_bits(a as u32)).into()
+}
+
+#[inline(always)]
+fn f16(a: u64) -> u64 {
+    f32_to_f16(f32::from_bits(a as u32)).into()
 }
 
 /// The modifiers that look at a result: `.ftz` (of f32), `.sat`, `.relu`, `.satfinite`.

@@ -152,6 +152,53 @@ impl Format {
     }
 }
 
+/// The value of an f16, as [`Format::widen`] has it, in operations of 32 bits, which CPUs do more of at once.
+#[inline(always)]
+pub(crate) fn f16_to_f32(bits: u16) -> f32 {
+    let (magnitude, sign) = (u32::from(bits & 0x7fff), u32::from(bits & 0x8000) << 16);
+    const BIASES_APART: f32 = f32::from_bits((127 + 127 - 15) << 23);
+    let value = (f32::from_bits(magnitude << 13) * BIASES_APART).to_bits();
+    let infinity = if magnitude >= 0x7c00 { 0x7f80_0000 } else { 0 };
+    f32::from_bits(value | infinity | sign)
+}
+
+/// An f32 rounded to nearest as f16, as [`Format::narrow`] has it, without branches; exact or rounded to odd before.
+#[inline(always)]
+pub(crate) fn f32_to_f16(x: f32) -> u16 {
+    const BIASES_APART: u32 = (127 - 15) << 23;
+    const LEAST_NORMAL: u32 = BIASES_APART + (1 << 23);
+    let bits = x.to_bits();
+    let (magnitude, sign) = (bits & 0x7fff_ffff, bits >> 16 & 0x8000);
+    // The 13 bits that go, plus half of the last place, less one where the kept bits are even; may carry up to infinity.
+    let kept = magnitude.wrapping_sub(BIASES_APART);
+    let normal = kept.wrapping_add(0xfff + (kept >> 13 & 1)) >> 13;
+    // Adding 1/2 moves an f16 subnormal's last place to that of the f32, whose addition rounds.
+    let subnormal = (f32::from_bits(magnitude) + 0.5).to_bits().wrapping_sub(0.5f32.to_bits());
+    let finite = if magnitude < LEAST_NORMAL { subnormal } else { normal };
+    let large = if magnitude > 0x7f80_0000 { F16.nan() as u32 } else { sign | 0x7c00 };
+    (if magnitude >= 65536f32.to_bits() { large } else { sign | finite }) as u16
+}
+
+/// An f32 rounded to nearest as bf16, its upper half: adding half of the last place, less one where the kept bits are even.
+#[inline(always)]
+pub(crate) fn f32_to_bf16(x: f32) -> u16 {
+    let bits = x.to_bits();
+    let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
+    (if bits & 0x7fff_ffff > 0x7f80_0000 { BF16.nan() as u32 } else { rounded }) as u16
+}
+
+/// An f64, exact or rounded to odd, as f32 rounded to odd: what is beyond the largest number becomes that, which is odd.
+#[inline(always)]
+pub(crate) fn f64_to_odd_f32(x: f64) -> f32 {
+    let nearest = x as f32;
+    let bits = nearest.to_bits();
+    let error = x - f64::from(nearest);
+    let odd =
+        if (error > 0.0) == (nearest > 0.0 || nearest == 0.0 && x > 0.0) { bits + 1 } else { bits.wrapping_sub(1) };
+    let is_exact = error == 0.0 || error.is_nan();
+    if is_exact || bits & 1 == 1 { nearest } else { f32::from_bits(odd) }
+}
+
 /// The exponent of a finite `x` and its significand, whose top bit is set unless `x` is 0.
 #[inline(always)]
 pub(crate) fn parts(x: f64) -> (i32, u64) {
@@ -185,14 +232,19 @@ fn to_odd(nearest: f64, error: f64) -> f64 {
     if is_exact || bits & 1 == 1 { nearest } else { f64::from_bits(odd) }
 }
 
+/// a + b rounded to nearest, and its exact error: Knuth's.
+#[inline(always)]
+pub(crate) fn two_sum(a: f64, b: f64) -> (f64, f64) {
+    let nearest = a + b;
+    let b_part = nearest - a;
+    (nearest, (a - (nearest - b_part)) + (b - b_part))
+}
+
 /// a + b rounded to odd, for values whose sum cannot overflow. An exact sum of zero is -0 when rounding down, unless both are
 /// +0.
 #[inline(always)]
 pub(crate) fn sum(a: f64, b: f64, rounding: Rounding) -> f64 {
-    let nearest = a + b;
-    // Knuth's two-sum: the exact error of an addition.
-    let b_part = nearest - a;
-    let error = (a - (nearest - b_part)) + (b - b_part);
+    let (nearest, error) = two_sum(a, b);
     if nearest == 0.0 && rounding == Rounding::Rm && (a.is_sign_negative() || b.is_sign_negative()) {
         return -0.0;
     }

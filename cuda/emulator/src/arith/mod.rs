@@ -12,7 +12,7 @@ mod bits;
 mod compare;
 mod convert;
 mod f32;
-mod f64;
+pub(crate) mod f64;
 pub(crate) mod format;
 mod half;
 mod int;

@@ -64,7 +64,8 @@ impl<'a> Builder<'_, 'a> {
             VariableSpace::Reg => Symbol::Register { first: self.new_register(1), ty: variable.ty, count: 1 },
             _ => Symbol::Frame { offset: slot.offset, bytes: slot.bytes, param: true },
         };
-        self.declare(variable.name, symbol)
+        // A parameter that the function does not use may go without a name.
+        if variable.name == "_" { Ok(()) } else { self.declare(variable.name, symbol) }
     }
 
     /// Before a function returns: results that are registers go to the frame.

@@ -24,12 +24,12 @@ mod special;
 
 use std::sync::Arc;
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::program::Program;
 use crate::syntax;
 
 /// The most instructions of a program, the copies of functions counted.
-const MAX_INSTRUCTIONS: usize = 1 << 22;
+const MAX_INSTRUCTIONS: usize = 1 << 20;
 
 /// A decoder's result; the instruction's name and line are added to its error by whoever called it.
 type Decoded<T = crate::program::Op> = std::result::Result<T, String>;
@@ -38,7 +38,7 @@ impl Program {
     /// Reads PTX text.
     ///
     /// # Errors
-    /// [`Error::Parse`] with the line: text that is no PTX, an instruction or a combination of modifiers and types that
+    /// [`Error::Parse`](crate::error::Error::Parse) with the line: text that is no PTX, an instruction or a combination of modifiers and types that
     /// PTX does not have or that is not supported, a name that is not declared, recursion, a variable that is too large.
     pub fn parse(ptx: &str) -> Result<Program> {
         let tree = syntax::parse(ptx)?;
@@ -51,9 +51,6 @@ impl Program {
             }
             let kernel = builder::Builder::new(&module, MAX_INSTRUCTIONS - instructions).kernel(index)?;
             instructions += kernel.code.len();
-            if kernels.iter().any(|other: &Arc<crate::program::Kernel>| other.name == kernel.name) {
-                return Err(Error::parse(function.line, format!("two kernels are called {}", kernel.name)));
-            }
             kernels.push(Arc::new(kernel));
         }
         Ok(Program {

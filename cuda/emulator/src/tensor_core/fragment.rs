@@ -1,9 +1,9 @@
 //! Where each element of a matrix lies: the fragment layouts of the PTX ISA.
 //!
-//! With lane = 4 g + t, all shapes but one follow one rule. A register of A holds e neighbouring elements of a row (e = 32
-//! bits over the element's, 1 for f64): register r has row g, or g + 8 for odd r where there are 16 rows, and columns t e +
-//! 4 e (r / 2) on. B is A turned over, with 8 columns: register r has column g and rows t e + 4 e r on. C and D
-//! have columns 2 t and 2 t + 1 of row g, then of row g + 8.
+//! With lane = 4 g + t, all shapes but one follow one rule: a register is a tile of 8 rows and 4 e columns, e = 32 bits over
+//! the element's (1 for f64), and lane (g, t) holds columns t e .. of row g. A's tiles lie row under row, then column by
+//! column; B's are turned over, so that g is the column. Of C and D with one element a register, two registers make a
+//! tile of 8 x 8: columns 2 t and 2 t + 1.
 //!
 //! `m8n8k4` of f16 is four products in one, each of eight lanes: the quads i and i + 4.
 
@@ -26,15 +26,8 @@ pub(super) struct Place {
     pub(super) column: usize,
 }
 
-/// Bits of an element in a register.
-#[inline(always)]
-pub(super) fn element_bits(ty: Type) -> u32 {
-    8 * ty.bytes()
-}
-
 /// Elements in a register.
-#[inline(always)]
-pub(super) fn packed(ty: Type) -> usize {
+fn packed(ty: Type) -> usize {
     (4 / ty.bytes().min(4)) as usize
 }
 
@@ -50,32 +43,40 @@ pub(super) fn groups(mma: &Mma) -> usize {
     if is_quad_pairs(mma) { 4 } else { 1 }
 }
 
-/// The lanes of a product.
+/// Calls `visit(lane, part, place)` for each element of a register that holds `E` of them.
 #[inline(always)]
-pub(super) fn lanes(mma: &Mma, group: usize) -> impl Iterator<Item = usize> {
-    let quads = is_quad_pairs(mma);
-    (0..32).filter(move |lane| !quads || lane / 4 % 4 == group)
-}
-
-/// Where element `i` of a lane lies, counted through its registers.
-#[inline(always)]
-pub(super) fn place(mma: &Mma, operand: Operand, lane: usize, i: usize) -> Place {
+pub(super) fn each<const E: usize>(
+    mma: &Mma,
+    operand: Operand,
+    group: usize,
+    register: usize,
+    mut visit: impl FnMut(usize, usize, Place),
+) {
     if is_quad_pairs(mma) {
-        return quad_pair_place(mma, operand, lane, i);
+        for lane in (0..32).filter(|lane| lane / 4 % 4 == group) {
+            for part in 0..E {
+                visit(lane, part, quad_pair_place(mma, operand, lane, register * E + part));
+            }
+        }
+        return;
     }
-    let (g, t) = (lane / 4, lane % 4);
-    match operand {
-        Operand::A => {
-            let e = packed(mma.a);
-            let (register, part) = (i / e, i % e);
-            let (down, right) = if mma.m == 16 { (register % 2, register / 2) } else { (0, register) };
-            Place { row: g + 8 * down, column: t * e + part + 4 * e * right }
+    // The first row and column of the register's tile, and the step from one lane of a row to the next.
+    let (row, column, step) = match operand {
+        Operand::A if mma.m == 16 => (8 * (register % 2), 4 * E * (register / 2), E),
+        Operand::A | Operand::B => (0, 4 * E * register, E),
+        Operand::C | Operand::D if E == 1 => (8 * (register / 2), register % 2, 2),
+        Operand::C | Operand::D => (8 * register, 0, E),
+    };
+    for lane in 0..32 {
+        for part in 0..E {
+            let (down, right) = (row + lane / 4, column + lane % 4 * step + part);
+            let place = if operand == Operand::B {
+                Place { row: right, column: down }
+            } else {
+                Place { row: down, column: right }
+            };
+            visit(lane, part, place);
         }
-        Operand::B => {
-            let e = packed(mma.b);
-            Place { row: t * e + i % e + 4 * e * (i / e), column: g }
-        }
-        Operand::C | Operand::D => Place { row: g + 8 * (i / 2), column: 2 * t + i % 2 },
     }
 }
 

@@ -48,6 +48,23 @@ pub fn run_wide(op: AluOp, ty: Type, modifiers: Modifiers, operands: &[u64], reg
     out[0]
 }
 
+/// One instruction on many operands, 32 at a time, the last ones under a mask.
+pub fn run_many(op: AluOp, ty: Type, modifiers: Modifiers, operands: &[[u64; 3]]) -> Vec<u64> {
+    let alu = Alu { op, ty, modifiers };
+    assert!(supports(&alu), "{alu:?}");
+    let mut results = Vec::with_capacity(operands.len());
+    for chunk in operands.chunks(32) {
+        let lanes = [0, 1, 2].map(|i| -> Lanes { std::array::from_fn(|lane| chunk.get(lane).map_or(0, |x| x[i])) });
+        let read = Operands { a: &lanes[0], b: &lanes[1], c: &lanes[2], d: &lanes[2] };
+        let mask = u32::MAX >> (32 - chunk.len());
+        let mut out = [77; 32];
+        assert!(eval(&alu, read, 8, mask, &mut 0, &mut out));
+        assert!(out[chunk.len()..].iter().all(|x| *x == 77), "{alu:?} writes outside of its mask");
+        results.extend_from_slice(&out[..chunk.len()]);
+    }
+    results
+}
+
 pub fn f(x: f32) -> u64 {
     u64::from(x.to_bits())
 }

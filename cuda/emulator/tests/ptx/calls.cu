@@ -1,4 +1,4 @@
-// Calls: functions that are not inlined, one that calls another, a struct by value in and out, printf, assert, a switch.
+// Calls: functions that are not inlined, one that calls another, a struct by value in and out, printf, assert, a switch, a table of labels.
 struct Pair {
     float x;
     int n;
@@ -21,18 +21,23 @@ extern "C" __global__ void pairs(float *out, const Pair *in, Pair bias, unsigned
     if (i == 0) printf("pair %d: %f %s\n", pair.n, (double)pair.x, "end");
 }
 
-extern "C" __global__ void choose(int *out, const int *in, int kind) {
-    int i = threadIdx.x, x = in[i];
-    switch (kind) {
+// NVRTC makes a tree of comparisons of a switch: the table of labels is written by hand.
+extern "C" __global__ void choose(int *out, const int *in, unsigned kind) {
+    int i = threadIdx.x, x = in[i], y;
+    switch (kind & 3) {
     case 0: x += 1; break;
-    case 1: x *= 3; break;
-    case 2: x ^= 0x55; break;
-    case 3: x = x / 7; break;
-    case 4: x = x % 13; break;
-    case 5: x = __clz(x); break;
-    case 6: x = -x; break;
-    case 7: x = x << (i & 31); break;
-    default: x = 0;
+    case 1: x = x / 7; break;
+    case 2: x = __clz(x); break;
+    default: x = x << (i & 31);
     }
-    out[i] = x;
+    asm("{ .reg .u32 entry;\n"
+        "min.u32 entry, %2, 2;\n"
+        "table: .branchtargets first, second, third;\n"
+        "brx.idx entry, table;\n"
+        "first: add.s32 %0, %1, 1; bra done;\n"
+        "second: mul.lo.s32 %0, %1, 3; bra done;\n"
+        "third: neg.s32 %0, %1;\n"
+        "done: }"
+        : "=r"(y) : "r"(x), "r"(kind));
+    out[i] = y;
 }

@@ -1,6 +1,6 @@
 //! `atom` and `red`.
 
-use super::memory::{cache_policy, scope, vector};
+use super::memory::{cache_policy, optional_scope, vector};
 use super::moves::{needs_cluster, space};
 use super::{Decoded, In, NONE};
 use crate::decode::reader::illegal;
@@ -9,9 +9,7 @@ use crate::program::{AtomicOp, Op, Space, Type};
 /// `atom[.sem][.scope][.space].op[.noftz][.L2::cache_hint][.vec].type d, [a], b[, c]`; `red` without `d`.
 pub(super) fn decode(name: &str, i: In) -> Decoded {
     let red = name == "red";
-    if i.peek() == "async" {
-        return Err("not supported yet: .async".into());
-    }
+    i.refuse("async", " yet")?;
     order(i, red)?;
     let space = i.choice(space).unwrap_or(Space::Generic);
     needs_cluster(i, space)?;
@@ -41,10 +39,7 @@ fn order(i: In, red: bool) -> Decoded<()> {
         _ => None,
     };
     i.choice(known);
-    if matches!(i.peek(), "cta" | "cluster" | "gpu" | "sys") {
-        scope(i)?;
-    }
-    Ok(())
+    optional_scope(i).map(|_| ())
 }
 
 fn operation(name: &str) -> Option<AtomicOp> {

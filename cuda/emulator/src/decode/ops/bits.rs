@@ -35,9 +35,7 @@ fn logic(i: In, op: AluOp, count: usize) -> Decoded {
 
 /// `lop3.b32 d, a, b, c, table`
 fn lop3(i: In) -> Decoded {
-    if matches!(i.peek(), "or" | "and") {
-        return Err("not supported: a predicate as second result".into());
-    }
+    i.refuse("or and xor", " (a predicate as second result)")?;
     let ty = i.ty("b32")?;
     let dst = i.dst(ty)?;
     let values = [i.src(ty)?, i.src(ty)?, i.src(ty)?, NONE];

@@ -119,10 +119,7 @@ fn min_max(i: In, op: AluOp, op3: AluOp) -> Decoded {
         m.xorsign_abs = true;
     }
     let three = i.operands.len() == 4;
-    let three_abs = three && !m.xorsign_abs && i.peek() == "abs";
-    if three_abs {
-        return Err("not supported: .abs with three operands".into());
-    }
+    i.refuse("abs", " without .xorsign")?;
     let ty = i.ty("f32 f64 f16 f16x2 bf16 bf16x2")?;
     illegal(m.ftz && (ty == Type::F64 || is_bf16(ty)), "ftz")?;
     illegal(ty == Type::F64 && m.nan, "NaN")?;

@@ -18,27 +18,29 @@ pub(super) fn decode(name: &str, i: In) -> Decoded {
 
 fn cp(i: In) -> Decoded {
     i.need("async")?;
-    match i.peek() {
-        "commit_group" => {
-            i.part();
-            Ok(Op::CommitGroup)
-        }
-        "wait_all" => {
-            i.part();
-            Ok(Op::WaitGroup(None))
-        }
-        "wait_group" => {
-            i.part();
-            Ok(Op::WaitGroup(Some(i.constant()?)))
-        }
-        "ca" | "cg" => copy(i),
-        part => Err(format!("not supported yet: cp.async.{part}")),
+    i.refuse("bulk", " yet")?;
+    if i.flag("mbarrier") || i.flag("reduce") {
+        return Err("not supported yet: cp.async with an mbarrier".into());
     }
+    if i.flag("commit_group") {
+        return Ok(Op::CommitGroup);
+    }
+    if i.flag("wait_all") {
+        return Ok(Op::WaitGroup(None));
+    }
+    if i.flag("wait_group") {
+        return Ok(Op::WaitGroup(Some(i.constant()?)));
+    }
+    copy(i)
 }
 
 /// `cp.async.{ca,cg}.shared.global[.L2..] [dst], [src], bytes[, src_bytes | ignore][, policy]`
 fn copy(i: In) -> Decoded {
-    let all_levels = i.part() == "ca";
+    let all_levels = i.one(".ca or .cg", |name| match name {
+        "ca" => Some(true),
+        "cg" => Some(false),
+        _ => None,
+    })?;
     if !i.flag("shared::cta") {
         i.need("shared")?;
     }

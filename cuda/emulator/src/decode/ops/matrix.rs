@@ -20,9 +20,7 @@ pub(super) fn decode(name: &str, i: In) -> Decoded {
 /// `.sync.aligned.m8n8.x{1,2,4}[.trans][.shared].b16`: how many matrices, whether transposed, where.
 fn matrix_modifiers(i: In) -> Decoded<(usize, bool, Space)> {
     i.need("sync.aligned")?;
-    if matches!(i.peek(), "m16n16" | "m8n16" | "m16n8") {
-        return Err(format!("not supported: .{} (needs sm_100a)", i.peek()));
-    }
+    i.refuse("m16n16 m8n16 m16n8", " (needs sm_100a)")?;
     i.need("m8n8")?;
     let count = i.one(".x1, .x2 or .x4", |name| match name {
         "x1" => Some(1),
@@ -53,21 +51,15 @@ fn stmatrix(i: In) -> Decoded {
 
 /// `mma.sync.aligned.mMnNkK.row.col[.satfinite].dtype.atype.btype.ctype d, a, b, c`
 fn mma(i: In) -> Decoded {
-    if i.flag("sp") || i.peek().starts_with("sp::") {
-        return Err("not supported: sparse matrices".into());
-    }
+    i.refuse("sp sp::ordered_metadata", " (sparse matrices)")?;
+    i.refuse("kind::f8f6f4 kind::mxf8f6f4 kind::mxf4 kind::mxf4nvf4 block_scale", " (needs sm_120a)")?;
+    i.refuse("u4 s4 b1", "")?;
     i.need("sync.aligned")?;
     let [m, n, k] = i.one("a shape", shape)?;
     let a_col = layout(i)?;
     let b_row = !layout(i)?;
-    if i.peek().starts_with("kind::") {
-        return Err(format!("not supported: .{} (needs sm_120a)", i.peek()));
-    }
     let satfinite = i.flag("satfinite");
     let d = i.ty("f16 f32 f64 s32")?;
-    if matches!(i.peek(), "u4" | "s4" | "b1") {
-        return Err(format!("not supported: .{}", i.peek()));
-    }
     let a = i.ty(INPUTS)?;
     let b = i.ty(INPUTS)?;
     let c = i.ty("f16 f32 f64 s32")?;

@@ -19,14 +19,6 @@ pub(super) fn decode(name: &str, i: In) -> Decoded {
     }
 }
 
-fn one_of(i: In, names: &str) -> bool {
-    let found = !i.peek().is_empty() && names.split(' ').any(|name| name == i.peek());
-    if found {
-        i.part();
-    }
-    found
-}
-
 /// What stands between the state space and the type.
 #[derive(Clone, Copy)]
 struct Cache {
@@ -40,14 +32,14 @@ struct Cache {
 
 /// `.L1::evict_last`, `.L2::evict_first`, `.L2::cache_hint`, and for loads `.L2::128B`: global memory only.
 fn cache_modifiers(i: In, load: bool, space: Space) -> Decoded<Cache> {
-    let before = i.rest();
-    let l1_eviction = one_of(i, "L1::evict_normal L1::evict_unchanged L1::evict_first L1::evict_last L1::no_allocate");
-    let l2_eviction = one_of(i, "L2::evict_normal L2::evict_first L2::evict_last");
+    let before = i.parts().len();
+    let l1_eviction = i.one_of("L1::evict_normal L1::evict_unchanged L1::evict_first L1::evict_last L1::no_allocate");
+    let l2_eviction = i.one_of("L2::evict_normal L2::evict_first L2::evict_last");
     let policy = i.flag("L2::cache_hint");
     if load {
-        one_of(i, "L2::64B L2::128B L2::256B");
+        i.one_of("L2::64B L2::128B L2::256B");
     }
-    if i.rest() != before && !matches!(space, Space::Generic | Space::Global) {
+    if i.parts().len() != before && !matches!(space, Space::Generic | Space::Global) {
         return Err("cache modifiers go with global memory only".into());
     }
     Ok(Cache { policy, l1_eviction, l2_eviction })
@@ -63,10 +55,16 @@ pub(super) fn cache_policy(i: In, given: bool) -> Decoded<()> {
 
 /// A scope; what it orders is ordered here anyway.
 pub(super) fn scope(i: In) -> Decoded<()> {
+    if optional_scope(i)? { Ok(()) } else { Err(i.missing("a scope (.cta .cluster .gpu .sys)")) }
+}
+
+/// [`scope`], if there.
+pub(super) fn optional_scope(i: In) -> Decoded<bool> {
     if i.flag("cluster") {
-        return i.needs(90);
+        i.needs(90)?;
+        return Ok(true);
     }
-    if one_of(i, "cta gpu sys") { Ok(()) } else { Err(i.unexpected("a scope (.cta .cluster .gpu .sys)")) }
+    Ok(i.one_of("cta gpu sys"))
 }
 
 /// How an access orders others.
@@ -137,7 +135,7 @@ fn check_vector(i: In, count: usize, ty: Type, space: Space, cache: Cache) -> De
 fn load(i: In) -> Decoded {
     let order = order(i, "acquire")?;
     let space = load_space(i)?;
-    let operator = order == Order::Weak && one_of(i, "ca cg cs lu cv");
+    let operator = order == Order::Weak && i.one_of("ca cg cs lu cv");
     if i.flag("nc") && (order != Order::Weak || space != Space::Global) {
         return Err(".nc goes with .global only".into());
     }
@@ -180,16 +178,14 @@ fn ldu(i: In) -> Decoded {
 }
 
 fn store(i: In) -> Decoded {
-    if matches!(i.peek(), "async" | "bulk") {
-        return Err(format!("not supported yet: .{}", i.peek()));
-    }
+    i.refuse("async bulk", " yet")?;
     let order = order(i, "release")?;
     let space = load_space(i)?;
     if space == Space::Const {
         return Err("constant memory is not written".into());
     }
     if order == Order::Weak {
-        one_of(i, "wb cg cs wt");
+        i.one_of("wb cg cs wt");
     }
     let cache = cache_modifiers(i, false, space)?;
     check_order(order, space, cache)?;
@@ -210,7 +206,7 @@ fn membar(i: In) -> Decoded {
         i.need("alias")?;
         return Ok(Op::Fence);
     }
-    if one_of(i, "cta gl sys") { Ok(Op::Fence) } else { Err(i.unexpected(".cta, .gl or .sys")) }
+    if i.one_of("cta gl sys") { Ok(Op::Fence) } else { Err(i.missing(".cta, .gl or .sys")) }
 }
 
 /// `fence[.sc|.acq_rel|.acquire|.release].scope`, `fence.proxy..`, `fence.mbarrier_init.release.cluster`.
@@ -223,7 +219,7 @@ fn fence(i: In) -> Decoded {
         i.need("release.cluster")?;
         return Ok(Op::Fence);
     }
-    one_of(i, "sc acq_rel acquire release");
+    i.one_of("sc acq_rel acquire release");
     scope(i)?;
     Ok(Op::Fence)
 }
@@ -235,7 +231,7 @@ fn proxy(i: In) -> Decoded {
     }
     i.needs(90)?;
     if i.flag("async") {
-        one_of(i, "global shared::cta shared::cluster");
+        i.one_of("global shared::cta shared::cluster");
         return Ok(Op::Fence);
     }
     i.need("tensormap::generic")?;
@@ -261,11 +257,9 @@ fn hint(name: &str, i: In) -> Decoded {
         "prefetch" => {
             let space = i.choice(space).unwrap_or(Space::Generic);
             illegal(!matches!(space, Space::Generic | Space::Global | Space::Local), "this space")?;
-            if i.peek() == "tensormap" {
-                return Err("not supported yet: .tensormap".into());
-            }
-            if !one_of(i, "L1 L2 L2::evict_last L2::evict_normal") {
-                return Err(i.unexpected(".L1 or .L2"));
+            i.refuse("tensormap", " yet")?;
+            if !i.one_of("L1 L2 L2::evict_last L2::evict_normal") {
+                return Err(i.missing(".L1 or .L2"));
             }
             i.address(space)?;
         }

@@ -25,7 +25,7 @@ type In<'r, 'b, 'm, 'a> = &'r mut Reader<'b, 'm, 'a>;
 
 /// Decodes one instruction. Where it needs more than one [`Op`], the others are emitted before or behind.
 pub(super) fn decode<'a>(builder: &mut Builder<'_, 'a>, instruction: &'a Instruction<'a>) -> Decoded {
-    let (name, mut reader) = Reader::new(builder, instruction);
+    let (name, mut reader) = Reader::new(builder, instruction)?;
     let op = by_name(name, &mut reader)?;
     reader.finish()?;
     Ok(op)
@@ -58,9 +58,9 @@ fn by_name(name: &str, i: In) -> Decoded {
     }
 }
 
-/// Instructions that integers and floats share: the type, which stands last, decides.
+/// Instructions that integers and floats share: the last type decides.
 fn either(name: &str, i: In) -> Decoded {
-    let ty = i.rest().rsplit('.').next().and_then(Type::from_name);
+    let ty = i.parts().iter().rev().find_map(|part| Type::from_name(part));
     match ty {
         Some(ty) if ty.is_float() => float::decode(name, i),
         Some(_) => integer::decode(name, i),
