@@ -76,13 +76,13 @@ fn calls_of_functions_that_are_not_inlined() {
 
 #[test]
 fn a_table_of_labels() {
-    let choose = kernel(&program(CALLS), "choose");
-    let table = choose.code.iter().find_map(|instruction| match &instruction.op {
+    let pick = kernel(&program(CALLS), "pick");
+    let table = pick.code.iter().find_map(|instruction| match &instruction.op {
         Op::BranchIndexed { targets, .. } => Some(targets.clone()),
         _ => None,
     });
     let table = table.expect("the kernel has one");
-    let operation = |pc: u32| alu(&choose.code[pc as usize].op);
+    let operation = |pc: u32| alu(&pick.code[pc as usize].op);
     let expected = [Some(AluOp::Add), Some(AluOp::MulLo), Some(AluOp::Neg)];
     assert_eq!(table.iter().map(|pc| operation(*pc)).collect::<Vec<_>>(), expected);
 }
