@@ -150,7 +150,8 @@ fn conversions() {
     let rn = rounded(Rounding::Rn);
     let rz = rounded(Rounding::Rz);
     let cvt = |to, integer_rounding| Cvt { to, integer_rounding };
-    let finite = Modifiers { relu: true, ..sat(rn) };
+    let satfinite = Modifiers { satfinite: true, ..rn };
+    let finite = Modifiers { relu: true, ..satfinite };
     let table = [
         ("cvt.u32.u16 r0, h1;", cvt(Type::U32, false), Type::U16, plain(), r(0), 4, vec![reg(h(1))]),
         ("cvt.s64.s32 d0, r1;", cvt(Type::S64, false), Type::S32, plain(), d(0), 8, vec![reg(r(1))]),
@@ -179,7 +180,7 @@ fn conversions() {
             2,
             regs([f(1), f(2)]).to_vec(),
         ),
-        ("cvt.rn.satfinite.e5m2x2.f16x2 h0, r1;", cvt(Type::E5m2x2, false), F16x2, sat(rn), h(0), 2, vec![reg(r(1))]),
+        ("cvt.rn.satfinite.e5m2x2.f16x2 h0, r1;", cvt(Type::E5m2x2, false), F16x2, satfinite, h(0), 2, vec![reg(r(1))]),
         ("cvt.rn.f16x2.e4m3x2 r0, h1;", cvt(F16x2, false), Type::E4m3x2, rn, r(0), 4, vec![reg(h(1))]),
         (
             "cvt.pack.sat.s16.s32 r0, r1, r2;",

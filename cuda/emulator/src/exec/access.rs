@@ -147,7 +147,7 @@ impl<'a> Machine<'a> {
         for lane in bits(active) {
             let address = addresses[lane as usize];
             let name = || format!("{what} of {bytes} bytes at {address:#x}");
-            if address % bytes != 0 {
+            if address & (bytes - 1) != 0 {
                 return Err(stop(Misaligned, lane, name()));
             }
             if table.find(address, bytes, &mut self.hints[pc as usize]).is_none() {
@@ -392,7 +392,8 @@ pub(super) fn mark_lanes(regions: &Regions<'_>, addresses: &Lanes, bytes: u32, a
 
 /// Checks alignment and bounds in a small space.
 pub(super) fn check_place(lane: u32, what: &str, address: u64, bytes: u64, size: u64, space: &str) -> Step {
-    if address % bytes != 0 {
+    // Sizes are powers of two.
+    if address & (bytes - 1) != 0 {
         return Err(stop(Misaligned, lane, format!("{what} of {bytes} bytes at {address:#x} in {space}")));
     }
     if address >= size || bytes > size - address {

@@ -44,7 +44,9 @@ impl<'a> Machine<'a> {
                 let addresses = self.addresses(warp, *space, address, active)?;
                 self.atomic(warp, pc, &instruction.op, *space, &addresses, active)?;
             }
-            Op::Hint | Op::Fence => {}
+            Op::Hint => {}
+            Op::Fence if run.loaded.fences => self.blocks[warp.block].clocks.fence(warp.index, active),
+            Op::Fence => {}
             Op::CopyAsync { .. } => self.copy_async(warp, pc, &instruction.op, active)?,
             Op::CommitGroup => warp.copies.commit(active),
             Op::WaitGroup(count) => self.wait_copies(warp, *count, active),

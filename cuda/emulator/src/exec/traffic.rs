@@ -45,24 +45,30 @@ pub(super) fn bank_conflicts(offsets: &Lanes, bytes: u32, active: u32) -> u64 {
 
 /// The most distinct words that lanes want from one bank.
 fn passes(offsets: &Lanes, words: u32, part: u32) -> u64 {
-    let first = offsets[part.trailing_zeros() as usize] / 4;
-    let at = |lane: u32| offsets[lane as usize] / 4;
-    let index = |lane: u32| u64::from((lane - part.trailing_zeros()) * words);
-    if bits(part).all(|lane| at(lane) == first) || bits(part).all(|lane| at(lane) == first + index(lane)) {
-        return 1;
-    }
-    let mut banks = [[0u32; 32]; 32];
-    let mut counts = [0usize; 32];
+    /// The end of a chain.
+    const NONE: u8 = u8::MAX;
+    // The distinct words, at most 32 in all, chained by bank.
+    let mut distinct = [0u32; 32];
+    let mut next = [NONE; 32];
+    let mut heads = [NONE; 32];
+    let mut lengths = [0u8; 32];
+    let mut count = 0;
     for lane in bits(part) {
-        for word in 0..u64::from(words) {
-            let word = (at(lane) + word) as u32;
+        let first = (offsets[lane as usize] / 4) as u32;
+        for word in first..first + words {
             let bank = (word % 32) as usize;
-            let known = &mut banks[bank];
-            if !known[..counts[bank]].contains(&word) {
-                known[counts[bank]] = word;
-                counts[bank] += 1;
+            let mut at = heads[bank];
+            while at != NONE && distinct[usize::from(at)] != word {
+                at = next[usize::from(at)];
+            }
+            if at == NONE {
+                distinct[count] = word;
+                next[count] = heads[bank];
+                heads[bank] = count as u8;
+                lengths[bank] += 1;
+                count += 1;
             }
         }
     }
-    counts.into_iter().max().unwrap_or(1) as u64
+    lengths.into_iter().max().map_or(1, u64::from)
 }

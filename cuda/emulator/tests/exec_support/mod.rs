@@ -1,5 +1,6 @@
 //! Kernels of a few lines, and what must come of them.
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
+#![allow(clippy::unwrap_used, reason = "a test's helper")]
 
 use std::sync::Arc;
 
@@ -193,7 +194,11 @@ impl Setup {
 
 fn variable_bytes(module: &Module) -> u64 {
     // Names of the module variables that these tests use.
-    ["v", "w", "fmt", "msg", "file", "func", "table", "text"].iter().filter_map(|name| module.variable(name)).map(|(_, bytes)| bytes).sum()
+    ["v", "w", "fmt", "msg", "file", "func", "table", "text"]
+        .iter()
+        .filter_map(|name| module.variable(name))
+        .map(|(_, bytes)| bytes)
+        .sum()
 }
 
 /// A text with the numbers of its lines.
