@@ -1,5 +1,5 @@
 //! What the tests of `mma` share: the shapes, the bits of 1, and the index formulas of the PTX ISA, as its text has them.
-#![allow(dead_code, reason = "each test file uses its part of it")]
+#![allow(dead_code, unreachable_pub, reason = "each test file uses its own part")]
 
 use kinglet_emulator::program::{Mma, Type};
 
