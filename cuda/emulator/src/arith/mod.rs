@@ -2,7 +2,7 @@
 //!
 //! What the ISA fixes is computed to the bit. What it leaves open is decided once, here and in the parts:
 //! - NaN results of f16, bf16 and f32 are 0x7fff, 0x7fff and 0x7fffffff; those of f64 keep an operand's payload ([`f64`]).
-//! - `.ftz` flushes a result that is subnormal after rounding.
+//! - `.ftz` flushes a result that is below the least normal number after rounding to full precision.
 //! - Approximations give nearly the nearest number ([`approx`]), the same on every machine.
 //! - Integer division by zero gives all ones ([`int`]).
 
