@@ -236,15 +236,20 @@ impl<'a> Machine<'a> {
         let each = u64::from(ty.bytes());
         let bytes = each * registers.len() as u64;
         let params = self.run.params;
-        for lane in bits(active) {
-            let address = addresses[lane as usize];
-            check_place(lane, "a load", address, bytes, params.len() as u64, "the kernel's parameters")?;
+        let mut left = active;
+        while left != 0 {
+            // Mostly all lanes read the same parameter.
+            let first = Self::first(left);
+            let address = addresses[first as usize];
+            let same = bits(left).filter(|&lane| addresses[lane as usize] == address).fold(0, |m, lane| m | 1 << lane);
+            left &= !same;
+            check_place(first, "a load", address, bytes, params.len() as u64, "the kernel's parameters")?;
             for (index, register) in (0..).zip(registers) {
                 let Some(register) = register else { continue };
                 let at = (address + index * each) as usize;
-                let value =
-                    params[at..at + each as usize].iter().rev().fold(0, |value, &byte| value << 8 | u64::from(byte));
-                warp.registers[*register as usize][lane as usize] = value;
+                let bytes = params[at..at + each as usize].iter().rev();
+                let value = bytes.fold(0, |value, &byte| value << 8 | u64::from(byte));
+                warp.set(*register, same, &[value; 32]);
             }
         }
         Ok(())
