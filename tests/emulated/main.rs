@@ -57,9 +57,11 @@ tests! {
     cat: "cat";
     compare: "compare";
     copy: "copy";
+    cross_entropy: "cross_entropy";
     dropout: "dropout";
     embedding: "embedding";
     gather: "gather";
+    layer_norm: "layer_norm";
     matmul: "matmul";
     random: "random";
     reduce: "reduce";
