@@ -136,7 +136,20 @@ pub(crate) fn keys(value: &serde_json::Value) -> Vec<&str> {
 }
 
 pub(crate) fn spawn(args: &[&str]) -> Child {
-    command(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    let mut started = command(args);
+    if ignores_ctrl_c() {
+        started = Command::new("env");
+        started.arg("--default-signal=INT").arg(binary()).args(args).env_remove("KINGLET_SIMD").stdin(Stdio::null());
+    }
+    started.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+}
+
+/// Whether the tests were started in the background of a shell that makes such processes, and what they start, deaf to
+/// Ctrl-C.
+fn ignores_ctrl_c() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:")).unwrap_or("0").trim();
+    u64::from_str_radix(ignored, 16).is_ok_and(|bits| bits & 0b10 != 0)
 }
 
 /// Sends SIGTERM.
