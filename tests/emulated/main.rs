@@ -6,6 +6,8 @@
 
 mod errors;
 mod four_bit;
+mod training;
+mod values;
 
 use kinglet_oracle::{Checker, Scope, cases, emulated, simd};
 use std::collections::BTreeSet;
