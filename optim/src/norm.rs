@@ -52,5 +52,5 @@ fn norm_cuda(cuda: &Cuda, args: GradNormArgs<'_>) -> Result<()> {
     let args = [cuda::read(x)?, sums, cuda::count(x.len())];
     cuda::over_rows(cuda, "grad_norm", "grad_norm_partial", chunks, &args)?;
     let args = [sums, cuda::written(&out)?, cuda::count(chunks)];
-    cuda::start(cuda, "grad_norm", "grad_norm", 1, 32, &args)
+    cuda::start(cuda, "grad_norm", "grad_norm", 1, cuda::WARP, &args)
 }

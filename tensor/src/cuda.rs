@@ -40,10 +40,12 @@ pub use kinglet_cuda::{Arg, Device as Cuda};
 const BLOCK: usize = 1024;
 /// Threads of a block, where a kernel does not say otherwise.
 pub const THREADS: u32 = 256;
+/// Threads of a warp.
+pub const WARP: u32 = 32;
 /// Rows that a block of a row kernel handles: one a warp.
 const ROWS: usize = 4;
 /// Threads of such a block.
-pub(crate) const ROW_THREADS: u32 = 32 * ROWS as u32;
+pub(crate) const ROW_THREADS: u32 = WARP * ROWS as u32;
 /// `View::MAX_RANK`.
 const MAX_RANK: usize = 8;
 

@@ -57,6 +57,24 @@ fn indices_out_of_range() {
 }
 
 #[test]
+fn targets_that_are_no_class() {
+    for bad in [4, -2, i32::MAX, i32::MIN] {
+        let targets = move |device: &Device| ids(&[3, -1, 0, bad, 1, -7], device);
+        let forward = error(|device| {
+            let logits = Tensor::full(1.0, &[6, 4], DType::F32, device)?;
+            Ok(ops::cross_entropy(&logits, &targets(device)?, 2.0)?.0)
+        });
+        assert!(forward.is_invalid());
+        assert_eq!(forward.to_string(), format!("cross_entropy: target {bad} of row 3 is none of 4 classes"));
+        error(|device| {
+            let logits = Tensor::full(1.0, &[6, 4], DType::F32, device)?;
+            let (dy, lse) = (Tensor::full(1.0, &[], DType::F32, device)?, Tensor::zeros(&[6], DType::F32, device)?);
+            ops::cross_entropy_backward(&dy, &logits, &targets(device)?, &lse, 2.0)
+        });
+    }
+}
+
+#[test]
 fn nothing_is_launched_for_nothing() {
     let gpu = emulated(80, 1);
     let empty = Tensor::from_slice::<f32>(&[], &[0, 4], &gpu).unwrap();

@@ -6,6 +6,8 @@
 
 mod errors;
 mod four_bit;
+mod training;
+mod values;
 
 use kinglet_oracle::{Checker, Scope, cases, emulated, gpu, simd};
 use std::collections::BTreeSet;
@@ -58,9 +60,11 @@ tests! {
     cat: "cat";
     compare: "compare";
     copy: "copy";
+    cross_entropy: "cross_entropy";
     dropout: "dropout";
     embedding: "embedding";
     gather: "gather";
+    layer_norm: "layer_norm";
     matmul: "matmul";
     random: "random";
     reduce: "reduce";

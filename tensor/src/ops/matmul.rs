@@ -181,9 +181,10 @@ struct Operand {
 impl Operand {
     fn new(x: &Tensor) -> Result<Self> {
         let lead = x.rank() - 2;
-        let stride = |d: usize| {
-            let stride = x.layout().strides()[lead + d];
-            u64::try_from(stride).map_err(|_| Error::unsupported(format!("matmul: a stride of {stride}")))
+        let stride = |d: usize| match x.layout().strides()[lead + d] {
+            // Nothing is there to step over.
+            _ if x.is_empty() => Ok(0),
+            stride => u64::try_from(stride).map_err(|_| Error::unsupported(format!("matmul: a stride of {stride}"))),
         };
         Ok(Operand { batch: View::of(&x.layout().leading(lead))?, strides: [stride(0)?, stride(1)?] })
     }
