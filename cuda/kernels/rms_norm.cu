@@ -4,33 +4,40 @@
 //   rms_norm_T                  out = round(x r) w, as Hugging Face's LlamaRMSNorm
 //   rms_norm_backward_T         with g = dy w and n = x r: dx = r (g - n mean(g n))
 //   rms_norm_backward_weight_T  partial[task] = sum of dy n over the rows of a task, in order; the op adds the tasks up
+//   add_rms_norm_T              sum = round(x + residual), out = rms_norm of sum
+//   add_rms_norm_backward_T     out = d_sum + round(rms_norm_backward of sum)
 //
-// x, dy and out are [rows, width] of T, weight [width] and partial [ceil(rows / rows_per_task), width] of f32, all
-// contiguous.
-// Bytes: x is read twice (the second time mostly from L1 or L2), dy twice in the backward pass, out written once.
+// x, residual, sum, dy, d_sum and out are [rows, width] of T, weight [width] and partial [ceil(rows / rows_per_task), width]
+// of f32, all contiguous.
+// Bytes: x or sum is read twice (the second time mostly from L1 or L2), dy twice in the backward pass; residual and d_sum
+// are read once, sum and out written once.
 // Geometry: ceil(rows / 4) blocks of 128 threads, one warp a row; backward_weight: one block of 256 threads a task.
 #include "math.cuh"
 
-// 1 / sqrt(mean(x^2) + eps) of the row of this warp, the same in all threads.
-template <typename T> INLINE f32 inverse_rms(const T* x, u32 width, bool paired, f32 eps) {
-    Pair<f32> sum = {0.0f, 0.0f};
+// 1 / sqrt(mean(x^2) + eps) of the row of this warp, the same in all threads. Elements i and i + 1 are both(i), a last single one
+// is one(i); each is asked for once.
+template <typename Both, typename One> INLINE f32 inverse_rms(u32 width, f32 eps, Both both, One one) {
+    Pair<f32> squares = {0.0f, 0.0f};
     each_pair(
         width,
         [&](u32 i) {
-            auto [a, b] = read2(x, i, paired);
-            sum = {fmaf(a, a, sum.a), fmaf(b, b, sum.b)};
+            Pair<f32> x = both(i);
+            squares = {fmaf(x.a, x.a, squares.a), fmaf(x.b, x.b, squares.b)};
         },
-        [&](u32 i) { sum.a = fmaf(to_f32(x[i]), to_f32(x[i]), sum.a); });
-    return math::rsqrt(fold_sum(sum) / __uint2float_rn(width) + eps);
+        [&](u32 i) {
+            f32 x = one(i);
+            squares.a = fmaf(x, x, squares.a);
+        });
+    return math::rsqrt(fold_sum(squares) / __uint2float_rn(width) + eps);
 }
 
-template <typename T> INLINE void forward(const T* x, const f32* weight, f32 eps, T* out, u64 rows, u32 width) {
-    u64 row = warp_row();
-    if (row >= rows) return;
-    bool paired = in_pairs(x, width) && in_pairs(out, width) && in_pairs(weight, width);
-    x += row * width;
-    out += row * width;
-    f32 r = inverse_rms(x, width, paired, eps);
+template <typename T> INLINE f32 inverse_rms(const T* x, u32 width, bool paired, f32 eps) {
+    return inverse_rms(
+        width, eps, [&](u32 i) { return read2(x, i, paired); }, [&](u32 i) { return to_f32(x[i]); });
+}
+
+// out = round(x r) w
+template <typename T> INLINE void scale(const T* x, f32 r, const f32* weight, T* out, u32 width, bool paired) {
     each_pair(
         width,
         [&](u32 i) {
@@ -41,11 +48,50 @@ template <typename T> INLINE void forward(const T* x, const f32* weight, f32 eps
         [&](u32 i) { out[i] = from_f32<T>(round_to<T>(to_f32(x[i]) * r) * weight[i]); });
 }
 
-template <typename T>
-INLINE void backward(const T* dy, const T* x, const f32* weight, f32 eps, T* out, u64 rows, u32 width) {
+template <typename T> INLINE void forward(const T* x, const f32* weight, f32 eps, T* out, u64 rows, u32 width) {
     u64 row = warp_row();
     if (row >= rows) return;
-    bool paired = in_pairs(dy, width) && in_pairs(x, width) && in_pairs(out, width) && in_pairs(weight, width);
+    bool paired = in_pairs(x, width) && in_pairs(out, width) && in_pairs(weight, width);
+    x += row * width;
+    out += row * width;
+    scale(x, inverse_rms(x, width, paired, eps), weight, out, width, paired);
+}
+
+template <typename T>
+INLINE void add_forward(const T* x, const T* residual, const f32* weight, f32 eps, T* sum, T* out, u64 rows,
+                        u32 width) {
+    u64 row = warp_row();
+    if (row >= rows) return;
+    bool paired = in_pairs(x, width) && in_pairs(residual, width) && in_pairs(sum, width) && in_pairs(out, width) &&
+                  in_pairs(weight, width);
+    x += row * width;
+    residual += row * width;
+    sum += row * width;
+    out += row * width;
+    f32 r = inverse_rms(
+        width, eps,
+        [&](u32 i) {
+            auto [a, b] = read2(x, i, paired);
+            auto [c, d] = read2(residual, i, paired);
+            write2(sum, i, paired, a + c, b + d);
+            return Pair<f32>{round_to<T>(a + c), round_to<T>(b + d)};
+        },
+        [&](u32 i) {
+            sum[i] = from_f32<T>(to_f32(x[i]) + to_f32(residual[i]));
+            return to_f32(sum[i]);
+        });
+    // A thread reads here what it has written itself.
+    scale(sum, r, weight, out, width, paired);
+}
+
+// ADD: the gradient is added to d_sum, which is not read otherwise.
+template <bool ADD, typename T>
+INLINE void backward(const T* d_sum, const T* dy, const T* x, const f32* weight, f32 eps, T* out, u64 rows, u32 width) {
+    u64 row = warp_row();
+    if (row >= rows) return;
+    bool paired = in_pairs(dy, width) && in_pairs(x, width) && in_pairs(out, width) && in_pairs(weight, width) &&
+                  (!ADD || in_pairs(d_sum, width));
+    d_sum += ADD ? row * width : 0;
     dy += row * width;
     x += row * width;
     out += row * width;
@@ -68,9 +114,20 @@ INLINE void backward(const T* dy, const T* x, const f32* weight, f32 eps, T* out
             auto [a, b] = read2(x, i, paired);
             auto [da, db] = read2(dy, i, paired);
             auto [u, v] = read2(weight, i, paired);
-            write2(out, i, paired, r * fmaf(slope, a, da * u), r * fmaf(slope, b, db * v));
+            f32 dx = r * fmaf(slope, a, da * u);
+            f32 dz = r * fmaf(slope, b, db * v);
+            if constexpr (ADD) {
+                auto [s, t] = read2(d_sum, i, paired);
+                dx = s + round_to<T>(dx);
+                dz = t + round_to<T>(dz);
+            }
+            write2(out, i, paired, dx, dz);
         },
-        [&](u32 i) { out[i] = from_f32<T>(r * fmaf(slope, to_f32(x[i]), to_f32(dy[i]) * weight[i])); });
+        [&](u32 i) {
+            f32 dx = r * fmaf(slope, to_f32(x[i]), to_f32(dy[i]) * weight[i]);
+            if constexpr (ADD) dx = to_f32(d_sum[i]) + round_to<T>(dx);
+            out[i] = from_f32<T>(dx);
+        });
 }
 
 // Rows whose r is kept at a time.
@@ -110,11 +167,21 @@ INLINE void backward_weight(const T* dy, const T* x, f32 eps, f32* partial, u64 
     KERNEL(ROW_THREADS)                                                                                               \
     rms_norm_backward_##T(const T* __restrict__ dy, const T* __restrict__ x, const f32* __restrict__ weight, f32 eps, \
                           T* __restrict__ out, u64 rows, u32 width) {                                                 \
-        backward(dy, x, weight, eps, out, rows, width);                                                               \
+        backward<false, T>(nullptr, dy, x, weight, eps, out, rows, width);                                            \
     }                                                                                                                 \
     KERNEL(THREADS)                                                                                                   \
     rms_norm_backward_weight_##T(const T* __restrict__ dy, const T* __restrict__ x, f32 eps,                          \
                                  f32* __restrict__ partial, u64 rows, u32 width, u32 rows_per_task) {                 \
         backward_weight(dy, x, eps, partial, rows, width, rows_per_task);                                             \
+    }                                                                                                                 \
+    KERNEL(ROW_THREADS)                                                                                               \
+    add_rms_norm_##T(const T* __restrict__ x, const T* __restrict__ residual, const f32* __restrict__ weight,         \
+                     f32 eps, T* __restrict__ sum, T* __restrict__ out, u64 rows, u32 width) {                        \
+        add_forward(x, residual, weight, eps, sum, out, rows, width);                                                 \
+    }                                                                                                                 \
+    KERNEL(ROW_THREADS)                                                                                               \
+    add_rms_norm_backward_##T(const T* __restrict__ d_sum, const T* __restrict__ dy, const T* __restrict__ sum,       \
+                              const f32* __restrict__ weight, f32 eps, T* __restrict__ out, u64 rows, u32 width) {    \
+        backward<true>(d_sum, dy, sum, weight, eps, out, rows, width);                                                \
     }
 FLOATS(RMS_NORM)

@@ -173,7 +173,7 @@ simd! {
         }
     }
 
-    fn add_to(x: &[f32], out: &mut [f32]) {
+    pub(super) fn add_to(x: &[f32], out: &mut [f32]) {
         for (x, out) in x.iter().zip(out) {
             *out += x;
         }
