@@ -181,6 +181,9 @@ fn what_threads_print_comes_in_the_order_of_blocks() {
     let mut setup = exec_support::grid(3, 32);
     setup.options.threads = 3;
     let outcome = setup.clean(&body);
+    let trapped = exec_support::grid(3, 32)
+        .run(&body.replace("st.global.u32 [%rd2], %r6;", "setp.eq.u32 %p2, %r3, 1; @%p2 trap;"));
+    assert_eq!(trapped.fault().printed.lines().count(), 4);
     let line = |b: u32, t: u32| format!("block {b} thread {t:2} X| 3.14|hé|-5%\n");
     let expect: String = (0..3).flat_map(|b| (0..2).map(move |t| line(b, t))).collect();
     assert_eq!(outcome.report().printed, expect);

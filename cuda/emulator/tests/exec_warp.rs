@@ -116,12 +116,12 @@ fn matrices_in_shared_memory() {
             ),
         )
     };
-    assert_eq!(block(32).clean(&body("")).words(32), lanes(|lane| 2 * lane | (2 * lane + 1) << 16));
+    assert_eq!(block(32).clean(&body("")).words(32), lanes(|lane| (2 * lane) | ((2 * lane + 1) << 16)));
     let transposed = block(32).clean(&body(".trans")).words(32);
     let element = |row: u32, column: u32| 8 * row + column;
     assert_eq!(
         transposed,
-        lanes(|lane| element(2 * (lane % 4), lane / 4) | element(2 * (lane % 4) + 1, lane / 4) << 16)
+        lanes(|lane| element(2 * (lane % 4), lane / 4) | (element(2 * (lane % 4) + 1, lane / 4) << 16))
     );
 }
 

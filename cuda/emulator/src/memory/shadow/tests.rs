@@ -11,14 +11,32 @@ const UNITS: usize = 3;
 
 #[derive(Clone, Debug)]
 enum Event {
-    Touch { touch: Touch, unit: usize, warp: usize, lanes: u32 },
-    WarpSync { warp: usize, lanes: u32 },
+    Touch {
+        touch: Touch,
+        unit: usize,
+        warp: usize,
+        lanes: u32,
+    },
+    WarpSync {
+        warp: usize,
+        lanes: u32,
+    },
     BlockSync,
     /// Lanes of several warps; the second mask only arrives.
-    Barrier { waiting: [u32; WARPS], passing: [u32; WARPS] },
-    Fence { warp: usize, lanes: u32 },
+    Barrier {
+        waiting: [u32; WARPS],
+        passing: [u32; WARPS],
+    },
+    Fence {
+        warp: usize,
+        lanes: u32,
+    },
     /// Passes on what fences before it hold; touches nothing.
-    Signal { warp: usize, lane: u32, place: u32 },
+    Signal {
+        warp: usize,
+        lane: u32,
+        place: u32,
+    },
 }
 
 /// Masks that overlap often: few lanes, halves, all.
