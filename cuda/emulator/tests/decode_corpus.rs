@@ -76,13 +76,13 @@ fn calls_of_functions_that_are_not_inlined() {
 
 #[test]
 fn a_table_of_labels() {
-    let choose = kernel(&program(CALLS), "choose");
-    let table = choose.code.iter().find_map(|instruction| match &instruction.op {
+    let pick = kernel(&program(CALLS), "pick");
+    let table = pick.code.iter().find_map(|instruction| match &instruction.op {
         Op::BranchIndexed { targets, .. } => Some(targets.clone()),
         _ => None,
     });
     let table = table.expect("the kernel has one");
-    let operation = |pc: u32| alu(&choose.code[pc as usize].op);
+    let operation = |pc: u32| alu(&pick.code[pc as usize].op);
     let expected = [Some(AluOp::Add), Some(AluOp::MulLo), Some(AluOp::Neg)];
     assert_eq!(table.iter().map(|pc| operation(*pc)).collect::<Vec<_>>(), expected);
 }
@@ -167,4 +167,22 @@ fn numbers_of_every_width() {
             |it| matches!(it, Op::Alu { alu, .. } if alu.op == AluOp::Mul && !alu.modifiers.explicit_rounding)
         ) == 0
     );
+}
+
+/// A megabyte is read in well under a second; the limit leaves room for loaded machines and unoptimised builds.
+#[test]
+fn a_megabyte_is_read_soon() {
+    let (_, kernels) = NUMBERS.split_once(".address_size 64").expect("a header");
+    let mut text = String::from(".version 9.0\n.target sm_80\n.address_size 64\n");
+    let mut copies = 0;
+    while text.len() < 1 << 20 {
+        text += &kernels.replace("integers", &format!("integers{copies}")).replace("reals", &format!("reals{copies}"));
+        copies += 1;
+    }
+    let start = std::time::Instant::now();
+    let program = program(&text);
+    let took = start.elapsed();
+    assert_eq!(program.kernels.len(), 2 * copies);
+    assert!(took < std::time::Duration::from_secs(10), "{took:?}");
+    println!("{} bytes in {took:?}", text.len());
 }

@@ -9,8 +9,8 @@ const HEAD: &str = ".version 8.0\n.target sm_80\n.address_size 64\n";
 fn with_operands(instruction: &str, check: impl Fn(&[Operand<'_>])) {
     let text = format!("{HEAD}.entry k() {{ {instruction} }}");
     let module = parse(&text).unwrap_or_else(|error| panic!("{instruction}: {error}"));
-    match &module.functions[0].body.as_deref().unwrap() {
-        [Statement::Instruction(instruction)] => check(&instruction.operands),
+    match module.functions[0].body.as_deref() {
+        Some([Statement::Instruction(instruction)]) => check(&instruction.operands),
         other => panic!("{other:?}"),
     }
 }

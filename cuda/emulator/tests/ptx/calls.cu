@@ -21,15 +21,25 @@ extern "C" __global__ void pairs(float *out, const Pair *in, Pair bias, unsigned
     if (i == 0) printf("pair %d: %f %s\n", pair.n, (double)pair.x, "end");
 }
 
-// NVRTC makes a tree of comparisons of a switch: the table of labels is written by hand.
-extern "C" __global__ void choose(int *out, const int *in, unsigned kind) {
-    int i = threadIdx.x, x = in[i], y;
-    switch (kind & 3) {
+extern "C" __global__ void choose(int *out, const int *in, int kind) {
+    int i = threadIdx.x, x = in[i];
+    switch (kind) {
     case 0: x += 1; break;
-    case 1: x = x / 7; break;
-    case 2: x = __clz(x); break;
-    default: x = x << (i & 31);
+    case 1: x *= 3; break;
+    case 2: x ^= 0x55; break;
+    case 3: x = x / 7; break;
+    case 4: x = x % 13; break;
+    case 5: x = __clz(x); break;
+    case 6: x = -x; break;
+    case 7: x = x << (i & 31); break;
+    default: x = 0;
     }
+    out[i] = x;
+}
+
+// NVRTC makes a tree of comparisons of a switch: this table of labels is written by hand.
+extern "C" __global__ void pick(int *out, const int *in, unsigned kind) {
+    int x = in[threadIdx.x], y;
     asm("{ .reg .u32 entry;\n"
         "min.u32 entry, %2, 2;\n"
         "table: .branchtargets first, second, third;\n"
@@ -39,5 +49,5 @@ extern "C" __global__ void choose(int *out, const int *in, unsigned kind) {
         "third: neg.s32 %0, %1;\n"
         "done: }"
         : "=r"(y) : "r"(x), "r"(kind));
-    out[i] = y;
+    out[threadIdx.x] = y;
 }
