@@ -93,31 +93,47 @@ fn f64_nan_payloads() {
     assert_eq!(run(AluOp::Abs, Type::F64, PLAIN, &[signalling]), signalling & !(1 << 63));
 }
 
-/// `.ftz` is flushing operands, computing, flushing the result.
+/// `.ftz` flushes operands, and results that are too small after rounding with exponents that go on.
 #[test]
 fn ftz_flushes_operands_and_results() {
     let mut random = Random(51);
-    let flush = |format: Format, x: u64| {
-        let subnormal = x & !format.sign() < 1 << format.fraction;
-        if subnormal { x & format.sign() } else { x }
-    };
     for (ty, format, modes) in [(Type::F32, F32, &MODES[..]), (Type::F16, F16, &MODES[..1])] {
-        for op in [AluOp::Add, AluOp::Sub, AluOp::Mul, AluOp::Fma] {
-            for _ in 0..4000 {
-                // Small numbers, so that results are often subnormal.
-                let operands = [(); 3].map(|()| {
-                    let x = random.float(format);
-                    if random.below(2) == 0 { x & (format.sign() | format.sign() >> 2 | 0xfff) } else { x }
-                });
-                for &mode in modes {
-                    let flushed = operands.map(|x| flush(format, x));
-                    let expected = flush(format, run(op, ty, rounding(mode), &flushed));
-                    let got = run(op, ty, Modifiers { ftz: true, ..rounding(mode) }, &operands);
-                    assert_eq!(got, expected, "{op:?} {ty:?} {mode:?} {operands:x?}");
-                }
+        let wide = Format { exponent: 11, largest: F64.largest >> (F64.fraction - format.fraction), ..format };
+        let least = format.value(1 << format.fraction);
+        let flush = |x: u64| if x & !format.sign() < 1 << format.fraction { x & format.sign() } else { x };
+        let mut tiny = 0;
+        for _ in 0..20_000 {
+            // The product is near the least normal number.
+            let a = random.float(format) & !format.sign();
+            let (exponent, smallest) = (a >> format.fraction, 1 + random.below(2));
+            let fraction = random.next() & ((1 << format.fraction) - 1);
+            let fraction = if random.below(2) == 0 { !a & ((1 << format.fraction) - 1) } else { fraction };
+            let bias = (1 << (format.exponent - 1)) - 1;
+            let b = (smallest + bias).saturating_sub(exponent) << format.fraction | fraction;
+            if !format.is_finite(a) || !format.is_finite(b) {
+                continue;
+            }
+            let (x, y) = (format.value(flush(a)), format.value(flush(b)));
+            let product = x.mul(&y);
+            for &mode in modes {
+                let ftz = Modifiers { ftz: true, ..rounding(mode) };
+                let is_tiny = product.is_zero() || wide.value(wide.round(&product, mode)).cmp_magnitude(&least).is_lt();
+                let expected = if is_tiny { 0 } else { format.round(&product, mode) };
+                tiny += usize::from(is_tiny);
+                assert_eq!(run(AluOp::Mul, ty, ftz, &[a, b]), expected, "{ty:?} {mode:?} {a:x} {b:x}");
+                assert_eq!(run(AluOp::Fma, ty, ftz, &[a, b, 1]), expected, "{ty:?} {mode:?} {a:x} {b:x}");
             }
         }
+        assert!(tiny > 2000, "{tiny}");
     }
+    // What ptxas computes: (1 - 2^-24) 2^-126 is flushed, (1 - 2^-26) 2^-126 is not.
+    let mul = |m, a, b| run(AluOp::Mul, Type::F32, m, &[a, b]);
+    assert_eq!(mul(FTZ, 0x0080_0000, 0x3f7f_ffff), 0);
+    assert_eq!(mul(PLAIN, 0x0080_0000, 0x3f7f_ffff), 0x0080_0000);
+    assert_eq!(mul(FTZ, 0x2000_0400, 0x1fff_f800), 0x0080_0000);
+    assert_eq!(run(AluOp::Add, Type::F32, FTZ, &[0x0080_0001, 0x8080_0000]), 0);
+    assert_eq!(run(AluOp::Sub, Type::F32, FTZ, &[0x0080_0000, 0x0080_0001]), MINUS);
+    assert_eq!(run(AluOp::Fma, Type::F16, FTZ, &[0x3c00, 0x0401, 0x8400]), 0);
     assert_eq!(run(AluOp::Neg, Type::F32, FTZ, &[1]), MINUS);
     assert_eq!(run(AluOp::Abs, Type::F32, FTZ, &[MINUS | 1]), 0);
     assert_eq!(run(AluOp::Max, Type::F32, FTZ, &[1, MINUS | 1]), 0);
@@ -157,10 +173,8 @@ fn relu_keeps_nan() {
 #[test]
 fn minimum_and_maximum() {
     for (ty, format) in [(Type::F16, F16), (Type::Bf16, BF16), (Type::F32, F32), (Type::F64, F64)] {
-        let nan = match ty {
-            Type::F64 => 0xfff8_0000_0000_0000,
-            _ => format.sign() - 1,
-        };
+        // f64: quiet, so that its bits as an operand are those of the result.
+        let nan = if ty == Type::F64 { 0xfff8_0000_0000_0000 } else { format.sign() - 1 };
         // In the order of the numbers.
         let infinity = format.largest + 1;
         let positive = [0, 1, 1 << format.fraction, infinity / 2, format.largest, infinity];
@@ -178,6 +192,7 @@ fn minimum_and_maximum() {
                     let magnitude = |x: u64| if xorsign_abs { x & !format.sign() } else { x };
                     for is_max in [false, true] {
                         let expected = match (format.is_nan(a), format.is_nan(b)) {
+                            (true, true) if ty == Type::F64 => b | 1 << 51,
                             (true, true) => nan,
                             (true, false) | (false, true) if has_nan => nan,
                             (true, false) => magnitude(b),

@@ -1,6 +1,8 @@
 //! Where each element of a fragment lies: one-hot matrices traced through `mma`, against the index formulas of the PTX ISA
 //! (written here as its text has them, by operand and index), for every shape and type.
 
+#![allow(clippy::needless_range_loop, reason = "lanes are what these tests speak of")]
+
 mod mma_support;
 
 use kinglet_emulator::program::{Mma, Type};
@@ -38,7 +40,7 @@ fn set_elements(mma: &Mma, d: &[[u64; 32]]) -> Vec<(usize, usize, usize, u64)> {
 #[test]
 fn every_element_of_a_and_b() {
     for shape in all() {
-        let [na, nb, nc, nd] = fragment_registers(&shape).unwrap();
+        let [na, nb, nc, nd] = fragment_registers(&shape).expect("a shape of PTX");
         let (zero, mut d) = (vec![[0; 32]; nc], vec![[0; 32]; nd]);
         let mut seen_a = std::collections::HashSet::new();
         for lane in 0..32 {
@@ -66,7 +68,7 @@ fn every_element_of_a_and_b() {
 #[test]
 fn every_element_of_c() {
     for shape in all() {
-        let [na, nb, nc, nd] = fragment_registers(&shape).unwrap();
+        let [na, nb, nc, nd] = fragment_registers(&shape).expect("a shape of PTX");
         let (a, b, mut d) = (vec![[0; 32]; na], vec![[0; 32]; nb], vec![[0; 32]; nd]);
         let packed = packed(shape.c);
         for lane in 0..32 {

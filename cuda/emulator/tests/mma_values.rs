@@ -1,6 +1,8 @@
 //! What `mma` computes: the documented order of summation bit by bit, exact results where f64 holds every sum, integers,
 //! special values.
 
+#![allow(clippy::needless_range_loop, reason = "lanes are what these tests speak of")]
+
 mod arith_support;
 mod mma_support;
 
@@ -49,7 +51,7 @@ fn random_operand(
 /// Multiplies random matrices of elements from `element(type)`, and gives every element of D with its row of A, column of B
 /// and element of C to `check`.
 fn each_sum(shape: &Mma, mut element: impl FnMut(Type) -> u64, mut check: impl FnMut(&[u64], &[u64], u64, u64)) {
-    let [na, nb, nc, nd] = fragment_registers(shape).unwrap();
+    let [na, nb, nc, nd] = fragment_registers(shape).expect("a shape of PTX");
     let mut a = vec![zeros(shape.m, shape.k); 4];
     let mut b = vec![zeros(shape.n, shape.k); 4]; // by columns
     let mut c = vec![zeros(shape.m, shape.n); 4];
@@ -240,7 +242,7 @@ fn special_values() {
             (one(shape.a), one(shape.b), 2 * format(shape.c).sign() - 1, nan),
         ] {
             let mut turn = 0;
-            let counts = fragment_registers(shape).unwrap();
+            let counts = fragment_registers(shape).expect("a shape of PTX");
             let sizes = [counts[0] * 32 * packed(shape.a), counts[1] * 32 * packed(shape.b)];
             let element = |_| {
                 turn += 1;

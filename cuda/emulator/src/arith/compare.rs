@@ -1,6 +1,6 @@
 //! Comparisons and what selects by them.
 
-use super::format::{BF16, F16, F32, Format};
+use super::format::{BF16, F16, F32, f16_to_f32};
 use super::lanes::{Lanes, Warp, ballot, high, low, ones};
 use super::sign::format_of;
 use crate::program::{Alu, Combine, Compare, Type};
@@ -14,21 +14,24 @@ pub fn compare(compare: Compare, ty: Type, ftz: bool, a: &Lanes, b: &Lanes, mask
             by_order(compare, mask, |lane| a[lane] as $t, |lane| b[lane] as $t)
         };
     }
-    let floats = |format: Format, part: fn(u64) -> u64| {
-        let value = |bits: u64| format.widen(if ftz { format.flush(bits) } else { bits });
-        by_order(compare, mask, |lane| value(part(a[lane])), |lane| value(part(b[lane])))
-    };
-    let whole: fn(u64) -> u64 = |bits| bits;
+    macro_rules! floats {
+        ($format:ident, $value:expr, $part:expr) => {{
+            let value = |bits: u64| $value(if ftz { $format.flush($part(bits)) } else { $part(bits) });
+            by_order(compare, mask, |lane| value(a[lane]), |lane| value(b[lane]))
+        }};
+    }
+    let single = |bits: u64| f32::from_bits(bits as u32);
+    let half = |bits: u64| f16_to_f32(bits as u16);
+    let brain = |bits: u64| f32::from_bits((bits as u32) << 16);
+    let whole = |bits: u64| bits;
     let bits = match ty {
-        Type::F32 if !ftz => {
-            by_order(compare, mask, |lane| f32::from_bits(a[lane] as u32), |lane| f32::from_bits(b[lane] as u32))
-        }
-        Type::F32 => floats(F32, whole),
+        Type::F32 if !ftz => by_order(compare, mask, |lane| single(a[lane]), |lane| single(b[lane])),
+        Type::F32 => floats!(F32, single, whole),
         Type::F64 => by_order(compare, mask, |lane| f64::from_bits(a[lane]), |lane| f64::from_bits(b[lane])),
-        Type::F16 => floats(F16, whole),
-        Type::Bf16 => floats(BF16, whole),
-        Type::F16x2 => return (floats(F16, low), floats(F16, high)),
-        Type::Bf16x2 => return (floats(BF16, low), floats(BF16, high)),
+        Type::F16 => floats!(F16, half, low),
+        Type::Bf16 => floats!(BF16, brain, low),
+        Type::F16x2 => return (floats!(F16, half, low), floats!(F16, half, high)),
+        Type::Bf16x2 => return (floats!(BF16, brain, low), floats!(BF16, brain, high)),
         Type::S16 if !is_unsigned(compare) => integers!(i16),
         Type::S32 if !is_unsigned(compare) => integers!(i32),
         Type::S64 if !is_unsigned(compare) => integers!(i64),

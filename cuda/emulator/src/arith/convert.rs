@@ -47,6 +47,15 @@ pub(super) fn cvt(alu: &Alu, to: Type, integer_rounding: bool, reg_bytes: u32, w
             _ => {}
         }
     }
+    if integer_rounding && m == (Modifiers { rounding: Rounding::Rz, ..plain }) && alu.ty == Type::F32 {
+        // Casts of floats cut, saturate, and make NaN 0, as the ISA has it.
+        let single = |a: u64| f32::from_bits(a as u32);
+        match to {
+            Type::S32 if reg_bytes == 4 => return warp.map1(|a| u64::from((single(a) as i32).cast_unsigned())),
+            Type::U32 => return warp.map1(|a| u64::from(single(a) as u32)),
+            _ => {}
+        }
+    }
     match (alu.ty, to) {
         (Type::F32, Type::Tf32) => warp.map1(|a| tf32(a, &m)),
         (Type::F32, Type::F16x2) => pack_floats(F16, m, warp),
@@ -139,6 +148,9 @@ fn to_integral(x: f64, rounding: Rounding) -> f64 {
 }
 
 fn float_to_float(a: u64, from: Format, to: Format, m: &Modifiers, integer_rounding: bool) -> u64 {
+    if from == to && !m.ftz && !m.sat && !integer_rounding {
+        return a; // a move
+    }
     let a = if m.ftz && from == F32 { F32.flush(a) } else { a };
     if from.is_nan(a) && to == F64 && !m.sat {
         return quiet_f64(a, from);
@@ -183,9 +195,8 @@ fn f16(a: u64) -> u64 {
     f32_to_f16(f32::from_bits(a as u32)).into()
 }
 
-/// The modifiers that look at a result: `.ftz` (of f32), `.sat`, `.relu`, `.satfinite`.
+/// The modifiers that look at a result: `.sat` and `.relu`.
 fn finish(format: Format, m: &Modifiers, bits: u64) -> u64 {
-    let bits = if m.ftz && format == F32 { format.flush(bits) } else { bits };
     let is_negative = bits & format.sign() != 0;
     if m.sat {
         let one = format.narrow(1.0, Rounding::Rn);
@@ -194,9 +205,11 @@ fn finish(format: Format, m: &Modifiers, bits: u64) -> u64 {
     if m.relu && is_negative && !format.is_nan(bits) { 0 } else { bits }
 }
 
-/// A value becomes a number of a format; with `.satfinite` no infinity, and no NaN but from NaN.
+/// A value becomes a number of a format; with `.ftz` an f32 is not subnormal; with `.satfinite` there is no infinity, and no
+/// NaN but from NaN.
 fn narrow(x: f64, format: Format, m: &Modifiers) -> u64 {
-    let bits = format.narrow(x, m.rounding);
+    let flushes = m.ftz && format == F32;
+    let bits = if flushes { format.narrow_flushed(x, m.rounding) } else { format.narrow(x, m.rounding) };
     let sign = bits & format.sign();
     let is_large = bits & !format.sign() > format.largest();
     finish(format, m, if m.satfinite && is_large && !x.is_nan() { sign | format.largest() } else { bits })

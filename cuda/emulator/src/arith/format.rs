@@ -131,6 +131,17 @@ impl Format {
         self.round(negative, exponent, significand, rounding)
     }
 
+    /// [`Format::narrow`] with `.ftz`: what is below the least normal number after rounding is zero of its sign. Rounding
+    /// here is to full precision, as if exponents went on: a number just below may round up to the least normal number
+    /// among subnormals only, and is flushed. (So does ptxas when it computes constants.)
+    #[inline(always)]
+    pub(crate) fn narrow_flushed(self, x: f64, rounding: Rounding) -> u64 {
+        // Twice the value, next to the least normal number, is not subnormal.
+        let doubled = self.narrow(2.0 * x, rounding);
+        let is_tiny = doubled & !self.sign() < 2 << self.fraction;
+        if is_tiny { doubled & self.sign() } else { self.narrow(x, rounding) }
+    }
+
     /// The value of a number of this format, exactly. NaN becomes some NaN.
     #[inline(always)]
     pub(crate) fn widen(self, bits: u64) -> f64 {

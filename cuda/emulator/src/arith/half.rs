@@ -61,12 +61,11 @@ fn narrow(format: Format, x: f64) -> u64 {
 /// The result rounded, flushed, and clamped: `.sat` to 0..1 with NaN as 0, `.relu` to no less than +0 with NaN as it is.
 #[inline(always)]
 fn output(format: Format, m: &Modifiers, x: f64) -> u64 {
-    let bits = narrow(format, x);
-    let bits = if m.ftz { format.flush(bits) } else { bits };
+    let bits = if m.ftz { format.narrow_flushed(x, Rounding::Rn) } else { narrow(format, x) };
+    let is_negative = bits & format.sign() != 0;
     if m.sat {
-        let one = narrow(format, 1.0);
         // Among bits of positive numbers the order is that of the numbers.
-        return if format.is_nan(bits) || bits & format.sign() != 0 { 0 } else { bits.min(one) };
+        return if format.is_nan(bits) || is_negative { 0 } else { bits.min(narrow(format, 1.0)) };
     }
-    if m.relu && bits & format.sign() != 0 { 0 } else { bits }
+    if m.relu && is_negative { 0 } else { bits }
 }

@@ -1,7 +1,7 @@
 //! Operations on floats that look at bits only: signs, classes, minimum and maximum. One code for every format.
 //!
-//! The NaN of `abs`, `neg`, `min` and `max` is the format's own but for `abs` and `neg` of f64, which keep the payload (the
-//! ISA says "unspecified NaN" for f32 and narrower).
+//! NaN results are the format's own, but for f64, which keeps payloads: `abs` and `neg` touch the sign only, `min` and `max`
+//! of two NaN give the second, quiet (what ptxas makes of them does so).
 
 use super::format::{BF16, F16, F32, F64, Format};
 use super::lanes::{Warp, high, low};
@@ -22,6 +22,11 @@ pub(super) fn format_of(ty: Type) -> Option<(Format, bool)> {
 
 /// `abs`, `neg`, `min`, `max`, `copysign` and `testp` of floats.
 pub(super) fn eval(alu: &Alu, warp: &mut Warp<'_>) -> bool {
+    match (alu.ty, alu.op) {
+        (Type::F32, AluOp::Min) if alu.modifiers == Modifiers::default() => return warp.map2(plain_extreme::<false>),
+        (Type::F32, AluOp::Max) if alu.modifiers == Modifiers::default() => return warp.map2(plain_extreme::<true>),
+        _ => {}
+    }
     match alu.ty {
         Type::F16 => typed(F16, false, alu, warp),
         Type::F16x2 => typed(F16, true, alu, warp),
@@ -79,11 +84,28 @@ pub(super) fn extreme<const MAX: bool>(format: Format, m: &Modifiers, a: u64, b:
     let (x, y) = if m.xorsign_abs { (a & !sign, b & !sign) } else { (a, b) };
     let (x_nan, y_nan) = (format.is_nan(x), format.is_nan(y));
     if x_nan && y_nan || m.nan && (x_nan || y_nan) {
-        return format.nan();
+        return if format == F64 { y | 1 << (F64.fraction - 1) } else { format.nan() };
     }
     let x_wins = (key(format, x) < key(format, y)) != MAX;
     let chosen = if y_nan || !x_nan && x_wins { x } else { y };
     if m.xorsign_abs { chosen | (a ^ b) & sign } else { chosen }
+}
+
+/// [`extreme`] of f32 without modifiers, by the CPU's comparisons.
+#[inline(always)]
+fn plain_extreme<const MAX: bool>(a: u64, b: u64) -> u64 {
+    let [x, y] = [a, b].map(|bits| f32::from_bits(bits as u32));
+    // Equal numbers differ at most in the sign of zero.
+    let equal = if MAX { a & b } else { a | b };
+    let x_wins = y.is_nan() || if MAX { x > y } else { x < y };
+    let chosen = if x == y {
+        equal
+    } else if x_wins {
+        a
+    } else {
+        b
+    };
+    if x.is_nan() && y.is_nan() { F32.nan() } else { chosen }
 }
 
 /// An integer in the order of the numbers, with -0 below +0.

@@ -64,9 +64,8 @@ fn float_product<const K: usize>(mma: &Mma, group: usize, a: &[Lanes], b: &[Lane
     if mma.d == Type::F16 {
         write::<2>(mma, group, d, |Place { row, column }| f32_to_f16(f64_to_odd_f32(sums[row][column])).into());
     } else {
-        let nan = f32::from_bits(F32.nan() as u32);
-        let finish = |sum: f64| if sum.is_nan() { nan } else { sum as f32 };
-        write::<1>(mma, group, d, |Place { row, column }| finish(sums[row][column]).to_bits().into());
+        let finish = |sum: f64| if sum.is_nan() { F32.nan() } else { (sum as f32).to_bits().into() };
+        write::<1>(mma, group, d, |Place { row, column }| finish(sums[row][column]));
     }
 }
 

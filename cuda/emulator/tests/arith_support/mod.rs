@@ -1,5 +1,5 @@
 //! What the tests of arithmetic share: calling one instruction, random numbers, and (in `exact`) what rounding means.
-#![allow(dead_code, reason = "each test file uses its part of it")]
+#![allow(dead_code, unreachable_pub, reason = "each test file uses its own part")]
 
 pub mod exact;
 

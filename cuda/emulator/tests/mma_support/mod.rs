@@ -1,5 +1,5 @@
 //! What the tests of `mma` share: the shapes, the bits of 1, and the index formulas of the PTX ISA, as its text has them.
-#![allow(dead_code, reason = "each test file uses its part of it")]
+#![allow(dead_code, unreachable_pub, reason = "each test file uses its own part")]
 
 use kinglet_emulator::program::{Mma, Type};
 
@@ -93,8 +93,8 @@ pub fn a_place(mma: &Mma, lane: usize, i: usize) -> (usize, usize) {
             (if i == 0 || i == 2 { group } else { group + 8 }, if i < 2 { thread } else { thread + 4 })
         }
         (Type::F64, 16, 16) => {
-            let column = if i % 2 == 0 { i * 2 + thread } else { i * 2 - 2 + thread };
-            (if i % 2 == 0 { group } else { group + 8 }, column)
+            let is_odd = i % 2 == 1;
+            (if is_odd { group + 8 } else { group }, if is_odd { i * 2 - 2 + thread } else { i * 2 + thread })
         }
         (Type::S8 | Type::U8, 8, 16) => (group, thread * 4 + i),
         (Type::S8 | Type::U8 | Type::E4m3 | Type::E5m2, 16, 16) => {
