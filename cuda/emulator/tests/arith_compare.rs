@@ -170,6 +170,8 @@ fn set_writes_ones_or_one() {
     assert_eq!(set(Compare::Lt, None, Type::U16, Type::F16, &[0x3c00, 0x4000]), 0xffff);
     assert_eq!(set(Compare::Lt, None, Type::F16x2, Type::F16x2, &[0x3c00_4000, 0x4000_4000]), 0x3c00_0000);
     assert_eq!(set(Compare::Le, None, Type::Bf16x2, Type::Bf16x2, &[0x3f80_4000, 0x4000_4000]), 0x3f80_3f80);
+    assert_eq!(set(Compare::Lt, None, Type::U32, Type::F16x2, &[0x3c00_4000, 0x4000_4000]), 0xffff_0000);
+    assert_eq!(set(Compare::Le, None, Type::S32, Type::Bf16x2, &[0x3f80_4000, 0x4000_4000]), 0xffff_ffff);
     for (combine, table) in [(Combine::And, [0, 0, 0, 1]), (Combine::Or, [0, 1, 1, 1]), (Combine::Xor, [0, 1, 1, 0])] {
         let got = [(3, 0), (3, 1), (2, 0), (2, 1)]
             .map(|(a, c)| set(Compare::Lt, Some(combine), Type::U32, Type::S32, &[a, 3, c]) & 1);

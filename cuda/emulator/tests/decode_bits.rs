@@ -112,6 +112,8 @@ fn comparisons_into_registers() {
     assert_eq!(op("set.ge.or.f32.s32 f0, r1, r2, !p1;"), combined);
     let halves = alu(set(Compare::Nan, None, Type::F16x2), Type::F16x2, plain(), r(0), 4, &regs([r(1), r(2)]));
     assert_eq!(op("set.nan.f16x2.f16x2 r0, r1, r2;"), halves);
+    let masks = alu(set(Compare::Gt, None, U32), Type::F16x2, plain(), r(0), 4, &regs([r(1), r(2)]));
+    assert_eq!(op("set.gt.u32.f16x2 r0, r1, r2;"), masks);
 }
 
 #[test]

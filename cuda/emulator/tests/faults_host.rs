@@ -1,4 +1,5 @@
 //! Faults that a kernel asks for (trap, assert), and those of pools and freed memory.
+#![allow(clippy::unwrap_used, reason = "tests")]
 
 mod exec_support;
 

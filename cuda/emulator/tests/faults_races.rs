@@ -214,6 +214,36 @@ fn named_barriers_order_those_who_meet() {
 }
 
 #[test]
+fn fences_around_atomics_order_threads() {
+    // Each thread stores its word, and the last to count itself reads them all: with fences on both sides nothing races.
+    let body = |fence: &str| {
+        shared(&format!(
+            "setp.eq.u32 %p1, %r2, 0;
+             @%p1 st.shared.u32 [%r8+2048], 0;
+             bar.sync 0;
+             st.shared.u32 [%r6], %r2; // HERE
+             {fence}
+             atom.shared.add.u32 %r10, [%r8+2048], 1;
+             {fence}
+             add.u32 %r10, %r10, 1;
+             setp.ne.u32 %p2, %r10, %r9;
+             @%p2 ret;
+             mov.u32 %r11, 0;
+             mov.u32 %r12, 0;
+             SUM: ld.shared.u32 %r13, [%r8]; // HERE
+             add.u32 %r11, %r11, %r13;
+             add.u32 %r8, %r8, 4;
+             add.u32 %r12, %r12, 1;
+             setp.lt.u32 %p3, %r12, %r9;
+             @%p3 bra SUM;
+             st.global.u32 [%rd2], %r11;"
+        ))
+    };
+    assert_eq!(block(128).clean(&body("membar.cta;")).word(0), 127 * 64);
+    racing(128).caught(Race, &body(""), &[]);
+}
+
+#[test]
 fn without_the_check_the_race_runs() {
     let body = shared("st.shared.u32 [%r6], %r2; ld.shared.u32 %r10, [%r7]; st.global.u32 [%rd4], %r10; // HERE");
     block(32).n(1).checks(Checks::none()).clean(&body);

@@ -87,16 +87,20 @@ pub fn compare_supports(compare: Compare, ty: Type) -> bool {
 
 /// `set`: the comparison, combined with the predicate `c`, as all ones or 1.0, or 0.
 pub(super) fn set(alu: &Alu, by: Compare, combine: Option<Combine>, to: Type, warp: &mut Warp<'_>) -> bool {
+    let is_packed = |ty: Type| matches!(ty, Type::F16x2 | Type::Bf16x2);
     let one: u64 = match to {
         Type::U16 | Type::S16 => 0xffff,
+        // A mask of each half.
+        Type::U32 | Type::S32 if is_packed(alu.ty) => 0xffff,
         Type::U32 | Type::S32 => 0xffff_ffff,
         Type::F16 | Type::F16x2 => 0x3c00,
         Type::Bf16 | Type::Bf16x2 => 0x3f80,
         Type::F32 => 0x3f80_0000,
         _ => return false,
     };
-    let is_packed = |ty: Type| matches!(ty, Type::F16x2 | Type::Bf16x2);
-    if !compare_supports(by, alu.ty) || is_packed(to) != is_packed(alu.ty) {
+    let packed = is_packed(alu.ty);
+    let takes_two = is_packed(to) || matches!(to, Type::U32 | Type::S32);
+    if !compare_supports(by, alu.ty) || (packed && !takes_two) || (is_packed(to) && !packed) {
         return false;
     }
     let c = warp.read.c;
@@ -108,7 +112,7 @@ pub(super) fn set(alu: &Alu, by: Compare, combine: Option<Combine>, to: Type, wa
         Some(Combine::Xor) => bits ^ predicate,
     };
     let (first, second) = compare(by, alu.ty, alu.modifiers.ftz, warp.read.a, warp.read.b, warp.mask);
-    let (first, second) = (combined(first), if is_packed(to) { combined(second) } else { 0 });
+    let (first, second) = (combined(first), if packed { combined(second) } else { 0 });
     let value = |bits: u32, lane: usize| if bits >> lane & 1 == 1 { one } else { 0 };
     warp.each(|lane| value(first, lane) | value(second, lane) << 16)
 }

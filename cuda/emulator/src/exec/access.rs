@@ -147,7 +147,7 @@ impl<'a> Machine<'a> {
         for lane in bits(active) {
             let address = addresses[lane as usize];
             let name = || format!("{what} of {bytes} bytes at {address:#x}");
-            if address % bytes != 0 {
+            if address & (bytes - 1) != 0 {
                 return Err(stop(Misaligned, lane, name()));
             }
             if table.find(address, bytes, &mut self.hints[pc as usize]).is_none() {
@@ -236,15 +236,20 @@ impl<'a> Machine<'a> {
         let each = u64::from(ty.bytes());
         let bytes = each * registers.len() as u64;
         let params = self.run.params;
-        for lane in bits(active) {
-            let address = addresses[lane as usize];
-            check_place(lane, "a load", address, bytes, params.len() as u64, "the kernel's parameters")?;
+        let mut left = active;
+        while left != 0 {
+            // Mostly all lanes read the same parameter.
+            let first = Self::first(left);
+            let address = addresses[first as usize];
+            let same = bits(left).filter(|&lane| addresses[lane as usize] == address).fold(0, |m, lane| m | 1 << lane);
+            left &= !same;
+            check_place(first, "a load", address, bytes, params.len() as u64, "the kernel's parameters")?;
             for (index, register) in (0..).zip(registers) {
                 let Some(register) = register else { continue };
                 let at = (address + index * each) as usize;
-                let value =
-                    params[at..at + each as usize].iter().rev().fold(0, |value, &byte| value << 8 | u64::from(byte));
-                warp.registers[*register as usize][lane as usize] = value;
+                let bytes = params[at..at + each as usize].iter().rev();
+                let value = bytes.fold(0, |value, &byte| value << 8 | u64::from(byte));
+                warp.set(*register, same, &[value; 32]);
             }
         }
         Ok(())
@@ -296,6 +301,9 @@ impl<'a> Machine<'a> {
     /// One value at a generic address, for what the host does in a lane's name.
     pub(super) fn peek(&self, warp: &Warp, lane: u32, address: u64, bytes: u32) -> Step<u64> {
         let at = address & UNTAGGED;
+        if !address.is_multiple_of(bytes.into()) {
+            return Err(stop(Misaligned, lane, format!("a load of {bytes} bytes at {address:#x}")));
+        }
         let missing = match space_of(address) {
             Some(Space::Global | Space::Const) => {
                 let Some(region) = self.run.table.find(address, bytes.into(), &mut 0) else {
@@ -392,7 +400,8 @@ pub(super) fn mark_lanes(regions: &Regions<'_>, addresses: &Lanes, bytes: u32, a
 
 /// Checks alignment and bounds in a small space.
 pub(super) fn check_place(lane: u32, what: &str, address: u64, bytes: u64, size: u64, space: &str) -> Step {
-    if address % bytes != 0 {
+    // Sizes are powers of two.
+    if address & (bytes - 1) != 0 {
         return Err(stop(Misaligned, lane, format!("{what} of {bytes} bytes at {address:#x} in {space}")));
     }
     if address >= size || bytes > size - address {

@@ -81,9 +81,13 @@ impl Machine<'_> {
                 self.touch(warp, pc, How::Atomic, &places, bytes, active)?;
                 self.check_shared_written(How::Atomic, &places, bytes, active)?;
                 self.count_shared(addresses, bytes, active, true);
+                let fences = self.run.loaded.fences && self.run.checks.races;
                 self.counters.shared_write_bytes += u64::from(bytes * active.count_ones());
                 for lane in bits(active) {
                     let Place { block, offset } = places[lane as usize];
+                    if fences && block == warp.block {
+                        self.blocks[block].clocks.atomic(warp.index, lane, offset);
+                    }
                     for (index, src) in b.iter().enumerate() {
                         let at = offset + index as u32 * each;
                         let old = self.blocks[block].shared.load(at, each);

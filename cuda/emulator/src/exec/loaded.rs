@@ -14,6 +14,8 @@ pub(crate) struct Loaded {
     pub(crate) unit_shift: u32,
     /// Whether there are atomics that may go to shared memory.
     pub(crate) shared_atomics: bool,
+    /// Whether there are fences too: together they order threads.
+    pub(crate) fences: bool,
 }
 
 impl Loaded {
@@ -25,7 +27,8 @@ impl Loaded {
             Op::Atomic { space, .. } => may_be_shared(*space),
             _ => false,
         });
-        Self { kernel, costs, unit_shift, shared_atomics }
+        let fences = shared_atomics && kernel.code.iter().any(|instruction| instruction.op == Op::Fence);
+        Self { kernel, costs, unit_shift, shared_atomics, fences }
     }
 }
 

@@ -94,8 +94,8 @@ impl Machine<'_> {
             }
             Special::LaneMaskEq => return lane_mask(out, |lane| 1 << lane),
             Special::LaneMaskLt => return lane_mask(out, |lane| (1 << lane) - 1),
-            Special::LaneMaskLe => return lane_mask(out, |lane| (1 << lane) - 1 | 1 << lane),
-            Special::LaneMaskGt => return lane_mask(out, |lane| !((1 << lane) - 1 | 1 << lane)),
+            Special::LaneMaskLe => return lane_mask(out, |lane| ((1 << lane) - 1) | (1 << lane)),
+            Special::LaneMaskGt => return lane_mask(out, |lane| !(((1 << lane) - 1) | (1 << lane))),
             Special::LaneMaskGe => return lane_mask(out, |lane| !((1 << lane) - 1)),
             Special::NTid(a) => axis(&run.block, a),
             Special::CtaId(a) => axis(&block.index, a),

@@ -10,7 +10,7 @@ use crate::memory::{Clash, Now, Touch, bits};
 use crate::program::{Pc, Src, Type};
 
 /// Where an address in shared memory lies.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Place {
     /// The block's number in the cluster.
     pub(super) block: usize,
@@ -68,7 +68,18 @@ impl Machine<'_> {
         bytes: u32,
         active: u32,
     ) -> Step<[Place; 32]> {
-        let mut places = [Place::default(); 32];
+        let size = u64::from(self.blocks[warp.block].shared.bytes());
+        let mut places = addresses.map(|address| Place { block: warp.block, offset: address as u32 });
+        let (mut high, mut any) = (0, 0);
+        for lane in bits(active) {
+            high = high.max(addresses[lane as usize]);
+            any |= addresses[lane as usize];
+        }
+        let aligned = any & u64::from(bytes - 1) == 0;
+        if aligned && high < size && u64::from(bytes) <= size - high {
+            return Ok(places);
+        }
+        // Another block's memory, or a fault.
         for lane in bits(active) {
             places[lane as usize] = self.shared_place(warp, lane, how.verb(), addresses[lane as usize], bytes)?;
         }
@@ -122,18 +133,17 @@ impl Machine<'_> {
         if self.blocks[warp.block].shadow.is_none() {
             return Ok(());
         }
+        // Reads of one place may be noted one by one; writes of one instruction to one place must not clash.
+        let merges_all = matches!(how, How::Store | How::Issue) && !ascends(places, active);
         let mut left = active;
         while left != 0 {
             let first = left.trailing_zeros();
             let Place { block, offset } = places[first as usize];
-            let same = |lane: &u32| places[*lane as usize].offset == offset && places[*lane as usize].block == block;
-            let lanes = match how {
-                // Reads of the same word may be noted one by one; writes of the same instruction must not clash.
-                How::Load | How::Atomic => {
-                    let run = bits(left).take_while(same).count() as u32;
-                    bits(left).take(run as usize).fold(0, |mask, lane| mask | 1 << lane)
-                }
-                _ => bits(left).filter(same).fold(0, |mask, lane| mask | 1 << lane),
+            let same = |lane: &u32| places[*lane as usize] == places[first as usize];
+            let join = |mask: u32, lane: u32| mask | 1 << lane;
+            let lanes = match merges_all {
+                true => bits(left).filter(same).fold(0, join),
+                false => bits(left).take_while(same).fold(0, join),
             };
             left &= !lanes;
             if block == warp.block {
@@ -262,12 +272,10 @@ impl Machine<'_> {
 
     /// Lanes that store different values to one place in one instruction: which one stays is not defined.
     fn check_one_value(&self, warp: &Warp, pc: Pc, places: &[Place; 32], from: Stored<'_>, active: u32) -> Step {
-        let key = |lane: u32| (places[lane as usize].block, places[lane as usize].offset);
-        let mut highest = None;
-        let ascending = bits(active).all(|lane| highest.replace(key(lane)).is_none_or(|last| last < key(lane)));
-        if ascending || !self.run.checks.races {
+        if !self.run.checks.races || ascends(places, active) {
             return Ok(());
         }
+        let key = |lane: u32| places[lane as usize];
         let (ty, sources) = from;
         for lane in bits(active) {
             let Some(other) = bits(active).take_while(|&other| other < lane).find(|&other| key(other) == key(lane))
@@ -288,6 +296,12 @@ impl Machine<'_> {
         }
         Ok(())
     }
+}
+
+/// Whether each lane's place lies behind the one before: then no two are the same.
+fn ascends(places: &[Place; 32], active: u32) -> bool {
+    let mut last = None;
+    bits(active).all(|lane| last.replace(places[lane as usize]).is_none_or(|last| last < places[lane as usize]))
 }
 
 /// The bits of a type.

@@ -264,7 +264,7 @@ impl Checker<'_> {
 
     fn frame(&self, offset: u32, bytes: u32) -> Check {
         let size = self.kernel.frame_bytes;
-        let fits = offset <= size && bytes <= size - offset && offset % bytes.max(1) == 0;
+        let fits = offset <= size && bytes <= size - offset && offset.is_multiple_of(bytes.max(1));
         check(fits, || format!("{bytes} bytes at {offset} of a frame of {size}"))
     }
 

@@ -1,5 +1,6 @@
 //! Kernels of a few lines, and what must come of them.
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
+#![allow(clippy::unwrap_used, reason = "a test's helper")]
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-// Calls: functions that are not inlined, one that calls another, a struct by value in and out, printf, assert, a switch.
+// Calls: functions that are not inlined, one that calls another, a struct by value in and out, printf, assert, a switch, a table of labels.
 struct Pair {
     float x;
     int n;
@@ -35,4 +35,19 @@ extern "C" __global__ void choose(int *out, const int *in, int kind) {
     default: x = 0;
     }
     out[i] = x;
+}
+
+// NVRTC makes a tree of comparisons of a switch: this table of labels is written by hand.
+extern "C" __global__ void pick(int *out, const int *in, unsigned kind) {
+    int x = in[threadIdx.x], y;
+    asm("{ .reg .u32 entry;\n"
+        "min.u32 entry, %2, 2;\n"
+        "table: .branchtargets first, second, third;\n"
+        "brx.idx entry, table;\n"
+        "first: add.s32 %0, %1, 1; bra done;\n"
+        "second: mul.lo.s32 %0, %1, 3; bra done;\n"
+        "third: neg.s32 %0, %1;\n"
+        "done: }"
+        : "=r"(y) : "r"(x), "r"(kind));
+    out[threadIdx.x] = y;
 }

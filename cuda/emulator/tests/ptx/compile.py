@@ -5,6 +5,7 @@ Needs NVRTC from a Python wheel: pip install 'nvidia-cuda-nvrtc==13.0.*'. Uses n
 """
 import ctypes
 import pathlib
+import re
 import sys
 
 FOLDER = pathlib.Path(__file__).parent
@@ -47,4 +48,6 @@ def check(status):
 
 nvrtc = load_nvrtc()
 for path in sorted(FOLDER.glob("*.cu")):
-    path.with_suffix(".ptx").write_bytes(compile_to_ptx(nvrtc, path, 80))
+    # NVRTC puts the folder that it runs in before the name.
+    ptx = re.sub(rb'"[^"\n]*/(\w+\.cu)"', rb'"\1"', compile_to_ptx(nvrtc, path, 80))
+    path.with_suffix(".ptx").write_bytes(ptx)

@@ -103,7 +103,8 @@ fn set(i: In) -> Decoded {
         Type::F32 if half => false,
         Type::U16 | Type::S16 => half,
         Type::F16 => !matches!(ty, Type::F16x2 | Type::Bf16 | Type::Bf16x2),
-        _ => !matches!(ty, Type::F16x2 | Type::Bf16x2),
+        // Of two halves, each half of the result says whether it holds.
+        _ => true,
     };
     illegal(!fits, ty.name())?;
     if is_bf16(ty) || is_bf16(to) {

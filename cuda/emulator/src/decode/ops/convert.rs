@@ -31,21 +31,21 @@ pub(super) fn cvt(i: In) -> Decoded {
     } else {
         i.rounding(&mut m);
     }
-    // `.relu` stands before or behind `.satfinite`, as the type has it.
     m.relu = i.flag("relu");
-    let satfinite = i.flag("satfinite");
-    m.relu |= i.flag("relu");
+    m.satfinite = i.flag("satfinite");
     m.ftz = i.flag("ftz");
     m.sat = i.flag("sat");
-    m.satfinite = satfinite;
     let to = i.ty(&format!("{SCALARS} {PACKED}"))?;
     let ty = i.ty(&format!("{SCALARS} f16x2 e4m3x2 e5m2x2"))?;
-    let pair = special_form(i, &m, satfinite, integral.is_some(), to, ty)?;
+    let pair = special_form(i, &m, integral.is_some(), to, ty)?;
     // Registers may be wider, but not for the types that came late.
     let wide = [to, ty].into_iter().all(|ty| ty != Type::Bf16 && SCALARS.split(' ').any(|name| name == ty.name()));
     let (dst, reg_bytes) = i.destination(to, wide)?;
     let a = i.src_or_special(ty, wide)?;
     let b = if pair { i.src(ty)? } else { NONE };
+    if ty == Type::Bf16 && to.is_float() && to.bytes() > 2 {
+        (m.rounding, m.explicit_rounding) = (Rounding::Rn, false);
+    }
     let op = AluOp::Cvt { to, integer_rounding: integral.is_some() };
     let mut op = alu(op, ty, m, dst, to, [a, b, NONE, NONE]);
     if let crate::program::Op::Alu { reg_bytes: bytes, .. } = &mut op {
@@ -55,7 +55,7 @@ pub(super) fn cvt(i: In) -> Decoded {
 }
 
 /// Checks the modifiers; whether there are two sources.
-fn special_form(i: In, m: &Modifiers, satfinite: bool, integral: bool, to: Type, ty: Type) -> Decoded<bool> {
+fn special_form(i: In, m: &Modifiers, integral: bool, to: Type, ty: Type) -> Decoded<bool> {
     let narrow = matches!(m.rounding, Rounding::Rn | Rounding::Rz) && m.explicit_rounding && !integral;
     match (to, ty) {
         (Type::F16x2 | Type::Bf16x2, Type::F32) => {
@@ -63,7 +63,7 @@ fn special_form(i: In, m: &Modifiers, satfinite: bool, integral: bool, to: Type,
             illegal(m.ftz || m.sat, "ftz and .sat")?;
             Ok(true)
         }
-        (Type::F16 | Type::Bf16, Type::F32) if m.relu || satfinite => {
+        (Type::F16 | Type::Bf16, Type::F32) if m.relu || m.satfinite => {
             only(narrow, "rn or .rz")?;
             illegal(m.ftz || m.sat, "ftz and .sat")?;
             Ok(false)
@@ -73,25 +73,25 @@ fn special_form(i: In, m: &Modifiers, satfinite: bool, integral: bool, to: Type,
             illegal(m.ftz || m.sat, "ftz and .sat")?;
             illegal(m.relu && m.rounding == Rounding::Rna, "relu")?;
             if m.rounding != Rounding::Rna {
-                i.needs(if satfinite { 100 } else { 90 })?;
+                i.needs(if m.satfinite { 100 } else { 90 })?;
             }
             Ok(false)
         }
         (Type::E4m3x2 | Type::E5m2x2, Type::F32 | Type::F16x2) => {
             i.needs(89)?;
-            only(narrow && m.rounding == Rounding::Rn && satfinite, "rn.satfinite")?;
-            illegal(m.ftz, "ftz")?;
+            only(narrow && m.rounding == Rounding::Rn && m.satfinite, "rn.satfinite")?;
+            illegal(m.ftz || m.sat, "ftz and .sat")?;
             Ok(ty == Type::F32)
         }
         (Type::F16x2, Type::E4m3x2 | Type::E5m2x2) => {
             i.needs(89)?;
             only(narrow && m.rounding == Rounding::Rn, "rn")?;
-            illegal(m.ftz || m.sat, "ftz and .sat")?;
+            illegal(m.ftz || m.sat || m.satfinite, "ftz and .sat")?;
             Ok(false)
         }
         _ => {
             illegal(m.relu, "relu")?;
-            illegal(satfinite, "satfinite")?;
+            illegal(m.satfinite, "satfinite")?;
             illegal(m.rounding == Rounding::Rna, "rna")?;
             plain(i, m, integral, to, ty)?;
             Ok(false)
@@ -120,7 +120,7 @@ fn plain(i: In, m: &Modifiers, integral: bool, to: Type, ty: Type) -> Decoded<()
         (true, true) if to == ty => illegal(m.explicit_rounding && !integral, "a rounding to a float"),
         // Between f16 and bf16 something is always lost.
         (true, true) if to.bytes() <= ty.bytes() => only(m.explicit_rounding && !integral, "rn, .rz, .rm or .rp"),
-        // Nothing is rounded; the assembler lets a rounding stand with bf16.
+        // Nothing is rounded; the assembler lets a rounding stand with bf16, and `cvt` drops it.
         (true, true) => illegal(m.explicit_rounding && (ty != Type::Bf16 || integral), "a rounding"),
     }
 }

@@ -7,7 +7,11 @@
 //! - `synced`: the threads of a warp know each other's accesses up to this label (`bar.warp.sync` of the whole warp);
 //! - `rows`: what a single thread knows of every other beyond that, made only when a barrier of some threads of the block,
 //!   or a `bar.warp.sync` of some lanes, asks for it. Threads that met at one barrier share one row.
+//!
+//! Atomics order threads where fences stand around them: what a thread did before its fence is known behind the fence of
+//! another that in between read, by an atomic, what the first wrote by one.
 
+use std::collections::HashMap;
 use std::rc::Rc;
 
 use super::{Access, Clash};
@@ -23,6 +27,12 @@ pub(crate) struct Clocks {
     synced: Vec<u32>,
     rows: Vec<Option<Row>>,
     any_rows: bool,
+    /// What each thread knew at its last fence.
+    fenced: Vec<Option<Row>>,
+    /// What each thread read by atomics since: it knows that behind its next fence.
+    heard: Vec<Option<Row>>,
+    /// What the atomics on each place passed on.
+    passed: HashMap<u32, Row>,
 }
 
 /// Lanes of one warp at a barrier: what they bring.
@@ -43,6 +53,9 @@ impl Clocks {
             synced: vec![0; warps],
             rows: vec![None; warps * 32],
             any_rows: false,
+            fenced: vec![None; warps * 32],
+            heard: vec![None; warps * 32],
+            passed: HashMap::new(),
         }
     }
 
@@ -68,6 +81,36 @@ impl Clocks {
         if self.any_rows {
             self.rows.fill(None);
             self.any_rows = false;
+        }
+        if !self.passed.is_empty() {
+            // What they could tell, everybody knows now.
+            self.passed.clear();
+            self.heard.fill(None);
+        }
+    }
+
+    /// Lanes execute a fence.
+    pub(crate) fn fence(&mut self, warp: usize, lanes: u32) {
+        for lane in bits(lanes) {
+            let thread = warp * 32 + lane as usize;
+            if let Some(heard) = self.heard[thread].take() {
+                self.any_rows = true;
+                self.rows[thread] = Some(merge(self.rows[thread].as_ref(), &heard));
+            }
+            let arrival = self.arrive(warp, 1 << lane);
+            self.fenced[thread] = Some(self.join(&[arrival]));
+        }
+    }
+
+    /// A lane executes an atomic on a place.
+    pub(crate) fn atomic(&mut self, warp: usize, lane: u32, place: u32) {
+        let thread = warp * 32 + lane as usize;
+        if let Some(passed) = self.passed.get(&place) {
+            self.heard[thread] = Some(merge(self.heard[thread].as_ref(), passed));
+        }
+        if let Some(fenced) = &self.fenced[thread] {
+            let passed = merge(self.passed.get(&place), fenced);
+            self.passed.insert(place, passed);
         }
     }
 
@@ -163,6 +206,14 @@ impl Clocks {
             }
         }
         None
+    }
+}
+
+/// What two rows know together.
+fn merge(one: Option<&Row>, other: &Row) -> Row {
+    match one {
+        None => other.clone(),
+        Some(one) => one.iter().zip(other.iter()).map(|(one, other)| *one.max(other)).collect(),
     }
 }
 
