@@ -1,5 +1,5 @@
 //! How long instructions take: nanoseconds for one instruction of a full warp, the best of many short runs.
-//! `cargo run --release -p kinglet-emulator --example speed`
+//! `cargo run --release -p kinglet-emulator --example arith_speed`
 
 use kinglet_emulator::arith::{Lanes, Operands, compare, eval};
 use kinglet_emulator::program::{Alu, AluOp, Compare, Mma, Modifiers, PrmtMode, Rounding, Type};
