@@ -47,6 +47,8 @@ pub struct Fault {
     pub source: Option<(String, u32)>,
     /// Everything else: address, size, the other thread, the nearest allocation.
     pub what: String,
+    /// What the kernel printed up to and with this block.
+    pub printed: String,
 }
 
 /// The kinds of faults.

@@ -39,7 +39,7 @@ impl Default for GpuOptions {
             memory_bytes: 4 << 30,
             threads: 0,
             seed: 0,
-            instruction_limit: 1 << 30,
+            instruction_limit: 1 << 28,
             checks: Checks::default(),
         }
     }

@@ -213,6 +213,36 @@ fn the_same_for_every_seed_and_number_of_threads() {
 }
 
 #[test]
+fn blocks_of_a_cluster_reach_each_other() {
+    // Each block reads the word of the other one of its pair, after longer than the other needs to store it.
+    let body = kernel(
+        ".shared .align 4 .b8 s[8];",
+        "mov.u32 %r6, %cluster_ctarank;
+         mov.u32 %r7, %cluster_nctarank;
+         mov.u32 %r8, %clusterid.x;
+         xor.b32 %r9, %r6, 1;
+         add.u32 %r10, %r9, 1;
+         shl.b32 %r10, %r10, 24;
+         st.shared.u32 [s], %r3;
+         mov.u32 %r13, 0;
+         WAIT: add.u32 %r13, %r13, 1;
+         setp.lt.u32 %p1, %r13, 2000;
+         @%p1 bra WAIT;
+         ld.shared::cluster.u32 %r11, [%r10];
+         mad.lo.u32 %r12, %r3, 16, 0;
+         cvt.u64.u32 %rd6, %r12;
+         add.s64 %rd6, %rd2, %rd6;
+         st.global.v4.u32 [%rd6], {%r6, %r7, %r8, %r11};",
+    )
+    .replace("sm_80", "sm_90");
+    let mut setup = grid(6, 1);
+    setup.options.target = 90;
+    setup.launch.cluster = [2, 1, 1];
+    let words = setup.clean(&body).words(24);
+    assert_eq!(words, (0..6).flat_map(|block| [block % 2, 2, block / 2, block ^ 1]).collect::<Vec<_>>());
+}
+
+#[test]
 fn two_gpus_in_one_process() {
     let options = GpuOptions { target: 80, memory_bytes: 1 << 20, ..GpuOptions::default() };
     let [one, two] = [Gpu::new(options.clone()).unwrap(), Gpu::new(options).unwrap()];

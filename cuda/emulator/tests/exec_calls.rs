@@ -66,27 +66,42 @@ fn an_assertion_of_nvrtc() {
     assert!(file.ends_with("calls.cu") && line == 18, "{file}:{line}");
 }
 
-#[test]
-fn a_switch_and_a_table_of_branches() {
+/// Runs a kernel of `(int *out, const int *in, int kind)` and compares each result with `expect(x, i)`.
+fn choices(kernel: &str, kind: u32, expect: impl Fn(i32, u32) -> i32) {
     let (gpu, module) = gpu();
     let (out, input) = (gpu.alloc(128).unwrap(), gpu.alloc(128).unwrap());
     let xs: Vec<i32> = (0..32).map(|i| i * 37 - 500).collect();
     gpu.write(input, &xs.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>()).unwrap();
-    for kind in 0..9u32 {
-        let params = [&out.to_le_bytes()[..], &input.to_le_bytes(), &kind.to_le_bytes()].concat();
-        gpu.launch(&module, "choose", Launch::linear(1, 32), &params).unwrap();
-        let mut bytes = [0; 128];
-        gpu.read(out, &mut bytes).unwrap();
-        for (i, (&x, word)) in (0..).zip(xs.iter().zip(bytes.as_chunks().0)) {
-            let switched = match kind & 3 {
-                0 => x + 1,
-                1 => x / 7,
-                2 => x.leading_zeros() as i32,
-                _ => x << i,
-            };
-            let expect = [switched + 1, switched.wrapping_mul(3), switched.wrapping_neg()][kind.min(2) as usize];
-            assert_eq!(i32::from_le_bytes(*word), expect, "kind {kind}, x {x}");
-        }
+    let params = [&out.to_le_bytes()[..], &input.to_le_bytes(), &kind.to_le_bytes()].concat();
+    gpu.launch(&module, kernel, Launch::linear(1, 32), &params).unwrap();
+    let mut bytes = [0; 128];
+    gpu.read(out, &mut bytes).unwrap();
+    for (i, (&x, word)) in (0..).zip(xs.iter().zip(bytes.as_chunks().0)) {
+        assert_eq!(i32::from_le_bytes(*word), expect(x, i), "{kernel}, kind {kind}, x {x}");
+    }
+}
+
+#[test]
+fn a_switch() {
+    for kind in 0..9 {
+        choices("choose", kind, |x, i| match kind {
+            0 => x + 1,
+            1 => x * 3,
+            2 => x ^ 0x55,
+            3 => x / 7,
+            4 => x % 13,
+            5 => x.leading_zeros() as i32,
+            6 => -x,
+            7 => x << i,
+            _ => 0,
+        });
+    }
+}
+
+#[test]
+fn a_table_of_branches() {
+    for kind in 0..4 {
+        choices("pick", kind, |x, _| [x + 1, x * 3, -x, -x][kind as usize]);
     }
 }
 
@@ -181,6 +196,9 @@ fn what_threads_print_comes_in_the_order_of_blocks() {
     let mut setup = exec_support::grid(3, 32);
     setup.options.threads = 3;
     let outcome = setup.clean(&body);
+    let trapped = exec_support::grid(3, 32)
+        .run(&body.replace("st.global.u32 [%rd2], %r6;", "setp.eq.u32 %p2, %r3, 1; @%p2 trap;"));
+    assert_eq!(trapped.fault().printed.lines().count(), 4);
     let line = |b: u32, t: u32| format!("block {b} thread {t:2} X| 3.14|hé|-5%\n");
     let expect: String = (0..3).flat_map(|b| (0..2).map(move |t| line(b, t))).collect();
     assert_eq!(outcome.report().printed, expect);

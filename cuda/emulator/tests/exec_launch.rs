@@ -151,3 +151,27 @@ fn what_instructions_count_as() {
     assert_eq!(counters.lane_instructions + counters.idle_lanes, 32 * counters.warp_instructions);
     assert!(counters.integer > 0 && counters.control == 2 * (8 + 40));
 }
+
+#[test]
+fn several_threads_of_the_host_launch_at_once() {
+    let body = kernel("", "atom.global.add.u32 %r6, [%rd1], 1;");
+    let gpu = Gpu::new(GpuOptions { target: 80, threads: 2, ..GpuOptions::default() }).unwrap();
+    let module = gpu.load(Arc::new(Program::parse(&body).unwrap())).unwrap();
+    let a = gpu.alloc(4).unwrap();
+    gpu.write(a, &[0; 4]).unwrap();
+    let params = [&a.to_le_bytes()[..], &a.to_le_bytes(), &[0; 4]].concat();
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                for _ in 0..10 {
+                    gpu.launch(&module, "k", Launch::linear(10, 64), &params).unwrap();
+                    let other = gpu.alloc(1000).unwrap();
+                    gpu.free(other).unwrap();
+                }
+            });
+        }
+    });
+    let mut bytes = [0; 4];
+    gpu.read(a, &mut bytes).unwrap();
+    assert_eq!(u32::from_le_bytes(bytes), 4 * 10 * 640);
+}

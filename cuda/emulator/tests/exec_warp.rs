@@ -121,7 +121,7 @@ fn matrices_in_shared_memory() {
     let element = |row: u32, column: u32| 8 * row + column;
     assert_eq!(
         transposed,
-        lanes(|lane| element(2 * (lane % 4), lane / 4) | element(2 * (lane % 4) + 1, lane / 4) << 16)
+        lanes(|lane| element(2 * (lane % 4), lane / 4) | (element(2 * (lane % 4) + 1, lane / 4) << 16))
     );
 }
 
@@ -151,4 +151,50 @@ fn matrices_need_a_whole_warp() {
     block(32).clean(&body(""));
     let apart = body("@%p1 bra ON;").replace("// HERE", "// HERE\nret;\nON: shfl.sync.idx.b32 %r6, %r2, 3, 31, -1;");
     block(32).caught(Deadlock, &apart, &["movmatrix", "shfl.sync"]);
+}
+
+#[test]
+fn one_lane_is_elected_on_hopper() {
+    let body = kernel(
+        "",
+        "mov.u32 %r6, 99;
+         setp.ge.u32 %p2, %r2, 4;
+         @%p2 elect.sync %r6|%p1, 0xfffffff0;
+         @!%p2 ret;
+         selp.u32 %r7, 100, 0, %p1;
+         add.u32 %r6, %r6, %r7;
+         st.global.u32 [%rd4], %r6;",
+    )
+    .replace("sm_80", "sm_90");
+    let mut setup = block(32);
+    setup.options.target = 90;
+    let outcome = setup.clean(&body);
+    assert_eq!([4, 5, 31].map(|lane| outcome.word(lane)), [104, 4, 4]);
+}
+
+#[test]
+fn matrices_are_stored_as_they_are_loaded_on_hopper() {
+    let body = |modifier: &str| {
+        kernel(
+            ".shared .align 16 .b8 s[256];",
+            &format!(
+                "mov.u32 %r8, s;
+                 and.b32 %r12, %r2, 15;
+                 mad.lo.u32 %r12, %r12, 16, %r8;
+                 add.u32 %r9, %r2, 1000;
+                 stmatrix.sync.aligned.m8n8.x2{modifier}.shared.b16 [%r12], {{%r2, %r9}};
+                 bar.warp.sync -1;
+                 ldmatrix.sync.aligned.m8n8.x2{modifier}.shared.b16 {{%r6, %r7}}, [%r12];
+                 sub.u32 %r7, %r7, %r6;
+                 mad.lo.u32 %r6, %r7, 1000, %r6;
+                 st.global.u32 [%rd4], %r6;"
+            ),
+        )
+        .replace("sm_80", "sm_90")
+    };
+    let mut setup = block(32);
+    setup.options.target = 90;
+    for modifier in ["", ".trans"] {
+        assert_eq!(setup.clean(&body(modifier)).words(32), lanes(|lane| lane + 1_000_000));
+    }
 }

@@ -1,10 +1,12 @@
 //! The values of scalar instructions, 32 lanes at a time.
 //!
-//! What the ISA fixes is computed to the bit. What it leaves open is decided once, here and in the parts:
-//! - NaN results of f16, bf16 and f32 are 0x7fff, 0x7fff and 0x7fffffff; those of f64 keep an operand's payload ([`f64`]).
+//! What the ISA fixes is computed to the bit. What it leaves open is decided once, where it can be as ptxas's code has it:
+//! - NaN results of f16, bf16 and f32 are 0x7fff, 0x7fff and 0x7fffffff. Those of f64 keep the payload of the first operand
+//!   that is NaN, quiet; an invalid operation gives 0xfff8000000000000. A NaN as an integer is 0, but 1 << (bits - 1) from
+//!   f64 or to 64 bits.
 //! - `.ftz` flushes a result that is below the least normal number after rounding to full precision.
-//! - Approximations give nearly the nearest number ([`approx`]), the same on every machine.
-//! - Integer division by zero gives all ones ([`int`]).
+//! - Approximations are within the ISA's bounds, in truth nearly always the nearest number, and the same on every machine.
+//! - Integer division by zero gives all ones, as quotient and as remainder; the least number by -1 gives itself and 0.
 
 mod approx;
 mod atomic;

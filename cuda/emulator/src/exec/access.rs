@@ -301,6 +301,9 @@ impl<'a> Machine<'a> {
     /// One value at a generic address, for what the host does in a lane's name.
     pub(super) fn peek(&self, warp: &Warp, lane: u32, address: u64, bytes: u32) -> Step<u64> {
         let at = address & UNTAGGED;
+        if !address.is_multiple_of(bytes.into()) {
+            return Err(stop(Misaligned, lane, format!("a load of {bytes} bytes at {address:#x}")));
+        }
         let missing = match space_of(address) {
             Some(Space::Global | Space::Const) => {
                 let Some(region) = self.run.table.find(address, bytes.into(), &mut 0) else {

@@ -159,6 +159,7 @@ impl<'a> Worker<'a> {
             ptx_line: line.ptx,
             source: line.source.and_then(named),
             what: failure.what,
+            printed: String::new(),
         }
     }
 }

@@ -35,9 +35,10 @@ impl Machine<'_> {
                     Err(directive) => directive,
                 };
                 let mut next = |bytes: u32| {
-                    at = at.next_multiple_of(bytes.into());
+                    let last = u64::from(bytes) - 1;
+                    at = at.wrapping_add(last) & !last;
                     let value = self.peek(warp, lane, at, bytes);
-                    at += u64::from(bytes);
+                    at = at.wrapping_add(bytes.into());
                     count += 1;
                     value
                 };

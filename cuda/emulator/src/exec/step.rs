@@ -51,8 +51,8 @@ impl<'a> Machine<'a> {
             Op::CommitGroup => warp.copies.commit(active),
             Op::WaitGroup(count) => self.wait_copies(warp, *count, active),
             Op::Branch { target, uniform } => return self.branch(warp, *target, *uniform, lanes, active),
-            Op::BranchIndexed { index, targets, .. } => {
-                return self.branch_indexed(warp, index, targets, lanes, active);
+            Op::BranchIndexed { index, targets, uniform } => {
+                return self.branch_indexed(warp, index, (targets, *uniform), lanes, active);
             }
             Op::Call { target, arguments, .. } => {
                 copy_frames(warp, arguments, active);
@@ -195,7 +195,14 @@ impl<'a> Machine<'a> {
         Ok(Flow::Rest(lanes & !active))
     }
 
-    fn branch_indexed(&mut self, warp: &mut Warp, index: &Src, targets: &[Pc], lanes: u32, active: u32) -> Step<Flow> {
+    fn branch_indexed(
+        &mut self,
+        warp: &mut Warp,
+        index: &Src,
+        (targets, uniform): (&[Pc], bool),
+        lanes: u32,
+        active: u32,
+    ) -> Step<Flow> {
         let index = *self.source(warp, index, &mut [0; 32]);
         let mut left = active;
         let mut ways = u32::from(lanes != active);
@@ -209,6 +216,9 @@ impl<'a> Machine<'a> {
             let same = bits(left).filter(|&lane| index[lane as usize] == number).fold(0, |mask, lane| mask | 1 << lane);
             if same == lanes {
                 return Ok(Flow::Jump(target));
+            }
+            if uniform {
+                return Err(stop(IllegalInstruction, first, "brx.idx.uni, but the lanes go different ways"));
             }
             warp.put(target, same, Wait::Ready);
             left &= !same;

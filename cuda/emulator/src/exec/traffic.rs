@@ -72,3 +72,50 @@ fn passes(offsets: &Lanes, words: u32, part: u32) -> u64 {
     }
     lengths.into_iter().max().map_or(1, u64::from)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Addresses of aligned accesses, near each other or not, and who is active.
+    fn request() -> impl Strategy<Value = (Lanes, u32, u32)> {
+        let bytes = prop::sample::select(vec![1u32, 2, 4, 8, 16]);
+        let offsets = prop_oneof![
+            proptest::collection::vec(0..2000u64, 32),
+            (0..64u64, 0..9u64).prop_map(|(first, step)| (0..32).map(|lane| first + lane * step).collect()),
+        ];
+        (bytes, offsets, prop_oneof![Just(u32::MAX), 1..=u32::MAX]).prop_map(|(bytes, offsets, active)| {
+            (std::array::from_fn(|lane| offsets[lane] * u64::from(bytes)), bytes, active)
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn sectors_as_a_set((addresses, bytes, active) in request()) {
+            let set: BTreeSet<u64> = bits(active).map(|lane| addresses[lane as usize] / 32).collect();
+            prop_assert_eq!(sectors(&addresses, bytes, active), set.len() as u64);
+        }
+
+        #[test]
+        fn conflicts_as_sets((offsets, bytes, active) in request()) {
+            let words = u64::from(bytes.div_ceil(4));
+            let lanes = 32 / words as u32;
+            let mut extra = 0;
+            for part in 0..32 / lanes {
+                let mut banks: BTreeMap<u64, BTreeSet<u64>> = BTreeMap::new();
+                for lane in bits(active).filter(|lane| lane / lanes == part) {
+                    let first = offsets[lane as usize] / 4;
+                    (first..first + words).for_each(|word| {
+                        banks.entry(word % 32).or_default().insert(word);
+                    });
+                }
+                extra += banks.values().map(|words| words.len() as u64).max().map_or(0, |passes| passes - 1);
+            }
+            prop_assert_eq!(bank_conflicts(&offsets, bytes, active), extra);
+        }
+    }
+}

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex};
 
-use super::{CONST_START, GLOBAL_START, RED_ZONE, Storage, tag};
+use super::{CONST_START, GLOBAL_START, RED_ZONE, Storage, space_of, tag};
 use crate::error::{Error, Result};
 use crate::program::Space;
 
@@ -202,9 +202,11 @@ impl Table {
 
     /// What lies at or near an address that cannot be touched, in words.
     pub(crate) fn describe(&self, address: u64, bytes: u64) -> String {
-        let offset = address & super::UNTAGGED;
-        if offset < 0x1_0000 {
-            return "a null pointer or near it".into();
+        match space_of(address) {
+            Some(Space::Global) if address < 0x1_0000 => return "a null pointer or near it".into(),
+            Some(Space::Global | Space::Const) => {}
+            Some(space) => return format!("a generic address of {space:?} memory").replace("SharedCluster", "Shared"),
+            None => return "in no space".into(),
         }
         let behind = self.regions.partition_point(|region| region.start <= address);
         let below = behind.checked_sub(1).map(|at| &self.regions[at]);

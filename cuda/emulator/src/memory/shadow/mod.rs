@@ -2,12 +2,16 @@
 //!
 //! The bytes are watched in *units*, as large as the smallest store of the kernel (1 to 16 bytes). Every store then covers
 //! whole units, so two accesses clash on a byte exactly when one is a write and they touch the same unit. A unit keeps its
-//! last write, and for each warp its latest reads and atomics since. An older access may be forgotten when a newer one knows
-//! it: whoever is ordered behind the newer is ordered behind both.
+//! last write, and for each warp its latest reads and atomics since. An older access is forgotten when a newer one knows it:
+//! whoever is ordered behind the newer is ordered behind both. So nothing is missed, and nothing invented.
 
 mod clocks;
+#[cfg(test)]
+mod tests;
 
 pub(crate) use clocks::{Arrival, Clocks, bits};
+
+use std::collections::HashMap;
 
 use crate::program::Pc;
 
@@ -75,14 +79,23 @@ struct Unit {
     atomics: u32,
 }
 
+/// The accesses of one kind since the last write: one mark for each unit and warp.
+#[derive(Clone, Debug)]
+struct Marks {
+    touch: Touch,
+    warps: usize,
+    latest: Vec<Mark>,
+    /// Older marks that a newer one does not stand for: only where lanes of a warp parted between barriers.
+    older: HashMap<usize, Vec<Mark>>,
+}
+
 /// The history of one block's shared memory.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Shadow {
     shift: u32,
-    warps: usize,
     units: Vec<Unit>,
-    reads: Vec<Mark>,
-    atomics: Vec<Mark>,
+    reads: Marks,
+    atomics: Marks,
 }
 
 impl Shadow {
@@ -91,10 +104,9 @@ impl Shadow {
         let units = (bytes as usize).div_ceil(1 << shift);
         Self {
             shift,
-            warps,
             units: vec![Unit::default(); units],
-            reads: vec![Mark::default(); units * warps],
-            atomics: vec![Mark::default(); if atomics { units * warps } else { 0 }],
+            reads: Marks::new(Touch::Read, units, warps),
+            atomics: Marks::new(Touch::Atomic, if atomics { units } else { 0 }, warps),
         }
     }
 
@@ -104,33 +116,31 @@ impl Shadow {
         (offset >> self.shift) as usize..=((offset + bytes - 1) >> self.shift) as usize
     }
 
-    /// Notes a read; an earlier write that nothing orders before it.
+    /// Notes a read; an earlier write or atomic that nothing orders before it.
     #[inline]
     pub(crate) fn read(&mut self, clocks: &Clocks, unit: usize, now: Now) -> Option<Clash> {
-        let clash = self.check_writes(clocks, unit, now, true);
-        let known = &mut self.units[unit].readers;
-        note(clocks, &mut self.reads[unit * self.warps + now.warp], known, now);
+        let clash = self.check_write(clocks, unit, now).or_else(|| self.check_atomics(clocks, unit, now));
+        self.reads.note(clocks, unit, &mut self.units[unit].readers, now);
         clash
     }
 
     /// Notes an atomic; an earlier read or write, that is not an atomic, that nothing orders before it.
     pub(crate) fn atomic(&mut self, clocks: &Clocks, unit: usize, now: Now) -> Option<Clash> {
-        let clash = self.check_writes(clocks, unit, now, false).or_else(|| self.check_reads(clocks, unit, now));
-        let known = &mut self.units[unit].atomics;
-        note(clocks, &mut self.atomics[unit * self.warps + now.warp], known, now);
+        let clash = self.check_write(clocks, unit, now).or_else(|| self.check_reads(clocks, unit, now));
+        self.atomics.note(clocks, unit, &mut self.units[unit].atomics, now);
         clash
     }
 
     /// Notes a write; any earlier access that nothing orders before it.
     pub(crate) fn write(&mut self, clocks: &Clocks, unit: usize, now: Now) -> Option<Clash> {
-        let clash = self.check_writes(clocks, unit, now, true).or_else(|| self.check_reads(clocks, unit, now));
+        let clash = self.check_all(clocks, unit, now);
         self.set_write(unit, now, clocks.label(now.warp), Touch::Write);
         clash
     }
 
     /// Notes that an asynchronous copy is on its way.
     pub(crate) fn issue(&mut self, clocks: &Clocks, unit: usize, now: Now) -> Option<Clash> {
-        let clash = self.check_writes(clocks, unit, now, true).or_else(|| self.check_reads(clocks, unit, now));
+        let clash = self.check_all(clocks, unit, now);
         self.set_write(unit, now, PENDING, Touch::Copy);
         clash
     }
@@ -140,66 +150,81 @@ impl Shadow {
         self.set_write(unit, now, clocks.label(now.warp), Touch::Copy);
     }
 
+    /// Forgets everything: the next block begins, and with it copies that nobody waited for end.
+    pub(crate) fn renew(&mut self) {
+        self.units.fill(Unit::default());
+    }
+
     fn set_write(&mut self, unit: usize, now: Now, label: u32, touch: Touch) {
         let write = Access { label, lanes: now.lanes, pc: now.pc, warp: now.warp as u8, touch };
         self.units[unit] = Unit { write, readers: 0, atomics: 0 };
     }
 
+    fn check_all(&self, clocks: &Clocks, unit: usize, now: Now) -> Option<Clash> {
+        let earlier = self.check_write(clocks, unit, now).or_else(|| self.check_atomics(clocks, unit, now));
+        earlier.or_else(|| self.check_reads(clocks, unit, now))
+    }
+
     #[inline]
-    fn check_writes(&self, clocks: &Clocks, unit: usize, now: Now, atomics: bool) -> Option<Clash> {
-        let Unit { write, atomics: warps, .. } = &self.units[unit];
-        if !clocks.settled(usize::from(write.warp), write.label)
-            && let Some(clash) = clocks.clash(write, now.warp, now.lanes)
-        {
-            return Some(clash);
-        }
-        if !atomics || *warps == 0 {
+    fn check_write(&self, clocks: &Clocks, unit: usize, now: Now) -> Option<Clash> {
+        let write = &self.units[unit].write;
+        if clocks.settled(usize::from(write.warp), write.label) {
             return None;
         }
-        self.check_marks(clocks, unit, now, *warps, &self.atomics, Touch::Atomic)
+        clocks.clash(write, now.warp, now.lanes)
+    }
+
+    fn check_atomics(&self, clocks: &Clocks, unit: usize, now: Now) -> Option<Clash> {
+        self.atomics.check(clocks, unit, self.units[unit].atomics, now)
     }
 
     fn check_reads(&self, clocks: &Clocks, unit: usize, now: Now) -> Option<Clash> {
-        self.check_marks(clocks, unit, now, self.units[unit].readers, &self.reads, Touch::Read)
-    }
-
-    fn check_marks(
-        &self,
-        clocks: &Clocks,
-        unit: usize,
-        now: Now,
-        warps: u32,
-        marks: &[Mark],
-        touch: Touch,
-    ) -> Option<Clash> {
-        bits(warps).find_map(|warp| {
-            let Mark { label, lanes, pc } = marks[unit * self.warps + warp as usize];
-            if clocks.settled(warp as usize, label) {
-                return None;
-            }
-            clocks.clash(&Access { label, lanes, pc, warp: warp as u8, touch }, now.warp, now.lanes)
-        })
-    }
-
-    /// Forgets everything: the next block begins, and with it copies that nobody waited for end.
-    pub(crate) fn renew(&mut self) {
-        self.units.fill(Unit::default());
+        self.reads.check(clocks, unit, self.units[unit].readers, now)
     }
 }
 
-/// Adds an access to the marks of its warp. Where an older mark can neither be merged nor forgotten (lanes that went
-/// different ways between warp barriers), the newer lanes count with the older label: a race may then be missed, but none
-/// is invented.
-#[inline]
-fn note(clocks: &Clocks, mark: &mut Mark, known: &mut u32, now: Now) {
-    let label = clocks.label(now.warp);
-    let bit = 1 << now.warp;
-    let stale = *known & bit == 0 || clocks.settled(now.warp, mark.label);
-    *known |= bit;
-    if stale || mark.label != label && clocks.covers(now.warp, mark.lanes, mark.label, now.lanes) {
-        *mark = Mark { label, lanes: now.lanes, pc: now.pc };
-    } else {
-        mark.lanes |= now.lanes;
-        mark.pc = now.pc;
+impl Marks {
+    fn new(touch: Touch, units: usize, warps: usize) -> Self {
+        Self { touch, warps, latest: vec![Mark::default(); units * warps], older: HashMap::new() }
+    }
+
+    /// Adds an access. `known` has a bit for each warp whose marks count.
+    #[inline]
+    fn note(&mut self, clocks: &Clocks, unit: usize, known: &mut u32, now: Now) {
+        let at = unit * self.warps + now.warp;
+        let label = clocks.label(now.warp);
+        let mark = &mut self.latest[at];
+        let fresh = *known >> now.warp & 1 == 0;
+        if fresh && !self.older.is_empty() {
+            self.older.remove(&at);
+        }
+        *known |= 1 << now.warp;
+        let new = Mark { label, lanes: now.lanes, pc: now.pc };
+        if fresh || clocks.settled(now.warp, mark.label) {
+            *mark = new;
+        } else if mark.label == label {
+            mark.lanes |= now.lanes;
+            mark.pc = now.pc;
+        } else {
+            if !clocks.covers(now.warp, mark.lanes, mark.label, now.lanes) {
+                self.older.entry(at).or_default().push(*mark);
+            }
+            *mark = new;
+        }
+    }
+
+    /// An access that counts and that nothing orders before the present one.
+    fn check(&self, clocks: &Clocks, unit: usize, warps: u32, now: Now) -> Option<Clash> {
+        bits(warps).find_map(|warp| {
+            let at = unit * self.warps + warp as usize;
+            let older = self.older.get(&at).into_iter().flatten();
+            older.chain([&self.latest[at]]).find_map(|&Mark { label, lanes, pc }| {
+                if clocks.settled(warp as usize, label) {
+                    return None;
+                }
+                let earlier = Access { label, lanes, pc, warp: warp as u8, touch: self.touch };
+                clocks.clash(&earlier, now.warp, now.lanes)
+            })
+        })
     }
 }
