@@ -1,4 +1,4 @@
-// What examples/speed measures: compile with tests/ptx/compile.py's options.
+// What examples/launch_speed measures: compile with tests/ptx/compile.py's options.
 
 extern "C" __global__ void elementwise(const float* x, float* y, int n) {
     for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < n; i += gridDim.x * blockDim.x) {
