@@ -6,6 +6,7 @@
 
 mod errors;
 mod four_bit;
+mod fused;
 
 use kinglet_oracle::{Checker, Scope, cases, emulated, simd};
 use std::collections::BTreeSet;
