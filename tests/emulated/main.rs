@@ -6,6 +6,7 @@
 
 mod errors;
 mod four_bit;
+mod fused;
 mod training;
 mod values;
 

@@ -1,9 +1,5 @@
 //! How long instructions take: nanoseconds for one instruction of a full warp, the best of many short runs.
-<<<<<<<< HEAD:cuda/emulator/examples/speed_arith.rs
-//! `cargo run --release -p kinglet-emulator --example speed_arith`
-========
 //! `cargo run --release -p kinglet-emulator --example arith_speed`
->>>>>>>> emu-arith:cuda/emulator/examples/arith_speed.rs
 
 use kinglet_emulator::arith::{Lanes, Operands, compare, eval};
 use kinglet_emulator::program::{Alu, AluOp, Compare, Mma, Modifiers, PrmtMode, Rounding, Type};

@@ -33,7 +33,9 @@ const COPY: &str = "cp.async.cg.shared.global [%r6], [%rd6], 16;";
 #[test]
 fn a_copy_without_a_wait() {
     let body = |wait: &str| {
-        shared(&format!("{COPY}\ncp.async.commit_group;\n{wait}\nld.shared.u32 %r10, [%r6+4]; // HERE\nst.global.u32 [%rd4], %r10;"))
+        shared(&format!(
+            "{COPY}\ncp.async.commit_group;\n{wait}\nld.shared.u32 %r10, [%r6+4]; // HERE\nst.global.u32 [%rd4], %r10;"
+        ))
     };
     let fault = block(32).caught(AsyncCopy, &body(""), &["an asynchronous copy by thread (0, 0, 0)", "at PTX line"]);
     assert_eq!(fault.thread, [0, 0, 0]);
@@ -45,9 +47,8 @@ fn a_copy_without_a_wait() {
 
 #[test]
 fn a_copy_that_is_in_no_group() {
-    let body = |commit: &str, wait: &str| {
-        shared(&format!("{COPY}\n{commit}\n{wait}\nld.shared.u32 %r10, [%r6]; // HERE"))
-    };
+    let body =
+        |commit: &str, wait: &str| shared(&format!("{COPY}\n{commit}\n{wait}\nld.shared.u32 %r10, [%r6]; // HERE"));
     block(32).caught(AsyncCopy, &body("", "cp.async.wait_group 0;"), &[]);
     block(32).clean(&body("cp.async.commit_group;", "cp.async.wait_group 0;"));
     block(32).clean(&body("", "cp.async.wait_all;"));
@@ -151,14 +152,25 @@ fn the_pipeline_of_a_matrix_product_is_clean() {
 
 #[test]
 fn sizes_and_addresses_of_copies() {
-    let body = |copy: &str| shared(&format!("{copy} // HERE\ncp.async.wait_all;\nld.shared.v4.u32 {{%r10, %r11, %r12, %r13}}, [%r6];\nst.global.v4.u32 [%rd2], {{%r10, %r11, %r12, %r13}};"));
+    let body = |copy: &str| {
+        shared(&format!(
+            "{copy} // HERE\ncp.async.wait_all;\nld.shared.v4.u32 {{%r10, %r11, %r12, %r13}}, [%r6];\nst.global.v4.u32 [%rd2], {{%r10, %r11, %r12, %r13}};"
+        ))
+    };
     // Fewer bytes of source: the rest is zeros.
     assert_eq!(block(1).clean(&body("cp.async.cg.shared.global [%r6], [%rd6+16], 16, 8;")).words(4), [4, 5, 0, 0]);
-    assert_eq!(block(1).clean(&body("mov.u32 %r30, 0; cp.async.cg.shared.global [%r6], [%rd6+4096], 16, %r30;")).words(4), [0; 4]);
+    assert_eq!(
+        block(1).clean(&body("mov.u32 %r30, 0; cp.async.cg.shared.global [%r6], [%rd6+4096], 16, %r30;")).words(4),
+        [0; 4]
+    );
     block(1).caught(OutOfBounds, &body("cp.async.cg.shared.global [%r6], [%rd6+4096], 16;"), &["behind the end"]);
     block(1).caught(Misaligned, &body("cp.async.cg.shared.global [%r6], [%rd6+8], 16;"), &["16 bytes"]);
     block(1).caught(Misaligned, &body("cp.async.cg.shared.global [%r6+8], [%rd6], 16;"), &["16 bytes"]);
     block(1).caught(OutOfBounds, &body("cp.async.cg.shared.global [%r6+8192], [%rd6], 16;"), &["shared"]);
     block(1).caught(Uninitialised, &body("cp.async.cg.shared.global [%r6], [%rd2], 16;"), &["nobody wrote byte 0"]);
-    block(1).caught(IllegalInstruction, &body("mov.u32 %r30, 17; cp.async.cg.shared.global [%r6], [%rd6], 16, %r30;"), &["17"]);
+    block(1).caught(
+        IllegalInstruction,
+        &body("mov.u32 %r30, 17; cp.async.cg.shared.global [%r6], [%rd6], 16, %r30;"),
+        &["17"],
+    );
 }

@@ -65,16 +65,16 @@ fn misaligned_accesses() {
         block(32).caught(Misaligned, &load(what, size / 2), &[&format!("{size} bytes")]);
         block(32).clean(&load(what, size));
     }
-    let shared = |offset: u32| kernel(".shared .align 16 .b8 s[64];", &format!("st.shared.v2.u32 [s+{offset}], {{%r1, %r1}}; // HERE"));
+    let shared = |offset: u32| {
+        kernel(".shared .align 16 .b8 s[64];", &format!("st.shared.v2.u32 [s+{offset}], {{%r1, %r1}}; // HERE"))
+    };
     block(1).caught(Misaligned, &shared(4), &["shared memory"]);
     block(1).clean(&shared(8));
 }
 
 #[test]
 fn uninitialised_global_memory() {
-    let body = |first: &str| {
-        kernel("", &format!("{first} ld.global.u32 %r6, [%rd4]; // HERE\n"))
-    };
+    let body = |first: &str| kernel("", &format!("{first} ld.global.u32 %r6, [%rd4]; // HERE\n"));
     let fault = block(64).caught(Uninitialised, &body(""), &["nobody wrote byte 0", "of 4096 bytes"]);
     assert_eq!(fault.thread, [0, 0, 0]);
     block(64).clean(&body("st.global.u32 [%rd4], %r2;"));
@@ -96,7 +96,8 @@ fn uninitialised_shared_memory() {
     block(64).caught(Uninitialised, &body(""), &["(s + "]);
     block(64).clean(&body("mov.u32 %r7, s; add.u32 %r7, %r7, %r5; st.shared.u32 [%r7], %r2;"));
     // Blocks do not inherit each other's bytes.
-    let second = body("mov.u32 %r7, s; add.u32 %r7, %r7, %r5; setp.ne.u32 %p1, %r3, 0; @!%p1 st.shared.u32 [%r7], %r2;");
+    let second =
+        body("mov.u32 %r7, s; add.u32 %r7, %r7, %r5; setp.ne.u32 %p1, %r3, 0; @!%p1 st.shared.u32 [%r7], %r2;");
     let fault = grid(4, 64).caught(Uninitialised, &second, &[]);
     assert_eq!(fault.block, [1, 0, 0]);
 }
@@ -116,7 +117,8 @@ fn uninitialised_local_memory() {
 
 #[test]
 fn out_of_bounds_in_the_small_spaces() {
-    let shared = |offset: u32| kernel(".shared .align 4 .b8 tile[128];", &format!("st.shared.u32 [tile+{offset}], 1; // HERE"));
+    let shared =
+        |offset: u32| kernel(".shared .align 4 .b8 tile[128];", &format!("st.shared.u32 [tile+{offset}], 1; // HERE"));
     block(1).caught(OutOfBounds, &shared(128), &["0 bytes behind tile"]);
     block(1).clean(&shared(124));
     let dynamic = |offset: u32| {
@@ -124,11 +126,16 @@ fn out_of_bounds_in_the_small_spaces() {
     };
     block(1).dynamic(64).caught(OutOfBounds, &dynamic(64), &["64 bytes"]);
     block(1).dynamic(64).clean(&dynamic(60));
-    let local = |offset: u32| kernel(".local .align 4 .b8 l[16];", &format!("mov.u32 %r6, l; st.local.u32 [%r6+{offset}], 1; // HERE"));
+    let local = |offset: u32| {
+        kernel(".local .align 4 .b8 l[16];", &format!("mov.u32 %r6, l; st.local.u32 [%r6+{offset}], 1; // HERE"))
+    };
     block(1).caught(OutOfBounds, &local(512), &["local memory"]);
     block(1).clean(&local(12));
     // A generic address where a shared one is asked for.
-    let generic = kernel(".shared .align 4 .b8 s[64];", "mov.u64 %rd6, s; cvta.shared.u64 %rd6, %rd6; st.shared.u32 [%rd6], 1; // HERE");
+    let generic = kernel(
+        ".shared .align 4 .b8 s[64];",
+        "mov.u64 %rd6, s; cvta.shared.u64 %rd6, %rd6; st.shared.u32 [%rd6], 1; // HERE",
+    );
     block(1).caught(OutOfBounds, &generic, &["generic"]);
     let converted = generic.replace("st.shared.u32", "st.u32");
     block(1).clean(&converted);

@@ -77,7 +77,10 @@ fn a_race_inside_a_warp() {
     let near = block(32).n(1);
     let fault = near.caught(Race, &body(""), &["thread (1, 0, 0)"]);
     assert_eq!(fault.thread, [0, 0, 0]);
-    assert_eq!(near.clean(&body("bar.warp.sync 0xffffffff;")).words(32), (0..32).map(|i| (i + 1) % 32).collect::<Vec<_>>());
+    assert_eq!(
+        near.clean(&body("bar.warp.sync 0xffffffff;")).words(32),
+        (0..32).map(|i| (i + 1) % 32).collect::<Vec<_>>()
+    );
     // A shuffle or a vote orders nothing: the ISA promises no memory order for them.
     near.caught(Race, &body("shfl.sync.idx.b32 %r20, %r2, 0, 31, 0xffffffff;"), &[]);
     // A thread that reads its own word races with nobody.
@@ -88,7 +91,11 @@ fn a_race_inside_a_warp() {
 fn a_warp_barrier_does_not_order_warps() {
     let body = |sync: &str| shared(&format!("st.shared.u32 [%r6], %r2;\n{sync}\nld.shared.u32 %r10, [%r7]; // HERE"));
     let shifted = |threads| racing(threads).n(31);
-    shifted(128).caught(Race, &shared("st.shared.u32 [%r6], %r2; // HERE\nbar.warp.sync -1;\nld.shared.u32 %r10, [%r7]; // HERE"), &[]);
+    shifted(128).caught(
+        Race,
+        &shared("st.shared.u32 [%r6], %r2; // HERE\nbar.warp.sync -1;\nld.shared.u32 %r10, [%r7]; // HERE"),
+        &[],
+    );
     block(128).n(31).clean(&body("bar.sync 0;"));
 }
 
@@ -119,12 +126,14 @@ fn lanes_of_one_store() {
     // Equal values: whichever stays is the same.
     block(32).clean(&body("7"));
     // Neighbouring halves of a word belong to different threads.
-    let halves = shared("shl.b32 %r10, %r2, 1; add.u32 %r10, %r10, %r8; cvt.u16.u32 %h1, %r2; st.shared.u16 [%r10], %h1;");
+    let halves =
+        shared("shl.b32 %r10, %r2, 1; add.u32 %r10, %r10, %r8; cvt.u16.u32 %h1, %r2; st.shared.u16 [%r10], %h1;");
     block(64).clean(&halves);
     // The same with a byte each, and a load of the word without a barrier.
     let bytes = "add.u32 %r10, %r2, %r8; cvt.u16.u32 %h1, %r2; st.shared.u8 [%r10], %h1;";
     block(64).clean(&shared(bytes));
-    let load = |sync: &str| shared(&format!("{bytes}\n{sync}\nand.b32 %r10, %r10, -4; ld.shared.u32 %r11, [%r10]; // HERE"));
+    let load =
+        |sync: &str| shared(&format!("{bytes}\n{sync}\nand.b32 %r10, %r10, -4; ld.shared.u32 %r11, [%r10]; // HERE"));
     block(32).caught(Race, &load(""), &[]);
     block(64).clean(&load("bar.sync 0;"));
 }
@@ -209,7 +218,8 @@ fn named_barriers_order_those_who_meet() {
     let outcome = block(64).clean(&body("bar.sync 1, 64;", "bar.sync 2, 64;"));
     assert_eq!(outcome.word(32), 28);
     // The consumer's barrier has another number: nothing orders the two warps.
-    let wrong = body("bar.sync 3, 32;", "bar.sync 4, 32;").replace("bar.arrive 1, 64;", "").replace("bar.arrive 2, 64;", "");
+    let wrong =
+        body("bar.sync 3, 32;", "bar.sync 4, 32;").replace("bar.arrive 1, 64;", "").replace("bar.arrive 2, 64;", "");
     racing(64).caught(Race, &wrong, &[]);
 }
 

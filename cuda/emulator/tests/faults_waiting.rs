@@ -102,9 +102,19 @@ fn a_count_that_is_never_reached() {
 
 #[test]
 fn a_thread_that_comes_twice() {
-    let body = |second: u32| kernel("", &format!("setp.ge.u32 %p1, %r2, 32;\n@%p1 bra B;\nbar.arrive 1, 64;\nbar.sync {second}, 64; // HERE\nret;\nB: bar.sync 1, 64;\n bar.sync 2, 64;"));
+    let body = |second: u32| {
+        kernel(
+            "",
+            &format!(
+                "setp.ge.u32 %p1, %r2, 32;\n@%p1 bra B;\nbar.arrive 1, 64;\nbar.sync {second}, 64; // HERE\nret;\nB: bar.sync 1, 64;\n bar.sync 2, 64;"
+            ),
+        )
+    };
     block(64).clean(&body(2));
-    let twice = kernel("", "setp.ge.u32 %p1, %r2, 32;\n@%p1 bra B;\nbar.arrive 1, 64;\nbar.arrive 1, 64; // HERE\nret;\nB: bar.sync 0, 32;");
+    let twice = kernel(
+        "",
+        "setp.ge.u32 %p1, %r2, 32;\n@%p1 bra B;\nbar.arrive 1, 64;\nbar.arrive 1, 64; // HERE\nret;\nB: bar.sync 0, 32;",
+    );
     block(64).caught(BarrierDivergence, &twice, &["already"]);
 }
 
@@ -183,7 +193,12 @@ fn a_lane_that_its_mask_does_not_name() {
 
 #[test]
 fn a_shuffle_from_a_lane_that_is_not_there() {
-    let body = |from: u32| kernel("", &format!("setp.ge.u32 %p1, %r2, 24;\n@%p1 ret;\nshfl.sync.idx.b32 %r6, %r2, {from}, 31, 0xffffff; // HERE"));
+    let body = |from: u32| {
+        kernel(
+            "",
+            &format!("setp.ge.u32 %p1, %r2, 24;\n@%p1 ret;\nshfl.sync.idx.b32 %r6, %r2, {from}, 31, 0xffffff; // HERE"),
+        )
+    };
     block(32).caught(IllegalInstruction, &body(24), &["reads lane 24", "not defined"]);
     block(32).clean(&body(23));
 }
@@ -191,7 +206,12 @@ fn a_shuffle_from_a_lane_that_is_not_there() {
 #[test]
 fn an_endless_loop_ends() {
     let body = |step: u32| {
-        kernel("", &format!("mov.u32 %r6, 0;\nL: add.u32 %r6, %r6, {step}; // HERE\nsetp.lt.u32 %p1, %r6, 100; // HERE\n@%p1 bra L; // HERE"))
+        kernel(
+            "",
+            &format!(
+                "mov.u32 %r6, 0;\nL: add.u32 %r6, %r6, {step}; // HERE\nsetp.lt.u32 %p1, %r6, 100; // HERE\n@%p1 bra L; // HERE"
+            ),
+        )
     };
     grid(3, 64).limit(100_000).caught(InstructionLimit, &body(0), &["100000 warp instructions"]);
     grid(3, 64).limit(100_000).clean(&body(1));

@@ -194,7 +194,11 @@ impl Setup {
 
 fn variable_bytes(module: &Module) -> u64 {
     // Names of the module variables that these tests use.
-    ["v", "w", "fmt", "msg", "file", "func", "table", "text"].iter().filter_map(|name| module.variable(name)).map(|(_, bytes)| bytes).sum()
+    ["v", "w", "fmt", "msg", "file", "func", "table", "text"]
+        .iter()
+        .filter_map(|name| module.variable(name))
+        .map(|(_, bytes)| bytes)
+        .sum()
 }
 
 /// A text with the numbers of its lines.
