@@ -2,8 +2,8 @@
 
 use crate::cpu::{Cpu, Simd};
 use crate::kernel::{Args, Hooks, Kernel};
+use crate::output::Output;
 use crate::storage::{Heap, MemoryUse, Storage};
-use crate::tensor::Output;
 use crate::{DType, Error, Result, layout};
 use std::sync::Arc;
 

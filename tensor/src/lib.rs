@@ -27,6 +27,7 @@ pub mod kernels;
 mod layout;
 mod mat;
 pub mod ops;
+mod output;
 pub mod philox;
 #[allow(unsafe_code)]
 mod storage;
@@ -37,5 +38,6 @@ pub use dtype::{DType, Element, Float};
 pub use error::{Error, Result};
 pub use kinglet_cuda::EmulatorOptions;
 pub use layout::{Dims, Layout, MAX_RANK, Shape, broadcast_shape};
+pub use output::{Output, TensorMut};
 pub use storage::{ALIGN, MemoryUse, SharedBytes, Storage};
-pub use tensor::{Output, Tensor, TensorMut, same_device};
+pub use tensor::{Tensor, same_device};
