@@ -60,6 +60,8 @@ fn rows(c: &mut Criterion) {
     let (x, weight) = (random(&[TOKENS, HIDDEN], &device), random(&[HIDDEN], &device));
     let (gate, up) = (random(&[TOKENS, INNER], &device), random(&[TOKENS, INNER], &device));
     group.bench_function("rms_norm", |b| b.iter(|| ops::rms_norm(&x, &weight, 1e-5).unwrap()));
+    let residual = random(&[TOKENS, HIDDEN], &device);
+    group.bench_function("add_rms_norm", |b| b.iter(|| ops::add_rms_norm(&x, &residual, &weight, 1e-5).unwrap()));
     group.bench_function("swiglu", |b| b.iter(|| ops::swiglu(&gate, &up).unwrap()));
     group.finish();
 }

@@ -1,7 +1,7 @@
 //! The tape: what it records, keeps, frees and refuses. Gradients of single ops are checked in `ops.rs`.
 #![allow(clippy::unwrap_used)]
 
-use kinglet_autograd::{Grads, Options, ParamSet, Save, Tape, Var};
+use kinglet_autograd::{Grads, Options, ParamSet, Save, Tape, Var, ops as var};
 use kinglet_tensor::{DType, Device, Result, Tensor, ops};
 use std::sync::{Arc, Mutex};
 
@@ -111,6 +111,30 @@ fn recomputing_keeps_less_and_changes_no_bit() {
     assert_eq!((&less.1, &less.2), (&more.1, &more.2));
     // With recipes the inputs are enough; without, both activations are kept as well.
     assert_eq!((less.0, more.0), (2 * 64 * 64 * 4, 4 * 64 * 64 * 4));
+}
+
+#[test]
+fn a_norm_of_a_sum_keeps_the_sum_alone_and_reads_its_gradient_once() {
+    let device = device();
+    let launches = Arc::new(Mutex::new(Vec::new()));
+    let seen = launches.clone();
+    device.hooks().listen(move |launch| seen.lock().unwrap().push(launch.kernel));
+    let tape = Tape::new();
+    let (x, residual) = (tape.leaf(values(&[64, 64], 1, &device)), tape.leaf(values(&[64, 64], 2, &device)));
+    let weight = tape.constant(values(&[64], 3, &device));
+    let (sum, y) = var::add_rms_norm(&x, &residual, &weight, 1e-5).unwrap();
+    assert_eq!(*launches.lock().unwrap(), ["add_rms_norm"]);
+    // A rule that needs y: it is made again, from the sum.
+    let z = y.square().unwrap().add(&sum).unwrap();
+    assert_eq!(tape.saved_bytes(), 4 * (64 * 64 + 64));
+    launches.lock().unwrap().clear();
+    let dz = values(&[64, 64], 4, &device);
+    let leaves = tape.backward_from(&[(&z, dz.clone())], &mut Grads::none()).unwrap();
+    let launched = launches.lock().unwrap().clone();
+    assert!(launched.contains(&"rms_norm") && launched.contains(&"add_rms_norm_backward"), "{launched:?}");
+    assert!(!launched.contains(&"accumulate") && !launched.contains(&"binary"), "{launched:?}");
+    assert_eq!(bits(leaves.get(&x).unwrap()), bits(leaves.get(&residual).unwrap()));
+    assert_eq!(bits(&dz), bits(&values(&[64, 64], 4, &device)), "no rule writes into the gradient that it is given");
 }
 
 #[test]

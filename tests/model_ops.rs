@@ -37,6 +37,15 @@ fn what_a_caller_gets_wrong_is_an_error_that_names_it() {
     let (x, w) = (random(&[4, 6], 1, &d), random(&[5], 2, &d));
     assert!(ops::rms_norm(&x, &w, 1e-5).is_err_and(|e| e.is_shape() && e.to_string().contains("[5]")));
     assert!(ops::rms_norm(&vector(&[1, 2], &d), &w, 1e-5).is_err_and(|e| e.is_shape() || e.is_dtype()));
+    let add_rms_norm = |residual: &Tensor, width| ops::add_rms_norm(&x, residual, &random(&[width], 5, &d), 1e-5);
+    assert!(add_rms_norm(&x, 5).is_err_and(|e| e.is_shape() && e.to_string().contains("[5]")));
+    assert!(
+        add_rms_norm(&random(&[6], 5, &d), 6).is_err_and(|e| e.is_shape() && e.to_string().contains("[4, 6] and [6]"))
+    );
+    assert!(add_rms_norm(&x.to_dtype(DType::BF16).unwrap(), 6).is_err_and(|e| e.is_dtype()));
+    assert!(add_rms_norm(&random(&[4, 6], 5, &cpu()), 6).is_err_and(|e| e.is_device()));
+    let backward = ops::add_rms_norm_backward(&w, &x, &x, &random(&[6], 5, &d), 1e-5);
+    assert!(backward.is_err_and(|e| e.is_shape() && e.to_string().contains("gradient [5] of [4, 6]")));
     assert!(ops::layer_norm(&x, &w, &w, 1e-5).is_err_and(|e| e.is_shape()));
     assert!(ops::swiglu(&x, &w).is_err_and(|e| e.is_shape()));
     assert!(ops::swiglu(&x, &x.to_dtype(DType::BF16).unwrap()).is_err_and(|e| e.is_dtype()));
@@ -144,9 +153,11 @@ fn a_row_has_the_same_bits_in_every_batch() {
     let (x, gate) = (random(&[301, 65], 1, &d), random(&[301, 65], 2, &d));
     let (w, b) = (random(&[65], 3, &d), random(&[65], 4, &d));
     type RowOp<'a> = (&'a str, Box<dyn Fn(&Tensor, &Tensor) -> Tensor + 'a>);
-    let row_ops: [RowOp<'_>; 6] = [
+    let row_ops: [RowOp<'_>; 8] = [
         ("rms_norm", Box::new(|x, _| ops::rms_norm(x, &w, 1e-5).unwrap())),
         ("rms_norm_backward", Box::new(|x, g| ops::rms_norm_backward(g, x, &w, 1e-5).unwrap())),
+        ("add_rms_norm", Box::new(|x, r| ops::add_rms_norm(x, r, &w, 1e-5).unwrap().1)),
+        ("add_rms_norm_backward", Box::new(|x, g| ops::add_rms_norm_backward(x, g, x, &w, 1e-5).unwrap())),
         ("layer_norm", Box::new(|x, _| ops::layer_norm(x, &w, &b, 1e-5).unwrap())),
         ("layer_norm_backward", Box::new(|x, g| ops::layer_norm_backward(g, x, &w, 1e-5).unwrap())),
         ("swiglu", Box::new(|x, g| ops::swiglu(g, x).unwrap())),

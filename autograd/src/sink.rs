@@ -43,6 +43,20 @@ impl Sink<'_> {
         accumulate(&mut self.running[id], gradient.to_dtype(value.dtype)?)
     }
 
+    /// Gives input `i` the gradient that `make` gives for the sum that has arrived from the ops recorded after this one,
+    /// `None` where nothing has or the input is a parameter: a kernel that reads the sum and adds to it saves a pass over
+    /// memory. Where there is a sum, `make` must include it, rounded as by [`Sink::add`]. Not called when nobody wants the
+    /// gradient.
+    ///
+    /// # Errors
+    /// As [`Sink::add`], and those of `make`.
+    pub fn add_to(&mut self, i: usize, make: impl FnOnce(Option<&Tensor>) -> Result<Tensor>) -> Result<()> {
+        let Some(id) = self.id(i) else { return Ok(()) };
+        let sum = self.running[id].take();
+        let gradient = make(sum.as_ref())?;
+        self.add(i, gradient)
+    }
+
     /// The f32 buffer to accumulate the gradient of input `i` into, so that a kernel can add where it is kept instead
     /// of making a tensor that is then added. `None` when nobody wants it.
     ///

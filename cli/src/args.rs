@@ -40,6 +40,9 @@ pub(crate) struct DeviceArgs {
     /// Threads of the CPU device [default: one a core]
     #[arg(long, value_name = "N")]
     pub(crate) threads: Option<usize>,
+    /// A folder of CUDA kernels, X.cu or X.ptx, to run instead of the built-in ones of the same names
+    #[arg(long, value_name = "DIR")]
+    pub(crate) kernels: Option<PathBuf>,
     /// The dtype of activations: f32 or bf16 [default: f32]
     #[arg(long, value_name = "DTYPE")]
     pub(crate) dtype: Option<Dtype>,
@@ -216,6 +219,9 @@ pub(crate) struct FinetuneOptions {
     /// Threads of the CPU device [default: one a core]
     #[arg(long, value_name = "N")]
     pub(crate) threads: Option<usize>,
+    /// A folder of CUDA kernels, X.cu or X.ptx, to run instead of the built-in ones of the same names
+    #[arg(long, value_name = "DIR")]
+    pub(crate) kernels: Option<PathBuf>,
     /// Rows to evaluate on, during the run and at its end
     #[arg(long, value_name = "FILE")]
     pub(crate) eval_data: Option<PathBuf>,

@@ -2,12 +2,13 @@
 
 use crate::args::FinetuneArgs;
 use crate::console::{next, note, out, quoted};
+use crate::demo;
+use crate::device::{self, Choice};
 use crate::options::gather;
 use crate::progress::{Progress, describe};
 use crate::render::renderer;
 use crate::settings::{settings, start};
 use crate::signals::Caught;
-use crate::{demo, session};
 use kinglet_models::QuantOptions;
 use kinglet_quant::nf4::Format;
 use kinglet_tensor::Result;
@@ -29,7 +30,9 @@ pub(crate) fn run(args: FinetuneArgs) -> Result<()> {
 /// # Errors
 /// When the input is at fault.
 pub(crate) fn train_settings(settings: &Settings, start: Start, dry_run: bool) -> Result<bool> {
-    let device = session::device(Some(&settings.device), settings.threads)?;
+    let choice =
+        Choice { name: Some(&settings.device), threads: settings.threads, kernels: settings.kernels.as_deref() };
+    let device = device::open(&choice)?;
     let caught = Caught::new()?;
     let mut progress = Progress::new(settings, dry_run);
     let renderer = renderer()?;

@@ -9,6 +9,7 @@ mod args;
 mod conflicts;
 mod console;
 mod demo;
+mod device;
 mod eval;
 mod finetune;
 mod generate;

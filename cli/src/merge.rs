@@ -2,8 +2,9 @@
 
 use crate::args::{Dtype, MergeArgs};
 use crate::console::{next, note, out, quoted, warn};
+use crate::device;
 use crate::render::renderer;
-use crate::session::{adapter, device, kept_template, warn_of_unused};
+use crate::session::{adapter, kept_template, warn_of_unused};
 use crate::target::Target;
 use kinglet_models::fs::Folder;
 use kinglet_models::{Ctx, LoadOptions};
@@ -18,7 +19,7 @@ const PROBE: &str = "The kinglet is a very small bird that wears a crown. What e
 /// When the input is at fault.
 pub(crate) fn run(args: &MergeArgs) -> Result<()> {
     let target = Target::new(&args.output, args.overwrite, &[&args.model, &args.adapter])?;
-    let device = device(None, args.threads)?;
+    let device = device::open(&device::Choice { threads: args.threads, ..device::Choice::default() })?;
     let load = LoadOptions { device: device.clone(), quant: None };
     let template = kept_template(&args.adapter);
     let renderer = renderer()?;

@@ -2,9 +2,10 @@
 
 use crate::args::QuantizeArgs;
 use crate::console::{bytes, next, note, out, quoted};
+use crate::device;
 use crate::merge::write_companions;
 use crate::render::renderer;
-use crate::session::{check_requantisation, device, quantization, warn_of_unused};
+use crate::session::{check_requantisation, quantization, warn_of_unused};
 use crate::target::Target;
 use kinglet_models::fs::Folder;
 use kinglet_models::safetensors::{TensorSpec, write_model};
@@ -29,7 +30,10 @@ pub(crate) fn run(args: &QuantizeArgs) -> Result<()> {
     let renderer = renderer()?;
     let base = Base::open(&args.model, OpenOptions { renderer: Some(&renderer), ..OpenOptions::default() })?;
     check_requantisation(&base)?;
-    let model = base.load(&LoadOptions { device: device(None, args.threads)?, quant: Some(options) })?;
+    let model = base.load(&LoadOptions {
+        device: device::open(&device::Choice { threads: args.threads, ..device::Choice::default() })?,
+        quant: Some(options),
+    })?;
     warn_of_unused(&base, &model);
     let tensors = tensors(&model, base.source.gguf.is_some())?;
     let after = size(tensors.iter().map(|t| &t.spec))?;

@@ -2,12 +2,12 @@
 
 use crate::args::{DeviceArgs, Dtype, ModelArgs, Quant};
 use crate::console::{quoted, warn};
+use crate::device;
 use crate::render::renderer;
 use kinglet_models::{Ctx, Decoder, LoadOptions, QuantOptions};
 use kinglet_peft::Adapter;
 use kinglet_quant::nf4::Format;
-use kinglet_tensor::cpu::{Level, Simd};
-use kinglet_tensor::{CpuOptions, DType, Device, Error, Result};
+use kinglet_tensor::{DType, Error, Result};
 use kinglet_train::{Base, OpenOptions, Settings};
 use std::path::{Path, PathBuf};
 
@@ -21,7 +21,11 @@ pub(crate) struct Session {
 
 impl Session {
     pub(crate) fn open(args: &ModelArgs) -> Result<Self> {
-        let device = device(args.device.device.as_deref(), args.device.threads)?;
+        let device = device::open(&device::Choice {
+            name: args.device.device.as_deref(),
+            threads: args.device.threads,
+            kernels: args.device.kernels.as_deref(),
+        })?;
         let kept = args.adapter.as_deref().and_then(kept_template);
         let renderer = renderer()?;
         let options = OpenOptions {
@@ -147,37 +151,4 @@ fn compute_dtype(args: &DeviceArgs) -> DType {
         Some(Dtype::Bf16) => DType::BF16,
         Some(Dtype::F32) | None => DType::F32,
     }
-}
-
-/// More than any machine has; starting them would take minutes.
-const MAX_THREADS: usize = 1024;
-
-/// The device called `name`, with the SIMD level of KINGLET_SIMD (portable, avx2 or avx512) if that is set.
-pub(crate) fn device(name: Option<&str>, threads: Option<usize>) -> Result<Device> {
-    if threads == Some(0) {
-        return Err(Error::invalid("--threads must be at least 1"));
-    }
-    if let Some(n) = threads.filter(|&n| n > MAX_THREADS) {
-        return Err(Error::invalid(format!("--threads {n}: at most {MAX_THREADS}")));
-    }
-    match name.unwrap_or("cpu") {
-        "cpu" => Device::cpu(CpuOptions { threads, simd: simd()?, ..CpuOptions::default() }),
-        other if other == "emulated" || other == "cuda" || other.starts_with("cuda:") => {
-            Err(Error::unsupported(format!("--device {other}: not in this build; use cpu")))
-        }
-        other => Err(Error::invalid(format!("--device {other}: must be cpu, cuda:N or emulated"))),
-    }
-}
-
-/// The SIMD level that the environment asks for; `None` is the best.
-pub(crate) fn simd() -> Result<Option<Simd>> {
-    let Some(name) = std::env::var_os("KINGLET_SIMD") else { return Ok(None) };
-    let name = name.to_string_lossy();
-    let level = match &*name {
-        "portable" => Level::Portable,
-        "avx2" => Level::Avx2,
-        "avx512" => Level::Avx512,
-        other => return Err(Error::invalid(format!("KINGLET_SIMD={other}: must be portable, avx2 or avx512"))),
-    };
-    Simd::new(level).map(Some)
 }

@@ -1,9 +1,34 @@
-//! The CUDA driver seam: devices, buffers, modules, launches. Knows no tensor.
+//! The CUDA driver seam: devices, memory, modules, launches, events, graphs. Knows no tensor.
 //!
-//! Without a driver feature, [`Device`] has no values: code above matches on it and needs no `cfg`.
-//! Kernels will be the `.cu` files in `kernels/`, one an op.
-#![forbid(unsafe_code)]
+//! Two drivers stand behind it, and nothing above knows which: NVIDIA's (feature `cuda`, opened at run time) and the
+//! virtual GPU (feature `emulator`). Without either feature no [`Device`] can be made, so code above needs no `cfg`.
+//! Kernels are the `.cu` files in `kernels/`, one an op.
+#![deny(unsafe_code)]
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+#![cfg_attr(not(any(feature = "cuda", feature = "emulator")), allow(dead_code, reason = "no device can be made"))]
 
-/// A CUDA device. In a build without a driver none can exist.
-#[derive(Clone, Copy, Debug)]
-pub enum Device {}
+mod buffer;
+#[cfg(feature = "kernels")]
+mod compile;
+mod device;
+mod driver;
+mod error;
+mod event;
+mod handles;
+mod launch;
+mod pool;
+#[cfg(feature = "kernels")]
+pub mod ptx;
+#[cfg(feature = "kernels")]
+mod replace;
+mod signature;
+#[cfg(feature = "kernels")]
+mod source;
+
+pub use buffer::Buffer;
+pub use device::{Counts, Device, DeviceInfo, EmulatorOptions, MemoryUse};
+pub use error::{Error, Result};
+pub use event::{Event, Graph};
+pub use launch::{Arg, Launch};
+#[cfg(feature = "kernels")]
+pub use replace::{CompilerOptions, KernelSource};

@@ -76,11 +76,22 @@ impl Norm {
     /// # Errors
     /// When the last dimension is not the weight's.
     pub(crate) fn forward<'t>(&self, x: &Var<'t>, ctx: &Ctx) -> Result<Var<'t>> {
-        let weight = match ctx.trained(x.tape(), &self.weight_name)? {
+        ops::rms_norm(x, &self.weight(x.tape(), ctx)?, self.eps)
+    }
+
+    /// x + residual, which ends here, and the norm of that.
+    ///
+    /// # Errors
+    /// When shapes differ, or the last dimension is not the weight's.
+    pub(crate) fn forward_sum<'t>(&self, x: &Var<'t>, residual: Var<'t>, ctx: &Ctx) -> Result<(Var<'t>, Var<'t>)> {
+        ops::add_rms_norm(x, &residual, &self.weight(x.tape(), ctx)?, self.eps)
+    }
+
+    fn weight<'t>(&self, tape: &'t Tape, ctx: &Ctx) -> Result<Var<'t>> {
+        Ok(match ctx.trained(tape, &self.weight_name)? {
             Some(weight) => weight,
-            None => x.tape().constant(self.weight.clone()),
-        };
-        ops::rms_norm(x, &weight, self.eps)
+            None => tape.constant(self.weight.clone()),
+        })
     }
 }
 
@@ -166,8 +177,9 @@ impl Block {
         ctx: &Ctx,
     ) -> Result<Var<'t>> {
         x.tape().scoped(&self.name, || {
-            let x = x.add(&self.attention.forward(&self.input_norm.forward(x, ctx)?, seq, cache, ctx)?)?;
-            x.add(&self.mlp.forward(&self.post_norm.forward(&x, ctx)?, ctx)?)
+            let attended = self.attention.forward(&self.input_norm.forward(x, ctx)?, seq, cache, ctx)?;
+            let (x, normed) = self.post_norm.forward_sum(x, attended, ctx)?;
+            x.add(&self.mlp.forward(&normed, ctx)?)
         })
     }
 

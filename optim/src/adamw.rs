@@ -4,6 +4,7 @@ use crate::norm::grad_norm;
 use kinglet_autograd::{Grads, ParamSet};
 use kinglet_tensor::cpu::Cpu;
 use kinglet_tensor::cpu::adamw::{AdamWStep, adamw};
+use kinglet_tensor::cuda::{self, Arg, Cuda};
 use kinglet_tensor::{DType, Error, Result, Tensor, TensorMut, kernel};
 use std::ops::Range;
 
@@ -176,7 +177,7 @@ pub struct AdamwArgs<'a> {
     /// `[n]`, f32, contiguous.
     pub gradient: &'a Tensor,
 }
-kernel!(pub ADAMW = "adamw", AdamwArgs, adamw_cpu);
+kernel!(pub ADAMW = "adamw", AdamwArgs, adamw_cpu, adamw_cuda);
 
 /// Elements handed to one task.
 const CHUNK: usize = 1 << 14;
@@ -198,6 +199,24 @@ fn adamw_cpu(cpu: &Cpu, mut args: AdamwArgs<'_>) -> Result<()> {
         }
     });
     Ok(())
+}
+
+fn adamw_cuda(cuda: &Cuda, args: AdamwArgs<'_>) -> Result<()> {
+    let AdamwArgs { step, max_norm, norm, p, m, v, gradient } = args;
+    let AdamWStep { clip: _, weight1, beta2, weight2, decay, step_size, sqrt_bias2, eps } = step;
+    // `AdamwStep` of adamw.cu; the kernel computes the clip factor itself.
+    let step = [weight1, beta2, weight2, decay, step_size, sqrt_bias2, eps].map(f32::to_le_bytes);
+    let args = [
+        Arg::Bytes(step.as_flattened()),
+        Arg::F32(max_norm),
+        cuda::read(norm)?,
+        cuda::written(&p)?,
+        cuda::written(&m)?,
+        cuda::written(&v)?,
+        cuda::read(gradient)?,
+        cuda::count(p.len()),
+    ];
+    cuda::over_elements(cuda, "adamw", "adamw", p.len(), &args)
 }
 
 /// torch.nn.utils.clip_grad_norm_'s factor.

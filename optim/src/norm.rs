@@ -2,6 +2,7 @@
 
 use kinglet_autograd::Grads;
 use kinglet_tensor::cpu::{Cpu, reduce};
+use kinglet_tensor::cuda::{self, Cuda};
 use kinglet_tensor::{DType, Result, Tensor, TensorMut, kernel};
 
 /// Arguments of [`GRAD_NORM`]: out = the Euclidean norm of x.
@@ -11,7 +12,7 @@ pub struct GradNormArgs<'a> {
     /// One element, f32.
     pub out: TensorMut<'a>,
 }
-kernel!(pub GRAD_NORM = "grad_norm", GradNormArgs, norm_cpu);
+kernel!(pub GRAD_NORM = "grad_norm", GradNormArgs, norm_cpu, norm_cuda);
 
 /// Elements of a chunk, whose squares are added up by one task.
 const CHUNK: usize = 1 << 16;
@@ -39,4 +40,17 @@ fn norm_cpu(cpu: &Cpu, mut args: GradNormArgs<'_>) -> Result<()> {
     });
     args.out.as_mut_slice::<f32>()?[0] = partial.iter().sum::<f64>().sqrt() as f32;
     Ok(())
+}
+
+/// One warp a chunk, and one for all of their sums.
+fn norm_cuda(cuda: &Cuda, args: GradNormArgs<'_>) -> Result<()> {
+    let GradNormArgs { x, out } = args;
+    let chunks = x.len().div_ceil(CHUNK);
+    // f64, a dtype that tensors have not.
+    let mut partial = x.device().alloc(&[8 * chunks], DType::U8)?;
+    let sums = cuda::written(&partial.view())?;
+    let args = [cuda::read(x)?, sums, cuda::count(x.len())];
+    cuda::over_rows(cuda, "grad_norm", "grad_norm_partial", chunks, &args)?;
+    let args = [sums, cuda::written(&out)?, cuda::count(chunks)];
+    cuda::start(cuda, "grad_norm", "grad_norm", 1, cuda::WARP, &args)
 }

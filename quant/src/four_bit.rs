@@ -5,6 +5,7 @@ use crate::weight::Direction;
 use kinglet_tensor::cpu::gemm::Panels;
 use kinglet_tensor::cpu::nf4::{self, ABSMAX_BLOCK, Absmax, BLOCK_SIZES, Blocks, DYNAMIC_MAP, Format};
 use kinglet_tensor::cpu::{Cpu, Simd};
+use kinglet_tensor::cuda::{self, Arg, Cuda, Flag};
 use kinglet_tensor::{DType, Device, Element, Error, Result, Tensor, TensorMut, dispatch, kernel};
 use std::ops::Range;
 use std::sync::Arc;
@@ -19,6 +20,8 @@ pub struct FourBit {
     dtype: DType,
     codes: Tensor,
     scales: Scales,
+    /// The map of nested scales where CUDA kernels read it.
+    device_map: Option<Tensor>,
 }
 
 /// The scale of each block.
@@ -70,7 +73,13 @@ impl FourBit {
         if !dtype.is_float() {
             return Err(Error::dtype("four_bit", format!("a matrix of {dtype}")));
         }
-        Ok(FourBit { format, blocksize, shape, dtype, codes, scales })
+        let device_map = match &scales {
+            Scales::Nested { map, .. } if device.as_cuda().is_ok() => {
+                Some(Tensor::from_slice(&**map, &[256], &device)?)
+            }
+            _ => None,
+        };
+        Ok(FourBit { format, blocksize, shape, dtype, codes, scales, device_map })
     }
 
     /// Quantises a dense matrix [out, in] of f32, bf16 or f16; `double` quantises the scales too. No copy of it in
@@ -115,7 +124,7 @@ impl FourBit {
                 Scales::Nested { codes, absmax, map: map.clone(), offset: *offset }
             }
         };
-        Ok(FourBit { codes: self.codes.to(device)?, scales, ..self.clone() })
+        FourBit::new(self.format, self.blocksize, self.shape, self.dtype, self.codes.to(device)?, scales)
     }
 
     /// What the codes stand for.
@@ -215,10 +224,10 @@ fn check_part(part: &str, tensor: &Tensor, dtype: DType, len: usize, device: &De
     Ok(())
 }
 
-/// Quantises scales about their mean. On a device without values the offset is zero.
+/// Quantises scales about their mean, which the host computes. On a device without values the offset is zero.
 fn quantize_scales(absmax: &Tensor) -> Result<Scales> {
     let device = absmax.device();
-    let offset = if device.is_meta() { 0.0 } else { nf4::mean(absmax.as_slice()?) };
+    let offset = if device.is_meta() { 0.0 } else { nf4::mean(&absmax.to_vec()?) };
     let mut codes = device.alloc(&[absmax.len()], DType::U8)?;
     let mut nested = device.alloc(&[absmax.len().div_ceil(ABSMAX_BLOCK)], DType::F32)?;
     let args = QuantizeAbsmaxArgs { absmax, offset, codes: codes.view(), nested: nested.view() };
@@ -251,14 +260,34 @@ pub struct Quantize4bitArgs<'a> {
     /// One scale a block: `[blocks]`, f32.
     pub absmax: TensorMut<'a>,
 }
-kernel!(pub QUANTIZE_4BIT = "quantize_4bit", Quantize4bitArgs, quantize_cpu);
+kernel!(pub QUANTIZE_4BIT = "quantize_4bit", Quantize4bitArgs, quantize_cpu, quantize_cuda);
 
 fn quantize_cpu(cpu: &Cpu, mut args: Quantize4bitArgs<'_>) -> Result<()> {
     let (codes, absmax) = (args.codes.as_mut_slice()?, args.absmax.as_mut_slice()?);
     let finite = dispatch!(float args.weight.dtype(), "quantize", T => {
         Ok(nf4::quantize(cpu, args.format, args.blocksize, args.weight.as_slice::<T>()?, codes, absmax))
     })?;
-    if finite { Ok(()) } else { Err(Error::non_finite("quantize: the weight holds a NaN or an infinity")) }
+    if finite { Ok(()) } else { Err(not_finite()) }
+}
+
+fn not_finite() -> Error {
+    Error::non_finite("quantize: the weight holds a NaN or an infinity")
+}
+
+fn quantize_cuda(cuda: &Cuda, args: Quantize4bitArgs<'_>) -> Result<()> {
+    let Quantize4bitArgs { weight, format, blocksize, codes, absmax } = args;
+    let mut flag = Flag::zero(weight.device())?;
+    let args = [
+        cuda::read(weight)?,
+        Arg::U32(format as u32),
+        Arg::U32(blocksize.trailing_zeros()),
+        cuda::written(&codes)?,
+        cuda::written(&absmax)?,
+        flag.arg()?,
+        cuda::count(weight.len()),
+    ];
+    cuda::over_rows(cuda, "nf4", &format!("quantize_4bit_{}", weight.dtype()), absmax.len(), &args)?;
+    flag.check(|_| Ok(not_finite()))
 }
 
 /// Arguments of [`QUANTIZE_ABSMAX`]: scales quantised once more, 256 a block.
@@ -272,12 +301,26 @@ pub struct QuantizeAbsmaxArgs<'a> {
     /// The scales of the scales: `[blocks / 256, rounded up]`, f32.
     pub nested: TensorMut<'a>,
 }
-kernel!(pub QUANTIZE_ABSMAX = "quantize_absmax", QuantizeAbsmaxArgs, quantize_absmax_cpu);
+kernel!(pub QUANTIZE_ABSMAX = "quantize_absmax", QuantizeAbsmaxArgs, quantize_absmax_cpu, quantize_absmax_cuda);
 
 fn quantize_absmax_cpu(cpu: &Cpu, mut args: QuantizeAbsmaxArgs<'_>) -> Result<()> {
     let (codes, nested) = (args.codes.as_mut_slice()?, args.nested.as_mut_slice()?);
     nf4::quantize_absmax(cpu, args.absmax.as_slice()?, args.offset, codes, nested);
     Ok(())
+}
+
+fn quantize_absmax_cuda(cuda: &Cuda, args: QuantizeAbsmaxArgs<'_>) -> Result<()> {
+    let QuantizeAbsmaxArgs { absmax, offset, codes, nested } = args;
+    let map = Tensor::from_slice(&DYNAMIC_MAP, &[256], absmax.device())?;
+    let args = [
+        cuda::read(absmax)?,
+        Arg::F32(offset),
+        cuda::read(&map)?,
+        cuda::written(&codes)?,
+        cuda::written(&nested)?,
+        cuda::count(absmax.len()),
+    ];
+    cuda::over_rows(cuda, "nf4", "quantize_absmax", nested.len(), &args)
 }
 
 /// Arguments of [`DEQUANTIZE_4BIT`]: out = the dense matrix.
@@ -287,7 +330,7 @@ pub struct Dequantize4bitArgs<'a> {
     /// [out, in], any float dtype.
     pub out: TensorMut<'a>,
 }
-kernel!(pub DEQUANTIZE_4BIT = "dequantize_4bit", Dequantize4bitArgs, dequantize_cpu);
+kernel!(pub DEQUANTIZE_4BIT = "dequantize_4bit", Dequantize4bitArgs, dequantize_cpu, dequantize_cuda);
 
 fn dequantize_cpu(cpu: &Cpu, mut args: Dequantize4bitArgs<'_>) -> Result<()> {
     let blocks = args.weight.blocks()?;
@@ -296,6 +339,34 @@ fn dequantize_cpu(cpu: &Cpu, mut args: Dequantize4bitArgs<'_>) -> Result<()> {
         Ok(())
     })
 }
+
+fn dequantize_cuda(cuda: &Cuda, args: Dequantize4bitArgs<'_>) -> Result<()> {
+    let Dequantize4bitArgs { weight: FourBit { format, blocksize, codes, scales, device_map, .. }, out } = args;
+    const NONE: Arg<'_> = Arg::Pointer(0);
+    let [absmax, absmax_codes, map, offset] = match scales {
+        Scales::Plain(absmax) => [cuda::read(absmax)?, NONE, NONE, Arg::F32(0.0)],
+        Scales::Nested { codes, absmax, offset, .. } => {
+            let map = device_map.as_ref().expect("made with every matrix of nested scales on a CUDA device");
+            [cuda::read(absmax)?, cuda::read(codes)?, cuda::read(map)?, Arg::F32(*offset)]
+        }
+    };
+    let args = [
+        cuda::read(codes)?,
+        Arg::U32(*format as u32),
+        Arg::U32(blocksize.trailing_zeros()),
+        absmax,
+        absmax_codes,
+        map,
+        offset,
+        cuda::written(&out)?,
+        cuda::count(out.len()),
+    ];
+    let entry = format!("dequantize_4bit_{}", out.dtype());
+    cuda::start(cuda, "nf4", &entry, out.len().div_ceil(CUDA_BLOCK), cuda::THREADS, &args)
+}
+
+/// Elements that a block of the kernel decodes: eight a thread.
+const CUDA_BLOCK: usize = 2048;
 
 /// Elements that one task decodes: whole blocks of every kind.
 const CHUNK: usize = 4096;

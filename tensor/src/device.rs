@@ -2,8 +2,8 @@
 
 use crate::cpu::{Cpu, Simd};
 use crate::kernel::{Args, Hooks, Kernel};
+use crate::output::Output;
 use crate::storage::{Heap, MemoryUse, Storage};
-use crate::tensor::Output;
 use crate::{DType, Error, Result, layout};
 use std::sync::Arc;
 
@@ -20,7 +20,6 @@ struct Context {
 enum Kind {
     Cpu(Cpu),
     Meta,
-    #[expect(dead_code, reason = "no variant exists until a driver feature is on")]
     Cuda(kinglet_cuda::Device),
 }
 
@@ -66,6 +65,28 @@ impl Device {
         Self::new(Kind::Meta, false)
     }
 
+    /// NVIDIA GPU number `index`.
+    ///
+    /// # Errors
+    /// When this build has no CUDA driver, none is installed, or there is no such GPU; says what to do.
+    pub fn cuda(index: u32) -> Result<Self> {
+        Ok(Self::on(kinglet_cuda::Device::open(index)?))
+    }
+
+    /// The virtual GPU: runs the CUDA kernels on the CPU and finds their faults. Slow; for tests and for kernel authors.
+    ///
+    /// # Errors
+    /// When this build has no virtual GPU.
+    pub fn emulated(options: kinglet_cuda::EmulatorOptions) -> Result<Self> {
+        Ok(Self::on(kinglet_cuda::Device::emulated(options)?))
+    }
+
+    /// A device over a CUDA device that the caller has made.
+    #[must_use]
+    pub fn on(device: kinglet_cuda::Device) -> Self {
+        Self::new(Kind::Cuda(device), false)
+    }
+
     fn new(kind: Kind, guard: bool) -> Self {
         Device(Arc::new(Context { kind, heap: Heap::new(guard), hooks: Hooks::default() }))
     }
@@ -87,6 +108,17 @@ impl Device {
         }
     }
 
+    /// The CUDA device, or an error on another.
+    ///
+    /// # Errors
+    /// When this is neither a GPU nor the virtual one.
+    pub fn as_cuda(&self) -> Result<&kinglet_cuda::Device> {
+        match &self.0.kind {
+            Kind::Cuda(device) => Ok(device),
+            _ => Err(Error::device("cuda", format!("{self:?} is not a CUDA device"))),
+        }
+    }
+
     /// Runs `f` inside the device's threads: a whole step or token enters them once.
     pub fn enter<R: Send>(&self, f: impl FnOnce() -> R + Send) -> R {
         match &self.0.kind {
@@ -105,8 +137,12 @@ impl Device {
             .ok_or_else(|| Error::shape("alloc", format!("{shape:?} of {dtype} has too many bytes")))?;
         let storage = match &self.0.kind {
             Kind::Cpu(_) => Storage::owned(self.clone(), self.0.heap.alloc(bytes)?),
-            Kind::Meta => Storage::meta(self.clone(), self.0.heap.count_meta(bytes)?),
-            Kind::Cuda(device) => match *device {},
+            Kind::Meta => Storage::meta(self.clone(), self.0.heap.count_elsewhere(bytes)?),
+            Kind::Cuda(device) => {
+                let buffer = device.alloc(bytes as u64)?;
+                self.0.heap.count_elsewhere(bytes)?;
+                Storage::cuda(self.clone(), buffer)
+            }
         };
         Output::new(storage, layout::Shape::new(shape)?, dtype)
     }
@@ -119,7 +155,7 @@ impl Device {
         match &self.0.kind {
             Kind::Cpu(cpu) => self.0.hooks.run(kernel, cpu, args),
             Kind::Meta => Ok(()),
-            Kind::Cuda(device) => match *device {},
+            Kind::Cuda(cuda) => self.0.hooks.run_cuda(kernel, cuda, args),
         }
     }
 
@@ -143,8 +179,11 @@ impl Device {
     /// Gives cached memory, and what kernels keep to work in, back to the system.
     pub fn release_cache(&self) {
         self.0.heap.release_cache();
-        if let Kind::Cpu(cpu) = &self.0.kind {
-            cpu.release_scratch();
+        match &self.0.kind {
+            Kind::Cpu(cpu) => cpu.release_scratch(),
+            // A driver that will not take memory back keeps it for us.
+            Kind::Cuda(device) => drop(device.release_cache()),
+            Kind::Meta => {}
         }
     }
 
@@ -177,7 +216,7 @@ impl std::fmt::Debug for Device {
         match &self.0.kind {
             Kind::Cpu(cpu) => cpu.fmt(f),
             Kind::Meta => f.write_str("Meta"),
-            Kind::Cuda(device) => match *device {},
+            Kind::Cuda(device) => device.fmt(f),
         }
     }
 }

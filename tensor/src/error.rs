@@ -154,6 +154,18 @@ impl Error {
     }
 }
 
+impl From<kinglet_cuda::Error> for Error {
+    #[cold]
+    fn from(error: kinglet_cuda::Error) -> Self {
+        let kind = match error {
+            kinglet_cuda::Error::OutOfMemory { .. } => Kind::OutOfMemory,
+            kinglet_cuda::Error::Invalid(_) | kinglet_cuda::Error::Compile(_) => Kind::Invalid,
+            _ => Kind::Device,
+        };
+        Self::new(kind, error.to_string())
+    }
+}
+
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0.message)

@@ -24,6 +24,7 @@
 //! ```
 
 use crate::cpu::Cpu;
+use crate::cuda::Cuda;
 use crate::{Error, Result};
 use std::any::Any;
 use std::collections::HashMap;
@@ -37,33 +38,45 @@ pub trait Args: 'static {
     type In<'a>;
 }
 
-/// Declares a kernel: `kernel!(pub STATIC = "name", ArgumentStruct, cpu_function);`, where `ArgumentStruct` has one
-/// lifetime. Without `pub` nobody else can replace it.
+/// Declares a kernel: `kernel!(pub STATIC = "name", ArgumentStruct, cpu_function, cuda_function);`, where
+/// `ArgumentStruct` has one lifetime. Without `pub` nobody else can replace it; without the last, a launch on a CUDA device
+/// is an error.
 #[macro_export]
 macro_rules! kernel {
-    ($vis:vis $kernel:ident = $name:literal, $args:ident, $cpu:expr) => {
+    ($vis:vis $kernel:ident = $name:literal, $args:ident, $cpu:expr $(, $cuda:expr)?) => {
         impl $crate::kernel::Args for $args<'static> {
             type In<'a> = $args<'a>;
         }
         #[doc = concat!("The kernel `", $name, "`, which takes [`", stringify!($args), "`].")]
         $vis static $kernel: $crate::kernel::Kernel<$args<'static>> =
-            $crate::kernel::Kernel::<$args<'static>>::new($name, $cpu);
+            $crate::kernel::Kernel::<$args<'static>>::new($name, $cpu)$(.with_cuda($cuda))?;
     };
 }
 
 /// The CPU implementation of a kernel.
 pub type CpuFn<A> = for<'a> fn(&Cpu, <A as Args>::In<'a>) -> Result<()>;
 
+/// The CUDA implementation of a kernel: it launches entries of a module.
+pub type CudaFn<A> = for<'a> fn(&Cuda, <A as Args>::In<'a>) -> Result<()>;
+
 /// A kernel: its name and its implementations.
 pub struct Kernel<A: Args> {
     name: &'static str,
     cpu: CpuFn<A>,
+    cuda: Option<CudaFn<A>>,
 }
 
 impl<A: Args> Kernel<A> {
     /// A kernel called `name`.
     pub const fn new(name: &'static str, cpu: CpuFn<A>) -> Self {
-        Kernel { name, cpu }
+        Kernel { name, cpu, cuda: None }
+    }
+
+    /// The same with an implementation for CUDA devices.
+    #[must_use]
+    pub const fn with_cuda(mut self, cuda: CudaFn<A>) -> Self {
+        self.cuda = Some(cuda);
+        self
     }
 
     /// The name, by which it is traced and replaced.
@@ -84,7 +97,7 @@ impl<A: Args> Kernel<A> {
 pub struct Launch {
     /// The kernel's name.
     pub kernel: &'static str,
-    /// Wall time of the call.
+    /// Wall time of the call; on a GPU only of its start.
     pub time: Duration,
 }
 
@@ -159,6 +172,20 @@ impl Hooks {
             Some(replacement) => replacement(cpu, args),
         };
         self.tell(kernel.name, start.elapsed());
+        result
+    }
+
+    pub(crate) fn run_cuda<A: Args>(&self, kernel: &Kernel<A>, cuda: &Cuda, args: A::In<'_>) -> Result<()> {
+        let run = kernel
+            .cuda
+            .ok_or_else(|| Error::unsupported(format!("kernel {} has no CUDA implementation yet", kernel.name)))?;
+        let start = Instant::now();
+        // What is wrong with the values of a tensor is said in the same words on every device; all else names the kernel.
+        let of_values = |e: &Error| e.is_invalid() || e.is_non_finite();
+        let result = run(cuda, args).map_err(|e| if of_values(&e) { e } else { e.context(kernel.name) });
+        if self.used.load(Ordering::Acquire) {
+            self.tell(kernel.name, start.elapsed());
+        }
         result
     }
 

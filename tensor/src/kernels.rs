@@ -29,7 +29,8 @@ pub use crate::ops::matmul::{MATMUL, MatmulArgs};
 pub use crate::ops::random::{Distribution, RANDOM, RandomArgs};
 pub use crate::ops::reduce::{ARGMAX, ArgmaxArgs, EXTREME_BACKWARD, ExtremeBackwardArgs, REDUCE, ReduceArgs};
 pub use crate::ops::rms_norm::{
-    RMS_NORM, RMS_NORM_BACKWARD, RMS_NORM_BACKWARD_WEIGHT, RmsNormArgs, RmsNormBackwardArgs, RmsNormBackwardWeightArgs,
+    ADD_RMS_NORM, ADD_RMS_NORM_BACKWARD, AddRmsNormArgs, AddRmsNormBackwardArgs, RMS_NORM, RMS_NORM_BACKWARD,
+    RMS_NORM_BACKWARD_WEIGHT, RmsNormArgs, RmsNormBackwardArgs, RmsNormBackwardWeightArgs,
 };
 pub use crate::ops::rope::{ROPE, RopeArgs};
 pub use crate::ops::scale::{ADD_SCALED, AddScaledArgs, SCALE, ScaleArgs};

@@ -18,6 +18,7 @@
 mod blocks;
 #[allow(unsafe_code)]
 pub mod cpu;
+pub mod cuda;
 mod device;
 mod dtype;
 mod error;
@@ -26,6 +27,7 @@ pub mod kernels;
 mod layout;
 mod mat;
 pub mod ops;
+mod output;
 pub mod philox;
 #[allow(unsafe_code)]
 mod storage;
@@ -34,6 +36,8 @@ mod tensor;
 pub use device::{CpuOptions, Device};
 pub use dtype::{DType, Element, Float};
 pub use error::{Error, Result};
+pub use kinglet_cuda::EmulatorOptions;
 pub use layout::{Dims, Layout, MAX_RANK, Shape, broadcast_shape};
+pub use output::{Output, TensorMut};
 pub use storage::{ALIGN, MemoryUse, SharedBytes, Storage};
-pub use tensor::{Output, Tensor, TensorMut, same_device};
+pub use tensor::{Tensor, same_device};

@@ -26,6 +26,8 @@ enum Memory {
     Shared(SharedBytes),
     /// Counted, never there.
     Meta(usize),
+    /// On a CUDA device; counted as a host block of that length would be.
+    Cuda(kinglet_cuda::Buffer),
 }
 
 impl Storage {
@@ -41,6 +43,10 @@ impl Storage {
         Storage { memory: Memory::Meta(bytes), device }
     }
 
+    pub(crate) fn cuda(device: Device, buffer: kinglet_cuda::Buffer) -> Self {
+        Storage { memory: Memory::Cuda(buffer), device }
+    }
+
     /// The device that holds the bytes.
     #[must_use]
     pub fn device(&self) -> &Device {
@@ -54,6 +60,7 @@ impl Storage {
             Memory::Owned(block) => block.len,
             Memory::Shared(bytes) => (**bytes).as_ref().len(),
             Memory::Meta(bytes) => *bytes,
+            Memory::Cuda(buffer) => buffer.len() as usize,
         }
     }
 
@@ -76,6 +83,7 @@ impl Storage {
             Memory::Owned(block) => block.bytes(),
             Memory::Shared(bytes) => (**bytes).as_ref(),
             Memory::Meta(_) => return Err(Error::device("read", "a meta tensor has no values")),
+            Memory::Cuda(_) => return Err(not_on_the_host("read", &self.device)),
         };
         let whole = bytes.len() - bytes.len() % size_of::<T>();
         bytemuck::try_cast_slice(&bytes[..whole]).map_err(|e| Error::device("read", format!("shared bytes: {e}")))
@@ -90,8 +98,44 @@ impl Storage {
             }
             Memory::Shared(_) => Err(Error::aliased("write to shared bytes")),
             Memory::Meta(_) => Err(Error::device("write", "a meta tensor has no values")),
+            Memory::Cuda(_) => Err(not_on_the_host("write", &self.device)),
         }
     }
+
+    /// Copies the bytes from `start` on to the host, from any device that has them.
+    pub(crate) fn read(&self, start: usize, to: &mut [u8]) -> Result<()> {
+        match &self.memory {
+            Memory::Cuda(buffer) => Ok(buffer.read(start as u64, to)?),
+            _ => {
+                to.copy_from_slice(&self.host::<u8>()?[start..start + to.len()]);
+                Ok(())
+            }
+        }
+    }
+
+    /// Copies `from` to the bytes from `start` on, on any device that has them.
+    pub(crate) fn write(&mut self, start: usize, from: &[u8]) -> Result<()> {
+        match &mut self.memory {
+            Memory::Cuda(buffer) => Ok(buffer.write(start as u64, from)?),
+            _ => {
+                self.host_mut::<u8>()?[start..start + from.len()].copy_from_slice(from);
+                Ok(())
+            }
+        }
+    }
+
+    /// The address on a CUDA device.
+    pub(crate) fn address(&self) -> Result<u64> {
+        match &self.memory {
+            Memory::Cuda(buffer) => Ok(buffer.address()),
+            _ => Err(Error::device("launch", format!("the bytes are on {:?}, not on a CUDA device", self.device))),
+        }
+    }
+}
+
+#[cold]
+fn not_on_the_host(op: &str, device: &Device) -> Error {
+    Error::device(op, format!("the bytes are on {device:?}, not on the host: copy them with Tensor::to"))
 }
 
 impl Drop for Storage {
@@ -99,6 +143,7 @@ impl Drop for Storage {
         match std::mem::replace(&mut self.memory, Memory::Meta(0)) {
             Memory::Owned(block) => self.device.heap().free(block),
             Memory::Meta(bytes) => self.device.heap().uncount(bytes),
+            Memory::Cuda(buffer) => self.device.heap().uncount(counted(buffer.len() as usize)),
             Memory::Shared(_) => {}
         }
     }
@@ -312,8 +357,8 @@ impl Heap {
         }
     }
 
-    /// Counts the bytes of an allocation on the meta device; rounded as a real one would be.
-    pub(crate) fn count_meta(&self, len: usize) -> Result<usize> {
+    /// Counts the bytes of an allocation that is not of this heap (meta, CUDA); rounded as one of it would be.
+    pub(crate) fn count_elsewhere(&self, len: usize) -> Result<usize> {
         let size = round_up(len).ok_or_else(|| Error::out_of_memory(len, "a tensor"))?.max(ALIGN);
         self.count(size);
         Ok(size)

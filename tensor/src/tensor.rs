@@ -1,6 +1,7 @@
 //! The tensor: a strided view of immutable bytes.
 
 use crate::layout::{Layout, Shape, checked_len};
+use crate::output::TensorMut;
 use crate::storage::{SharedBytes, Storage};
 use crate::{DType, Device, Element, Error, Result, ops};
 use std::sync::Arc;
@@ -13,103 +14,11 @@ pub struct Tensor {
     dtype: DType,
 }
 
-/// A tensor that is being made: nobody else holds its bytes. From [`Device::alloc`].
-pub struct Output {
-    storage: Storage,
-    shape: Shape,
-    dtype: DType,
-}
-
-/// Contiguous elements that a kernel writes, borrowed from their one holder.
-pub struct TensorMut<'a> {
-    storage: &'a mut Storage,
-    shape: Shape,
-    offset: usize,
-    dtype: DType,
-}
-
-impl Output {
-    pub(crate) fn new(storage: Storage, shape: Shape, dtype: DType) -> Result<Self> {
-        Ok(Output { storage, shape, dtype })
-    }
-
-    /// The whole of it, to hand to a kernel.
-    pub fn view(&mut self) -> TensorMut<'_> {
-        TensorMut { storage: &mut self.storage, shape: self.shape, offset: 0, dtype: self.dtype }
-    }
-
-    /// The finished tensor.
-    #[must_use]
-    pub fn finish(self) -> Tensor {
-        Tensor { layout: Layout::contiguous(self.shape, 0), storage: Arc::new(self.storage), dtype: self.dtype }
-    }
-
-    /// The size of each dimension.
-    #[must_use]
-    pub fn shape(&self) -> &[usize] {
-        &self.shape
-    }
-}
-
-impl<'a> TensorMut<'a> {
-    /// The size of each dimension.
-    #[must_use]
-    pub fn shape(&self) -> &[usize] {
-        &self.shape
-    }
-
-    /// The element type.
-    #[must_use]
-    pub fn dtype(&self) -> DType {
-        self.dtype
-    }
-
-    /// The device that holds it.
-    #[must_use]
-    pub fn device(&self) -> &Device {
-        self.storage.device()
-    }
-
-    /// The elements, on a host device.
-    ///
-    /// # Errors
-    /// When the elements are not `T`, or the host cannot write them.
-    pub fn as_mut_slice<T: Element>(&mut self) -> Result<&mut [T]> {
-        if self.dtype != T::DTYPE {
-            return Err(Error::dtype("write", format!("{} as {}", self.dtype, T::DTYPE)));
-        }
-        let len: usize = self.shape.iter().product();
-        Ok(&mut self.storage.host_mut::<T>()?[self.offset..self.offset + len])
-    }
-
-    /// Elements `start..` in the given shape: one parameter of a flat buffer, some rows of a cache.
-    ///
-    /// # Errors
-    /// When they do not lie inside.
-    pub fn into_part(self, start: usize, shape: &[usize]) -> Result<TensorMut<'a>> {
-        let end = start.checked_add(checked_len(shape)?);
-        if end.is_none_or(|end| end > self.shape.iter().product()) {
-            return Err(Error::shape("part", format!("{shape:?} from element {start} of shape {:?}", self.shape)));
-        }
-        let (shape, offset) = (Shape::new(shape)?, self.offset + start);
-        Ok(TensorMut { storage: self.storage, shape, offset, dtype: self.dtype })
-    }
-
-    /// As [`TensorMut::into_part`], borrowed for a shorter time.
-    ///
-    /// # Errors
-    /// When they do not lie inside.
-    pub fn part(&mut self, start: usize, shape: &[usize]) -> Result<TensorMut<'_>> {
-        self.reborrow().into_part(start, shape)
-    }
-
-    /// The same place, borrowed for a shorter time.
-    pub fn reborrow(&mut self) -> TensorMut<'_> {
-        TensorMut { storage: self.storage, shape: self.shape, offset: self.offset, dtype: self.dtype }
-    }
-}
-
 impl Tensor {
+    pub(crate) fn new(storage: Storage, layout: Layout, dtype: DType) -> Self {
+        Tensor { storage: Arc::new(storage), layout, dtype }
+    }
+
     /// A tensor on `device` with the elements of `values` in row-major order.
     ///
     /// # Errors
@@ -120,7 +29,7 @@ impl Tensor {
         }
         let mut out = device.alloc(shape, T::DTYPE)?;
         if !device.is_meta() {
-            out.view().as_mut_slice::<T>()?.copy_from_slice(values);
+            out.storage.write(0, bytemuck::cast_slice(values))?;
         }
         Ok(out.finish())
     }
@@ -181,9 +90,7 @@ impl Tensor {
         }
         let source = &(*bytes).as_ref()[start..end];
         let mut out = device.alloc(shape, dtype)?;
-        crate::dispatch!(any dtype, T => {
-            bytemuck::cast_slice_mut::<T, u8>(out.view().as_mut_slice::<T>()?).copy_from_slice(source);
-        });
+        out.storage.write(0, source)?;
         Ok(out.finish())
     }
 
@@ -402,7 +309,7 @@ impl Tensor {
         if device.is_meta() {
             return Ok(device.alloc(self.shape(), self.dtype)?.finish());
         }
-        crate::dispatch!(any self.dtype, T => Self::from_slice(self.contiguous()?.as_slice::<T>()?, self.shape(), device))
+        crate::dispatch!(any self.dtype, T => Self::from_slice(&self.to_vec::<T>()?, self.shape(), device))
     }
 
     /// The elements of a contiguous tensor on a host device, without a copy.
@@ -430,7 +337,27 @@ impl Tensor {
     /// # Errors
     /// As [`Tensor::as_slice`], but any layout is read.
     pub fn to_vec<T: Element>(&self) -> Result<Vec<T>> {
-        Ok(self.contiguous()?.as_slice::<T>()?.to_vec())
+        let whole = self.contiguous()?;
+        if self.device().as_cuda().is_err() {
+            return Ok(whole.as_slice::<T>()?.to_vec());
+        }
+        if self.dtype != T::DTYPE {
+            return Err(Error::dtype("read", format!("{} as {}", self.dtype, T::DTYPE)));
+        }
+        let mut values = vec![T::zeroed(); whole.len()];
+        if values.is_empty() {
+            return Ok(values);
+        }
+        whole.storage.read(whole.layout.offset() * size_of::<T>(), bytemuck::cast_slice_mut(&mut values))?;
+        Ok(values)
+    }
+
+    /// Where element 0 lies in the memory of a CUDA device.
+    ///
+    /// # Errors
+    /// When the tensor is on another device.
+    pub(crate) fn address(&self) -> Result<u64> {
+        Ok(self.storage.address()? + (self.layout.offset() * self.dtype.size()) as u64)
     }
 
     /// The one element of a tensor of one element, as f32.
@@ -468,7 +395,7 @@ impl Tensor {
             return None;
         }
         let (shape, offset, dtype) = (*self.layout.shape(), self.layout.offset(), self.dtype);
-        Some(TensorMut { storage: Arc::get_mut(&mut self.storage)?, shape, offset, dtype })
+        Some(TensorMut::new(Arc::get_mut(&mut self.storage)?, shape, offset, dtype))
     }
 }
 

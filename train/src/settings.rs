@@ -129,6 +129,8 @@ pub struct Settings {
     pub device: String,
     /// Threads of the CPU device; `None` is one a core.
     pub threads: Option<usize>,
+    /// A folder of CUDA kernels to run instead of built-in ones.
+    pub kernels: Option<PathBuf>,
     /// Rows to evaluate on.
     pub eval_data: Option<PathBuf>,
     /// Evaluate every so many steps; `None` only at the end.
@@ -193,6 +195,7 @@ impl Settings {
             dtype: DtypeName::F32,
             device: "cpu".into(),
             threads: None,
+            kernels: None,
             eval_data: None,
             eval_steps: None,
             save_steps: 50,

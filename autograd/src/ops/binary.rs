@@ -10,12 +10,7 @@ impl<'t> Var<'t> {
     /// # Errors
     /// When the shapes do not broadcast, or dtypes or devices differ.
     pub fn add(&self, other: &Var<'t>) -> Result<Var<'t>> {
-        let y = ops::add(&self.value, &other.value)?;
-        // y = a + b: da = dy, db = dy
-        self.tape.record("add", &[self, other], y).rule(|dy, _, sink| {
-            sink.add(0, dy.clone())?;
-            sink.add(1, dy.clone())
-        })
+        record_sum(self, other, ops::add(&self.value, &other.value)?)
     }
 
     /// self - other
@@ -95,6 +90,15 @@ impl<'t> Var<'t> {
         let y = ops::binary(op, &self.value, &other.value)?;
         self.tape.record(name, &[self, other], y).save([Save::Var(self), Save::Var(other)]).rule(rule)
     }
+}
+
+/// Records `y` as the sum of `a` and `b`, whichever kernel made it.
+pub(super) fn record_sum<'t>(a: &Var<'t>, b: &Var<'t>, y: Tensor) -> Result<Var<'t>> {
+    // y = a + b: da = dy, db = dy
+    a.tape.record("add", &[a, b], y).rule(|dy, _, sink| {
+        sink.add(0, dy.clone())?;
+        sink.add(1, dy.clone())
+    })
 }
 
 /// The gradient goes to the operand that was chosen: the first where `first_chosen` holds.

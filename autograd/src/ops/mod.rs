@@ -28,6 +28,6 @@ pub use dropout::dropout;
 pub use embedding::embedding;
 pub use layer_norm::layer_norm;
 pub use linear_cross_entropy::{Term, TermWeight, linear_cross_entropy};
-pub use rms_norm::rms_norm;
+pub use rms_norm::{add_rms_norm, rms_norm};
 pub use rope::rope;
 pub use swiglu::swiglu;

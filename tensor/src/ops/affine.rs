@@ -2,6 +2,7 @@
 
 use crate::blocks::{Old, Reader, write};
 use crate::cpu::{Cpu, simd};
+use crate::cuda::{self, Arg, Cuda, View};
 use crate::{Result, Tensor, TensorMut, kernel};
 
 /// Arguments of [`AFFINE`]: out = x · scale + shift.
@@ -15,7 +16,7 @@ pub struct AffineArgs<'a> {
     /// Shape and dtype of `x`.
     pub out: TensorMut<'a>,
 }
-kernel!(pub AFFINE = "affine", AffineArgs, affine_cpu);
+kernel!(pub AFFINE = "affine", AffineArgs, affine_cpu, affine_cuda);
 
 /// x · scale + shift, with one rounding.
 ///
@@ -34,6 +35,14 @@ fn affine_cpu(cpu: &Cpu, args: AffineArgs<'_>) -> Result<()> {
     write(cpu, &mut out, Old::Ignored, &|range, out, [block, ..]| {
         apply(cpu.simd(), x.read(range, block), scale, shift, out);
     })
+}
+
+fn affine_cuda(cuda: &Cuda, args: AffineArgs<'_>) -> Result<()> {
+    let AffineArgs { x, scale, shift, out } = args;
+    let (entry, view) = (format!("affine_{}", x.dtype()), View::new(x)?);
+    let args =
+        [cuda::read(x)?, view.arg(), Arg::F32(scale), Arg::F32(shift), cuda::written(&out)?, cuda::count(out.len())];
+    cuda::over_elements(cuda, "affine", &entry, out.len(), &args)
 }
 
 simd! {

@@ -2,6 +2,7 @@
 
 use crate::blocks::{Old, Reader, write};
 use crate::cpu::{Cpu, simd};
+use crate::cuda::{self, Arg, Cuda, View};
 use crate::{Error, Result, Tensor, TensorMut, broadcast_shape, kernel, same_device};
 
 /// Which operation.
@@ -32,7 +33,7 @@ pub struct BinaryArgs<'a> {
     /// Shape and dtype of `a`.
     pub out: TensorMut<'a>,
 }
-kernel!(pub BINARY = "binary", BinaryArgs, binary_cpu);
+kernel!(pub BINARY = "binary", BinaryArgs, binary_cpu, binary_cuda);
 
 /// Arguments of [`ACCUMULATE`]: out += x.
 pub struct AccumulateArgs<'a> {
@@ -41,7 +42,7 @@ pub struct AccumulateArgs<'a> {
     /// Any shape and float dtype; read and written.
     pub out: TensorMut<'a>,
 }
-kernel!(pub ACCUMULATE = "accumulate", AccumulateArgs, accumulate_cpu);
+kernel!(pub ACCUMULATE = "accumulate", AccumulateArgs, accumulate_cpu, accumulate_cuda);
 
 /// `op` of `a` and `b`, which have one float dtype and broadcast to the shape of the result.
 ///
@@ -138,6 +139,28 @@ fn accumulate_cpu(cpu: &Cpu, args: AccumulateArgs<'_>) -> Result<()> {
     write(cpu, &mut out, Old::Kept, &|range, out, [block, ..]| add_to(cpu.simd(), x.read(range, block), out))
 }
 
+fn binary_cuda(cuda: &Cuda, args: BinaryArgs<'_>) -> Result<()> {
+    let BinaryArgs { op, a, b, out } = args;
+    let (entry, a_view, b_view) = (format!("binary_{}", a.dtype()), View::new(a)?, View::new(b)?);
+    let args = [
+        Arg::U32(op as u32),
+        cuda::read(a)?,
+        a_view.arg(),
+        cuda::read(b)?,
+        b_view.arg(),
+        cuda::written(&out)?,
+        cuda::count(out.len()),
+    ];
+    cuda::over_elements(cuda, "binary", &entry, out.len(), &args)
+}
+
+fn accumulate_cuda(cuda: &Cuda, args: AccumulateArgs<'_>) -> Result<()> {
+    let AccumulateArgs { x, out } = args;
+    let (entry, view) = (format!("accumulate_{}_{}", x.dtype(), out.dtype()), View::new(x)?);
+    let args = [cuda::read(x)?, view.arg(), cuda::written(&out)?, cuda::count(out.len())];
+    cuda::over_elements(cuda, "binary", &entry, out.len(), &args)
+}
+
 simd! {
     fn apply(op: Binary, a: &[f32], b: &[f32], out: &mut [f32]) {
         match op {
@@ -150,7 +173,7 @@ simd! {
         }
     }
 
-    fn add_to(x: &[f32], out: &mut [f32]) {
+    pub(super) fn add_to(x: &[f32], out: &mut [f32]) {
         for (x, out) in x.iter().zip(out) {
             *out += x;
         }

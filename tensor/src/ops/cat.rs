@@ -2,6 +2,7 @@
 
 use crate::blocks::Elements;
 use crate::cpu::Cpu;
+use crate::cuda::{self, Cuda, View};
 use crate::{Error, Result, Tensor, TensorMut, dispatch, kernel, same_device};
 
 /// Arguments of [`CAT`]: tensors one after another along a dimension.
@@ -13,7 +14,7 @@ pub struct CatArgs<'a> {
     /// Their dtype and shape, with the sum of their sizes along `dim`.
     pub out: TensorMut<'a>,
 }
-kernel!(pub CAT = "cat", CatArgs, cat_cpu);
+kernel!(pub CAT = "cat", CatArgs, cat_cpu, cat_cuda);
 
 /// The tensors one after another along `dim`.
 ///
@@ -79,4 +80,27 @@ fn cat_cpu(cpu: &Cpu, mut args: CatArgs<'_>) -> Result<()> {
         });
         Ok(())
     })
+}
+
+/// One launch a tensor, to its piece of every row.
+fn cat_cuda(cuda: &Cuda, args: CatArgs<'_>) -> Result<()> {
+    let CatArgs { xs, dim, out } = args;
+    let inner: usize = out.shape()[dim + 1..].iter().product();
+    let (entry, row) = (format!("cat_b{}", 8 * out.dtype().size()), out.shape()[dim] * inner);
+    let mut start = 0;
+    for x in xs {
+        let (view, piece) = (View::new(x)?, x.shape()[dim] * inner);
+        let args = [
+            cuda::read(x)?,
+            view.arg(),
+            cuda::written(&out)?,
+            cuda::count(x.len()),
+            cuda::count(piece),
+            cuda::count(row),
+            cuda::count(start),
+        ];
+        cuda::over_threads(cuda, "cat", &entry, x.len(), &args)?;
+        start += piece;
+    }
+    Ok(())
 }

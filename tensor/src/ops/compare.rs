@@ -2,6 +2,7 @@
 
 use crate::blocks::{BLOCK, Elements, Old, Reader, TASK, write};
 use crate::cpu::{Cpu, simd};
+use crate::cuda::{self, Arg, Cuda, View};
 use crate::{DType, Element, Error, Result, Tensor, TensorMut, broadcast_shape, dispatch, kernel, same_device};
 
 /// Which comparison. One with NaN is false, but for [`Compare::Ne`].
@@ -32,7 +33,7 @@ pub struct CompareArgs<'a> {
     /// Any shape, u8.
     pub out: TensorMut<'a>,
 }
-kernel!(pub COMPARE = "compare", CompareArgs, compare_cpu);
+kernel!(pub COMPARE = "compare", CompareArgs, compare_cpu, compare_cuda);
 
 /// Arguments of [`WHERE`]: out = a where the mask is not 0, else b.
 pub struct WhereArgs<'a> {
@@ -45,7 +46,7 @@ pub struct WhereArgs<'a> {
     /// Any shape, dtype of `a`.
     pub out: TensorMut<'a>,
 }
-kernel!(pub WHERE = "where", WhereArgs, where_cpu);
+kernel!(pub WHERE = "where", WhereArgs, where_cpu, where_cuda);
 
 /// `op` of `a` and `b`, which have one dtype and broadcast, as u8: 1 where it holds, 0 elsewhere.
 ///
@@ -111,6 +112,37 @@ fn where_cpu(cpu: &Cpu, args: WhereArgs<'_>) -> Result<()> {
     write(cpu, &mut out, Old::Ignored, &|range, out, [m, x, y]| {
         choose(cpu.simd(), mask.read(range.clone(), m), a.read(range.clone(), x), b.read(range, y), out);
     })
+}
+
+fn compare_cuda(cuda: &Cuda, args: CompareArgs<'_>) -> Result<()> {
+    let CompareArgs { op, a, b, out } = args;
+    let (entry, a_view, b_view) = (format!("compare_{}", a.dtype()), View::new(a)?, View::new(b)?);
+    let args = [
+        Arg::U32(op as u32),
+        cuda::read(a)?,
+        a_view.arg(),
+        cuda::read(b)?,
+        b_view.arg(),
+        cuda::written(&out)?,
+        cuda::count(out.len()),
+    ];
+    cuda::over_elements(cuda, "compare", &entry, out.len(), &args)
+}
+
+fn where_cuda(cuda: &Cuda, args: WhereArgs<'_>) -> Result<()> {
+    let WhereArgs { mask, a, b, out } = args;
+    let [mask_view, a_view, b_view] = [View::new(mask)?, View::new(a)?, View::new(b)?];
+    let args = [
+        cuda::read(mask)?,
+        mask_view.arg(),
+        cuda::read(a)?,
+        a_view.arg(),
+        cuda::read(b)?,
+        b_view.arg(),
+        cuda::written(&out)?,
+        cuda::count(out.len()),
+    ];
+    cuda::over_elements(cuda, "compare", &format!("where_{}", out.dtype()), out.len(), &args)
 }
 
 simd! {

@@ -2,6 +2,7 @@
 
 use crate::blocks::{Elements, Old, Reader, TASK, write};
 use crate::cpu::Cpu;
+use crate::cuda::{self, Arg, Cuda, View};
 use crate::{DType, Element, Error, Result, Tensor, TensorMut, dispatch, kernel};
 
 /// Arguments of [`COPY`]: out = x, row-major and in another dtype.
@@ -11,7 +12,7 @@ pub struct CopyArgs<'a> {
     /// Shape of `x`, any dtype.
     pub out: TensorMut<'a>,
 }
-kernel!(pub COPY = "copy", CopyArgs, copy_cpu);
+kernel!(pub COPY = "copy", CopyArgs, copy_cpu, copy_cuda);
 
 /// Arguments of [`FILL`]: every element of out = value.
 pub struct FillArgs<'a> {
@@ -20,7 +21,7 @@ pub struct FillArgs<'a> {
     /// Any shape and dtype.
     pub out: TensorMut<'a>,
 }
-kernel!(pub FILL = "fill", FillArgs, fill_cpu);
+kernel!(pub FILL = "fill", FillArgs, fill_cpu, fill_cuda);
 
 /// A contiguous copy of `x` as `dtype`.
 ///
@@ -76,4 +77,22 @@ fn fill_cpu(cpu: &Cpu, mut args: FillArgs<'_>) -> Result<()> {
         cpu.chunks(args.out.as_mut_slice::<T>()?, TASK, |_, out| out.fill(value));
         Ok(())
     })
+}
+
+fn copy_cuda(cuda: &Cuda, args: CopyArgs<'_>) -> Result<()> {
+    let CopyArgs { x, out } = args;
+    let entry = match x.dtype() == out.dtype() {
+        true => format!("copy_b{}", 8 * x.dtype().size()),
+        false => format!("cast_{}_{}", x.dtype(), out.dtype()),
+    };
+    let view = View::new(x)?;
+    let args = [cuda::read(x)?, view.arg(), cuda::written(&out)?, cuda::count(out.len())];
+    cuda::over_elements(cuda, "copy", &entry, out.len(), &args)
+}
+
+fn fill_cuda(cuda: &Cuda, args: FillArgs<'_>) -> Result<()> {
+    let FillArgs { value, out } = args;
+    let entry = format!("fill_{}", out.dtype());
+    let args = [Arg::F32(value), cuda::written(&out)?, cuda::count(out.len())];
+    cuda::over_elements(cuda, "copy", &entry, out.len(), &args)
 }

@@ -2,6 +2,7 @@
 
 use crate::cpu::reduce::{LANES, max_body, sum_body};
 use crate::cpu::{Cpu, math, simd};
+use crate::cuda::{self, Arg, Cuda, Flag};
 use crate::{DType, Element, Error, Float, Result, Tensor, TensorMut, dispatch, kernel, same_device};
 
 /// Arguments of [`CROSS_ENTROPY`]: loss = Σ -log softmax(logits)\[target\] / divisor.
@@ -17,7 +18,7 @@ pub struct CrossEntropyArgs<'a> {
     /// The logarithm of each row's softmax sum: `[rows]`, f32.
     pub lse: TensorMut<'a>,
 }
-kernel!(pub CROSS_ENTROPY = "cross_entropy", CrossEntropyArgs, forward_cpu);
+kernel!(pub CROSS_ENTROPY = "cross_entropy", CrossEntropyArgs, forward_cpu, forward_cuda);
 
 /// Arguments of [`CROSS_ENTROPY_BACKWARD`]: the gradient of [`CROSS_ENTROPY`] by the logits.
 pub struct CrossEntropyBackwardArgs<'a> {
@@ -34,7 +35,7 @@ pub struct CrossEntropyBackwardArgs<'a> {
     /// [rows, classes], dtype of `logits`.
     pub out: TensorMut<'a>,
 }
-kernel!(pub CROSS_ENTROPY_BACKWARD = "cross_entropy_backward", CrossEntropyBackwardArgs, backward_cpu);
+kernel!(pub CROSS_ENTROPY_BACKWARD = "cross_entropy_backward", CrossEntropyBackwardArgs, backward_cpu, backward_cuda);
 
 /// The sum of -log softmax(`logits`)\[target\] over the rows that have one, over `divisor`: a scalar of f32. `logits`
 /// is [rows, classes], `targets` `[rows]` of i32 where -1 means none. The second result is the logarithm of each row's
@@ -98,9 +99,13 @@ pub(super) fn classes_of(op: &str, targets: &[i32], classes: usize) -> Result<Ve
     let class = |(row, &target): (usize, &i32)| match usize::try_from(target) {
         Ok(class) if class < classes => Ok(Some(class)),
         Err(_) if target == -1 => Ok(None),
-        _ => Err(Error::invalid(format!("{op}: target {target} of row {row} is none of {classes} classes"))),
+        _ => Err(stray(op, target, row, classes)),
     };
     targets.iter().enumerate().map(class).collect()
+}
+
+fn stray(op: &str, target: i32, row: usize, classes: usize) -> Error {
+    Error::invalid(format!("{op}: target {target} of row {row} is none of {classes} classes"))
 }
 
 /// The losses of all rows added up in f64, over the divisor.
@@ -163,6 +168,55 @@ fn row_gradients<T: Float>(
             }
         });
     });
+}
+
+fn forward_cuda(cuda: &Cuda, args: CrossEntropyArgs<'_>) -> Result<()> {
+    let CrossEntropyArgs { logits, targets, divisor, loss, lse } = args;
+    let (rows, classes) = logits.dims2("cross_entropy")?;
+    let (mut flag, mut scratch) = (Flag::max(logits.device())?, logits.device().alloc(&[rows], DType::F32)?);
+    let losses = cuda::written(&scratch.view())?;
+    let args = [
+        cuda::read(logits)?,
+        cuda::read(targets)?,
+        cuda::written(&lse)?,
+        losses,
+        flag.arg()?,
+        cuda::count(rows),
+        cuda::number(classes)?,
+    ];
+    cuda::over_rows(cuda, "cross_entropy", &format!("cross_entropy_{}", logits.dtype()), rows, &args)?;
+    let args = [losses, Arg::F32(divisor), cuda::written(&loss)?, cuda::count(rows)];
+    cuda::start(cuda, "cross_entropy", "cross_entropy_loss", 1, cuda::WARP, &args)?;
+    check_stray(flag, "cross_entropy", targets, classes)
+}
+
+fn backward_cuda(cuda: &Cuda, args: CrossEntropyBackwardArgs<'_>) -> Result<()> {
+    let CrossEntropyBackwardArgs { dy, logits, targets, lse, divisor, out } = args;
+    let (rows, classes) = logits.dims2("cross_entropy_backward")?;
+    let mut flag = Flag::max(logits.device())?;
+    let args = [
+        cuda::read(dy)?,
+        cuda::read(logits)?,
+        cuda::read(targets)?,
+        cuda::read(lse)?,
+        Arg::F32(divisor),
+        cuda::written(&out)?,
+        flag.arg()?,
+        cuda::count(rows),
+        cuda::number(classes)?,
+    ];
+    let entry = format!("cross_entropy_backward_{}", logits.dtype());
+    cuda::over_rows(cuda, "cross_entropy", &entry, rows, &args)?;
+    check_stray(flag, "cross_entropy_backward", targets, classes)
+}
+
+/// The kernels leave the least row whose target is no class.
+fn check_stray(flag: Flag, op: &'static str, targets: &Tensor, classes: usize) -> Result<()> {
+    let targets = targets.clone();
+    flag.check(move |row| {
+        let target = targets.narrow(0, row as usize, 1)?.to_vec::<i32>()?[0];
+        Ok(stray(op, target, row as usize, classes))
+    })
 }
 
 simd! {

@@ -4,6 +4,7 @@
 //! pass, a checkpoint's replay and a resumed run make the same one.
 
 use crate::cpu::{Cpu, simd};
+use crate::cuda::{self, Arg, Cuda};
 use crate::philox::Key;
 use crate::{Error, Float, Result, Tensor, TensorMut, dispatch, kernel};
 
@@ -18,7 +19,7 @@ pub struct DropoutArgs<'a> {
     /// Shape and dtype of `x`.
     pub out: TensorMut<'a>,
 }
-kernel!(pub DROPOUT = "dropout", DropoutArgs, dropout_cpu);
+kernel!(pub DROPOUT = "dropout", DropoutArgs, dropout_cpu, dropout_cuda);
 
 /// Elements handed to one task: a multiple of four, so that a task starts on a Philox block.
 const CHUNK: usize = 1 << 13;
@@ -52,15 +53,33 @@ fn dropout_cpu(cpu: &Cpu, mut args: DropoutArgs<'_>) -> Result<()> {
 }
 
 fn mask<T: Float>(cpu: &Cpu, x: &[T], p: f32, key: Key, out: &mut [T]) {
-    let simd = cpu.simd();
-    // Words below p 2^32 drop their element: p is met to 2^-32.
-    let (threshold, scale) = ((f64::from(p) * 2f64.powi(32)) as u32, 1.0 / (1.0 - p));
+    let (simd, (threshold, scale)) = (cpu.simd(), numbers(p));
     cpu.chunks(out, CHUNK, |i, out| {
         let (mut xs, mut ys) = (Vec::new(), Vec::new());
         let x = T::as_f32(simd, &x[i * CHUNK..][..out.len()], &mut xs);
         let first = (i * CHUNK / 4) as u64;
         T::write_f32(simd, out, &mut ys, |y| mask_slice(simd, x, key, first, threshold, scale, y));
     });
+}
+
+/// Words below the first number drop their element: p is met to 2^-32. The others are multiplied by the second.
+fn numbers(p: f32) -> (u32, f32) {
+    ((f64::from(p) * 2f64.powi(32)) as u32, 1.0 / (1.0 - p))
+}
+
+fn dropout_cuda(cuda: &Cuda, args: DropoutArgs<'_>) -> Result<()> {
+    let DropoutArgs { x, p, key: Key([key0, key1]), out } = args;
+    let (threshold, scale) = numbers(p);
+    let args = [
+        cuda::read(x)?,
+        Arg::U32(threshold),
+        Arg::F32(scale),
+        Arg::U32(key0),
+        Arg::U32(key1),
+        cuda::written(&out)?,
+        cuda::count(out.len()),
+    ];
+    cuda::over_elements(cuda, "dropout", &format!("dropout_{}", x.dtype()), out.len(), &args)
 }
 
 simd! {

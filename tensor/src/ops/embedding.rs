@@ -2,6 +2,7 @@
 
 use crate::cpu::Cpu;
 use crate::cpu::reduce;
+use crate::cuda::{self, Cuda, Flag};
 use crate::{DType, Error, Float, Result, Tensor, TensorMut, dispatch, kernel, same_device};
 
 /// Arguments of [`EMBEDDING`]: the rows of a table that ids choose.
@@ -13,7 +14,7 @@ pub struct EmbeddingArgs<'a> {
     /// [tokens, d], any float dtype.
     pub out: TensorMut<'a>,
 }
-kernel!(pub EMBEDDING = "embedding", EmbeddingArgs, forward_cpu);
+kernel!(pub EMBEDDING = "embedding", EmbeddingArgs, forward_cpu, forward_cuda);
 
 /// Arguments of [`EMBEDDING_BACKWARD`]: row i of dy is added to row `ids[i]` of out.
 pub struct EmbeddingBackwardArgs<'a> {
@@ -24,7 +25,7 @@ pub struct EmbeddingBackwardArgs<'a> {
     /// [vocabulary, d], f32; read and written.
     pub out: TensorMut<'a>,
 }
-kernel!(pub EMBEDDING_BACKWARD = "embedding_backward", EmbeddingBackwardArgs, backward_cpu);
+kernel!(pub EMBEDDING_BACKWARD = "embedding_backward", EmbeddingBackwardArgs, backward_cpu, backward_cuda);
 
 /// Into how many ranges of table rows the scatter is cut.
 const RANGES: usize = 64;
@@ -69,12 +70,14 @@ fn check_ids(ids: &Tensor) -> Result<usize> {
     }
 }
 
+fn stray(id: i32, index: usize, vocabulary: usize) -> Error {
+    Error::invalid(format!("embedding: id {id} at index {index} is not in a vocabulary of {vocabulary}"))
+}
+
 /// The ids as row numbers of a table of `vocabulary` rows.
 fn rows_of(ids: &Tensor, vocabulary: usize) -> Result<Vec<usize>> {
     let row = |(i, &id): (usize, &i32)| {
-        usize::try_from(id).ok().filter(|&id| id < vocabulary).ok_or_else(|| {
-            Error::invalid(format!("embedding: id {id} at index {i} is not in a vocabulary of {vocabulary}"))
-        })
+        usize::try_from(id).ok().filter(|&id| id < vocabulary).ok_or_else(|| stray(id, i, vocabulary))
     };
     ids.as_slice::<i32>()?.iter().enumerate().map(row).collect()
 }
@@ -118,4 +121,48 @@ fn scatter<T: Float>(cpu: &Cpu, dy: &[T], rows: &[usize], width: usize, out: &mu
             reduce::axpy(simd, 1.0, dy, &mut out[(row - first) * width..][..width]);
         }
     });
+}
+
+fn forward_cuda(cuda: &Cuda, args: EmbeddingArgs<'_>) -> Result<()> {
+    let EmbeddingArgs { weight, ids, out } = args;
+    let (vocabulary, width) = weight.dims2("embedding")?;
+    let mut stray = Flag::max(ids.device())?;
+    let entry = format!("embedding_{}_{}", weight.dtype(), out.dtype());
+    let args = [
+        cuda::read(weight)?,
+        cuda::read(ids)?,
+        cuda::written(&out)?,
+        stray.arg()?,
+        cuda::number(vocabulary)?,
+        cuda::number(width)?,
+    ];
+    cuda::start(cuda, "embedding", &entry, ids.len(), cuda::THREADS, &args)?;
+    check_stray(stray, ids, vocabulary)
+}
+
+fn backward_cuda(cuda: &Cuda, args: EmbeddingBackwardArgs<'_>) -> Result<()> {
+    let EmbeddingBackwardArgs { dy, ids, out } = args;
+    let (vocabulary, width) = (out.shape()[0], out.shape()[1]);
+    let mut stray = Flag::max(ids.device())?;
+    let args = [
+        cuda::read(dy)?,
+        cuda::read(ids)?,
+        cuda::written(&out)?,
+        stray.arg()?,
+        cuda::number(ids.len())?,
+        cuda::number(vocabulary)?,
+        cuda::number(width)?,
+    ];
+    let entry = format!("embedding_backward_{}", dy.dtype());
+    cuda::start(cuda, "embedding", &entry, ids.len(), cuda::THREADS, &args)?;
+    check_stray(stray, ids, vocabulary)
+}
+
+/// The kernels leave the least index of an id that is not in the table.
+fn check_stray(flag: Flag, ids: &Tensor, vocabulary: usize) -> Result<()> {
+    let ids = ids.clone();
+    flag.check(move |index| {
+        let id = ids.narrow(0, index as usize, 1)?.to_vec::<i32>()?[0];
+        Ok(stray(id, index as usize, vocabulary))
+    })
 }

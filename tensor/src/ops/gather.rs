@@ -2,6 +2,7 @@
 
 use crate::blocks::TASK;
 use crate::cpu::Cpu;
+use crate::cuda::{self, Cuda, Flag, View};
 use crate::layout::Layout;
 use crate::{DType, Element, Error, Result, Tensor, TensorMut, dispatch, kernel, ops, same_device};
 
@@ -16,7 +17,7 @@ pub struct GatherArgs<'a> {
     /// Any shape, dtype of `x`.
     pub out: TensorMut<'a>,
 }
-kernel!(pub GATHER = "gather", GatherArgs, gather_cpu);
+kernel!(pub GATHER = "gather", GatherArgs, gather_cpu, gather_cuda);
 
 /// Arguments of [`SCATTER_ADD`]: out[.., index[.., i, ..], ..] += src[.., i, ..] along `dim`.
 pub struct ScatterAddArgs<'a> {
@@ -29,7 +30,7 @@ pub struct ScatterAddArgs<'a> {
     /// Any shape, f32; read and written.
     pub out: TensorMut<'a>,
 }
-kernel!(pub SCATTER_ADD = "scatter_add", ScatterAddArgs, scatter_add_cpu);
+kernel!(pub SCATTER_ADD = "scatter_add", ScatterAddArgs, scatter_add_cpu, scatter_add_cuda);
 
 /// out[.., i, ..] = x[.., index[.., i, ..], ..] along `dim`: `index` (i32) has the shape of the result, and that of `x`
 /// but for `dim`.
@@ -110,6 +111,10 @@ fn around(shape: &[usize], dim: usize) -> [usize; 3] {
     [shape[..dim].iter().product(), shape[dim], shape[dim + 1..].iter().product()]
 }
 
+fn stray(op: &str, index: i32, limit: usize) -> Error {
+    Error::invalid(format!("{op}: index {index} is not in 0..{limit}"))
+}
+
 /// Indices in row-major order.
 struct Index<'a> {
     values: &'a [i32],
@@ -122,10 +127,10 @@ impl<'a> Index<'a> {
     /// When an index is not below `limit`.
     fn new(op: &str, index: &'a Tensor, limit: usize) -> Result<Self> {
         let index = Index { values: index.span::<i32>()?, layout: index.layout().merged(), limit };
-        let stray = index.read(0..index.layout.len()).find(|&i| i >= limit);
-        match stray {
+        let first = index.read(0..index.layout.len()).find(|&i| i >= limit);
+        match first {
             None => Ok(index),
-            Some(i) => Err(Error::invalid(format!("{op}: index {} is not in 0..{limit}", i as i32))),
+            Some(i) => Err(stray(op, i as i32, limit)),
         }
     }
 
@@ -164,5 +169,53 @@ fn scatter_add_cpu(cpu: &Cpu, mut args: ScatterAddArgs<'_>) -> Result<()> {
             }
         });
         Ok(())
+    })
+}
+
+fn gather_cuda(cuda: &Cuda, args: GatherArgs<'_>) -> Result<()> {
+    let GatherArgs { x, dim, index, out } = args;
+    let ([_, count, inner], limit) = (around(index.shape(), dim), x.shape()[dim]);
+    let (mut flag, view) = (Flag::zero(x.device())?, View::new(index)?);
+    let args = [
+        cuda::read(x)?,
+        cuda::read(index)?,
+        view.arg(),
+        cuda::written(&out)?,
+        flag.arg()?,
+        cuda::count(out.len()),
+        cuda::number(count)?,
+        cuda::number(limit)?,
+        cuda::count(inner),
+    ];
+    cuda::over_threads(cuda, "gather", &format!("gather_b{}", 8 * x.dtype().size()), out.len(), &args)?;
+    check_stray(flag, "gather", index, limit)
+}
+
+fn scatter_add_cuda(cuda: &Cuda, args: ScatterAddArgs<'_>) -> Result<()> {
+    let ScatterAddArgs { dim, index, src, out } = args;
+    let ([outer, count, inner], limit) = (around(index.shape(), dim), out.shape()[dim]);
+    let (mut flag, view) = (Flag::zero(src.device())?, View::new(index)?);
+    let args = [
+        cuda::read(index)?,
+        view.arg(),
+        cuda::read(src)?,
+        cuda::written(&out)?,
+        flag.arg()?,
+        cuda::count(outer),
+        cuda::number(count)?,
+        cuda::number(limit)?,
+        cuda::count(inner),
+    ];
+    cuda::over_threads(cuda, "gather", &format!("scatter_add_{}", src.dtype()), outer * inner, &args)?;
+    check_stray(flag, "scatter_add", index, limit)
+}
+
+/// The kernels only say that some index is not below `limit`; the first such is named.
+fn check_stray(flag: Flag, op: &'static str, index: &Tensor, limit: usize) -> Result<()> {
+    let index = index.clone();
+    flag.check(move |_| {
+        let inside = |i: i32| usize::try_from(i).is_ok_and(|i| i < limit);
+        let first = index.to_vec::<i32>()?.into_iter().find(|&i| !inside(i));
+        Ok(stray(op, first.expect("the kernel found one"), limit))
     })
 }

@@ -4,6 +4,7 @@ use super::rms_norm::{like, wide_weight};
 use super::sum_to;
 use crate::cpu::reduce::{dot_body, sum_body};
 use crate::cpu::{Cpu, math, rows_per_task, simd};
+use crate::cuda::{self, Arg, Cuda};
 use crate::{DType, Float, Result, Tensor, TensorMut, dispatch, kernel, same_device};
 
 /// Arguments of [`LAYER_NORM`]: out = (x - mean) / sqrt(variance + eps) · weight + bias over the last dimension.
@@ -19,7 +20,7 @@ pub struct LayerNormArgs<'a> {
     /// Shape and dtype of `x`.
     pub out: TensorMut<'a>,
 }
-kernel!(pub LAYER_NORM = "layer_norm", LayerNormArgs, forward_cpu);
+kernel!(pub LAYER_NORM = "layer_norm", LayerNormArgs, forward_cpu, forward_cuda);
 
 /// Arguments of [`LAYER_NORM_BACKWARD`]: the gradient of [`LAYER_NORM`] by x.
 pub struct LayerNormBackwardArgs<'a> {
@@ -34,7 +35,7 @@ pub struct LayerNormBackwardArgs<'a> {
     /// Shape and dtype of `x`.
     pub out: TensorMut<'a>,
 }
-kernel!(pub LAYER_NORM_BACKWARD = "layer_norm_backward", LayerNormBackwardArgs, backward_cpu);
+kernel!(pub LAYER_NORM_BACKWARD = "layer_norm_backward", LayerNormBackwardArgs, backward_cpu, backward_cuda);
 
 /// Arguments of [`LAYER_NORM_BACKWARD_WEIGHT`]: the gradient of [`LAYER_NORM`] by the weight and the bias, in partial
 /// sums.
@@ -48,7 +49,7 @@ pub struct LayerNormBackwardWeightArgs<'a> {
     /// One pair of sums a task (weight, bias): [tasks, 2, d], f32. The op adds them up.
     pub partial: TensorMut<'a>,
 }
-kernel!(pub LAYER_NORM_BACKWARD_WEIGHT = "layer_norm_backward_weight", LayerNormBackwardWeightArgs, backward_weight_cpu);
+kernel!(pub LAYER_NORM_BACKWARD_WEIGHT = "layer_norm_backward_weight", LayerNormBackwardWeightArgs, backward_weight_cpu, backward_weight_cuda);
 
 /// `x` [.., d] normalised over its last dimension, scaled by `weight` `[d]` and shifted by `bias` `[d]`, which may have
 /// another float dtype. Computed in f32 and rounded once.
@@ -159,6 +160,52 @@ fn backward_weight<T: Float>(cpu: &Cpu, dy: &[T], x: &[T], width: usize, eps: f3
             backward_weight_row(simd, dy, x, eps, &mut centred, dw, db);
         }
     });
+}
+
+fn forward_cuda(cuda: &Cuda, args: LayerNormArgs<'_>) -> Result<()> {
+    let LayerNormArgs { x, weight, bias, eps, out } = args;
+    let (rows, width) = x.dims_rows("layer_norm")?;
+    let args = [
+        cuda::read(x)?,
+        cuda::read(weight)?,
+        cuda::read(bias)?,
+        Arg::F32(eps),
+        cuda::written(&out)?,
+        cuda::count(rows),
+        cuda::number(width)?,
+    ];
+    cuda::over_rows(cuda, "layer_norm", &format!("layer_norm_{}", x.dtype()), rows, &args)
+}
+
+fn backward_cuda(cuda: &Cuda, args: LayerNormBackwardArgs<'_>) -> Result<()> {
+    let LayerNormBackwardArgs { dy, x, weight, eps, out } = args;
+    let (rows, width) = x.dims_rows("layer_norm_backward")?;
+    let args = [
+        cuda::read(dy)?,
+        cuda::read(x)?,
+        cuda::read(weight)?,
+        Arg::F32(eps),
+        cuda::written(&out)?,
+        cuda::count(rows),
+        cuda::number(width)?,
+    ];
+    cuda::over_rows(cuda, "layer_norm", &format!("layer_norm_backward_{}", x.dtype()), rows, &args)
+}
+
+fn backward_weight_cuda(cuda: &Cuda, args: LayerNormBackwardWeightArgs<'_>) -> Result<()> {
+    let LayerNormBackwardWeightArgs { dy, x, eps, partial } = args;
+    let (rows, width) = x.dims_rows("layer_norm_backward_weight")?;
+    let args = [
+        cuda::read(dy)?,
+        cuda::read(x)?,
+        Arg::F32(eps),
+        cuda::written(&partial)?,
+        cuda::count(rows),
+        cuda::number(width)?,
+        cuda::number(rows_per_task(width))?,
+    ];
+    let entry = format!("layer_norm_backward_weight_{}", x.dtype());
+    cuda::start(cuda, "layer_norm", &entry, partial.shape()[0], cuda::THREADS, &args)
 }
 
 /// Writes x - mean(x) and gives 1 / sqrt(variance + eps).

@@ -2,6 +2,7 @@
 
 use crate::cpu::Cpu;
 use crate::cpu::gemm::{self, Dense, Elems, Mat, Options, Out};
+use crate::cuda::{self, Arg, Cuda, View};
 use crate::{DType, Error, Float, Result, Tensor, TensorMut, broadcast_shape, kernel, same_device};
 
 /// Arguments of [`MATMUL`]: out = a b or out += a b.
@@ -15,7 +16,7 @@ pub struct MatmulArgs<'a> {
     /// Overwrite `out` or add to it.
     pub accumulate: gemm::Accumulate,
 }
-kernel!(pub MATMUL = "matmul", MatmulArgs, matmul_cpu);
+kernel!(pub MATMUL = "matmul", MatmulArgs, matmul_cpu, matmul_cuda);
 
 /// Products of fewer multiplications than this are handed out whole, one a task; larger ones are cut themselves.
 const SMALL: usize = 1 << 18;
@@ -128,4 +129,63 @@ fn mats(x: &Tensor) -> Result<Vec<Mat<'_>>> {
         Mat::new(elements, shape[0], shape[1], strides[0].unsigned_abs(), strides[1].unsigned_abs())
     };
     starts.map(mat).collect()
+}
+
+/// Few rows go the way that they go on the CPU, so that they have its bits.
+fn matmul_cuda(cuda: &Cuda, args: MatmulArgs<'_>) -> Result<()> {
+    let MatmulArgs { a, b, out, accumulate } = args;
+    let (Operand { batch: a_batch, strides: [a_m, a_k] }, Operand { batch: b_batch, strides: [b_k, b_n] }) =
+        (Operand::new(a)?, Operand::new(b)?);
+    let [batch @ .., m, n] = out.shape() else { return Err(Error::shape("matmul", "a product is a matrix")) };
+    let (batches, k) = (batch.iter().product::<usize>(), a.dim(a.rank() - 1)?);
+    let args = [
+        cuda::read(a)?,
+        Arg::U64(a_m),
+        Arg::U64(a_k),
+        a_batch.arg(),
+        cuda::read(b)?,
+        Arg::U64(b_k),
+        Arg::U64(b_n),
+        b_batch.arg(),
+        cuda::written(&out)?,
+        Arg::U32((accumulate == gemm::Accumulate::Add).into()),
+        cuda::number(batches)?,
+        cuda::number(*m)?,
+        cuda::number(*n)?,
+        cuda::number(k)?,
+    ];
+    let types = format!("{}_{}_{}", a.dtype(), b.dtype(), out.dtype());
+    if *m <= gemm::FEW_ROWS && b_k == 1 {
+        return cuda::over_rows(cuda, "matmul", &format!("matmul_rows_{types}"), out.len(), &args);
+    }
+    let blocks = batches * m.div_ceil(SIDE) * n.div_ceil(SIDE);
+    let threads = if on_tensor_cores(a.dtype(), b.dtype()) { CORE_THREADS } else { cuda::THREADS };
+    cuda::start(cuda, "matmul", &format!("matmul_{types}"), blocks, threads, &args)
+}
+
+/// Rows and columns of a tile of matmul.cu, and the threads that make one on tensor cores.
+const SIDE: usize = 64;
+const CORE_THREADS: u32 = 128;
+
+fn on_tensor_cores(a: DType, b: DType) -> bool {
+    matches!((a, b), (DType::BF16, DType::BF16 | DType::F32) | (DType::F16, DType::F16))
+}
+
+/// How the matrices of an operand [batch.., rows, cols] lie: the first of each by a view, and from row to row and from
+/// column to column.
+struct Operand {
+    batch: View,
+    strides: [u64; 2],
+}
+
+impl Operand {
+    fn new(x: &Tensor) -> Result<Self> {
+        let lead = x.rank() - 2;
+        let stride = |d: usize| match x.layout().strides()[lead + d] {
+            // Nothing is there to step over.
+            _ if x.is_empty() => Ok(0),
+            stride => u64::try_from(stride).map_err(|_| Error::unsupported(format!("matmul: a stride of {stride}"))),
+        };
+        Ok(Operand { batch: View::of(&x.layout().leading(lead))?, strides: [stride(0)?, stride(1)?] })
+    }
 }

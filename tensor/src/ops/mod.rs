@@ -42,7 +42,7 @@ pub use linear_cross_entropy::{
 pub use matmul::{matmul, matmul_into};
 pub use random::{normal, uniform};
 pub use reduce::{Reduce, argmax, extreme_backward, kept_shape, reduce, sum_to};
-pub use rms_norm::{rms_norm, rms_norm_backward, rms_norm_backward_weight};
+pub use rms_norm::{add_rms_norm, add_rms_norm_backward, rms_norm, rms_norm_backward, rms_norm_backward_weight};
 pub use rope::{rope, rope_backward, rope_table};
 pub use scale::{add_scaled, scale};
 pub use softmax::{Softmax, softmax, softmax_backward};

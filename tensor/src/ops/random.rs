@@ -1,6 +1,7 @@
 //! Tensors of random numbers.
 
 use crate::cpu::{Cpu, math};
+use crate::cuda::{self, Arg, Cuda};
 use crate::philox::{Key, uniform as to_unit};
 use crate::{DType, Device, Result, Tensor, TensorMut, kernel};
 
@@ -13,7 +14,7 @@ pub struct RandomArgs<'a> {
     /// Any shape, f32.
     pub out: TensorMut<'a>,
 }
-kernel!(pub RANDOM = "random", RandomArgs, random_cpu);
+kernel!(pub RANDOM = "random", RandomArgs, random_cpu, random_cuda);
 
 /// What random numbers are spread like.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -70,6 +71,21 @@ fn random_cpu(cpu: &Cpu, mut args: RandomArgs<'_>) -> Result<()> {
         }
     });
     Ok(())
+}
+
+fn random_cuda(cuda: &Cuda, args: RandomArgs<'_>) -> Result<()> {
+    let RandomArgs { distribution, key: Key([key0, key1]), out } = args;
+    let (n, tail) = (out.len(), [Arg::U32(key0), Arg::U32(key1), cuda::written(&out)?, cuda::count(out.len())]);
+    match distribution {
+        Distribution::Normal { deviation } => {
+            let args = [&[Arg::F32(deviation)], &tail[..]].concat();
+            cuda::over_elements(cuda, "random", "random_normal", n, &args)
+        }
+        Distribution::Uniform { low, high } => {
+            let args = [&[Arg::F32(low), Arg::F32(high)], &tail[..]].concat();
+            cuda::over_elements(cuda, "random", "random_uniform", n, &args)
+        }
+    }
 }
 
 /// Two pairs of normal numbers: radius sqrt(-2 ln u), angle 2 pi v (Box and Muller, 1958), with u in (0, 1].

@@ -7,6 +7,7 @@
 use crate::blocks::{BLOCK, Reader, write_rows};
 use crate::cpu::reduce::LANES;
 use crate::cpu::{Cpu, Simd, simd};
+use crate::cuda::{self, Arg, Cuda, View};
 use crate::{DType, Element, Error, Result, Tensor, TensorMut, broadcast_shape, dispatch, kernel, same_device};
 
 /// Which reduction.
@@ -38,7 +39,7 @@ pub struct ReduceArgs<'a> {
     /// The kept dimensions, dtype of `x`.
     pub out: TensorMut<'a>,
 }
-kernel!(pub REDUCE = "reduce", ReduceArgs, reduce_cpu);
+kernel!(pub REDUCE = "reduce", ReduceArgs, reduce_cpu, reduce_cuda);
 
 /// Arguments of [`EXTREME_BACKWARD`]: the gradient of a maximum or minimum by x: the first element that equals it gets
 /// dy.
@@ -52,7 +53,7 @@ pub struct ExtremeBackwardArgs<'a> {
     /// Shape and dtype of `x`.
     pub dx: TensorMut<'a>,
 }
-kernel!(pub EXTREME_BACKWARD = "extreme_backward", ExtremeBackwardArgs, extreme_backward_cpu);
+kernel!(pub EXTREME_BACKWARD = "extreme_backward", ExtremeBackwardArgs, extreme_backward_cpu, extreme_backward_cuda);
 
 /// Arguments of [`ARGMAX`]: out = the index of the first largest element.
 pub struct ArgmaxArgs<'a> {
@@ -61,7 +62,7 @@ pub struct ArgmaxArgs<'a> {
     /// The kept dimensions, i32.
     pub out: TensorMut<'a>,
 }
-kernel!(pub ARGMAX = "argmax", ArgmaxArgs, argmax_cpu);
+kernel!(pub ARGMAX = "argmax", ArgmaxArgs, argmax_cpu, argmax_cuda);
 
 /// `op` over the dimensions `dims`, which stay with size 1 if `keep`, else are dropped.
 ///
@@ -167,7 +168,7 @@ fn reduce_cpu(cpu: &Cpu, mut args: ReduceArgs<'_>) -> Result<()> {
 
 /// One f32 an entry of the kept dimensions.
 fn all(cpu: &Cpu, op: Reduce, x: &Tensor, kept: usize) -> Result<Vec<f32>> {
-    let (outer, count): (usize, usize) = (x.shape()[..kept].iter().product(), x.shape()[kept..].iter().product());
+    let (outer, count) = outer_and_count(x, kept);
     let mut chunks = count.div_ceil(CHUNK).max(1);
     let mut results = vec![0.0; outer * chunks];
     if results_are_neighbours(x, kept) {
@@ -187,6 +188,11 @@ fn all(cpu: &Cpu, op: Reduce, x: &Tensor, kept: usize) -> Result<Vec<f32>> {
         by_rows(cpu, op, &Reader::of(&parts), count, chunks, &mut results);
     }
     Ok(results)
+}
+
+/// How many results there are, and of how many elements each.
+fn outer_and_count(x: &Tensor, kept: usize) -> (usize, usize) {
+    (x.shape()[..kept].iter().product(), x.shape()[kept..].iter().product())
 }
 
 /// Whether the elements of neighbouring results lie side by side, while those of one result lie apart.
@@ -350,4 +356,69 @@ fn first_largest(x: &[f32]) -> usize {
         }
     }
     best
+}
+
+/// Chunk by chunk to f32, and the chunks' results in the same way, until one chunk is left: that pass makes the result.
+fn reduce_cuda(cuda: &Cuda, args: ReduceArgs<'_>) -> Result<()> {
+    let ReduceArgs { op, x, kept, out } = args;
+    let (outer, count) = outer_and_count(x, kept);
+    let partial_op = if op == Reduce::Mean { Reduce::Sum } else { op };
+    let (mut x, mut kept, mut chunks) = (x.clone(), kept, count.div_ceil(CHUNK));
+    while chunks > 1 {
+        let mut partial = x.device().alloc(&[outer, chunks], DType::F32)?;
+        reduce_chunks(cuda, partial_op, &x, kept, count, &partial.view())?;
+        (x, kept, chunks) = (partial.finish(), 1, chunks.div_ceil(CHUNK));
+    }
+    reduce_chunks(cuda, op, &x, kept, count, &out)
+}
+
+/// Each chunk of the elements of each result to one element of `out`; a mean is the sum divided by `divisor`.
+fn reduce_chunks(cuda: &Cuda, op: Reduce, x: &Tensor, kept: usize, divisor: usize, out: &TensorMut<'_>) -> Result<()> {
+    let (outer, count) = outer_and_count(x, kept);
+    let chunks = count.div_ceil(CHUNK).max(1);
+    let columns = results_are_neighbours(x, kept);
+    let order: Vec<usize> = if columns { (kept..x.rank()).chain(0..kept).collect() } else { (0..x.rank()).collect() };
+    let x = x.permute(&order)?;
+    let (types, view) = (format!("{}_{}", x.dtype(), out.dtype()), View::new(&x)?);
+    let args = [
+        Arg::U32(op as u32),
+        cuda::read(&x)?,
+        view.arg(),
+        cuda::count(outer),
+        cuda::count(count),
+        Arg::F32(divisor as f32),
+        cuda::written(out)?,
+    ];
+    if columns {
+        let blocks = outer.div_ceil(CUDA_COLUMNS) * chunks;
+        cuda::start(cuda, "reduce", &format!("reduce_columns_{types}"), blocks, cuda::THREADS, &args)
+    } else {
+        cuda::over_rows(cuda, "reduce", &format!("reduce_{types}"), outer * chunks, &args)
+    }
+}
+
+/// `COLUMNS` of reduce.cu: neighbouring results that a block reduces together.
+const CUDA_COLUMNS: usize = 32;
+
+fn extreme_backward_cuda(cuda: &Cuda, args: ExtremeBackwardArgs<'_>) -> Result<()> {
+    let ExtremeBackwardArgs { x, y, dy, dx } = args;
+    let (rows, width, view) = (y.len(), x.len() / y.len().max(1), View::new(x)?);
+    let args = [
+        cuda::read(x)?,
+        view.arg(),
+        cuda::read(y)?,
+        cuda::read(dy)?,
+        cuda::written(&dx)?,
+        cuda::count(rows),
+        cuda::number(width)?,
+    ];
+    cuda::over_rows(cuda, "reduce", &format!("extreme_backward_{}", x.dtype()), rows, &args)
+}
+
+fn argmax_cuda(cuda: &Cuda, args: ArgmaxArgs<'_>) -> Result<()> {
+    let ArgmaxArgs { x, out } = args;
+    let (rows, width) = x.dims_rows("argmax")?;
+    let view = View::new(x)?;
+    let args = [cuda::read(x)?, view.arg(), cuda::written(&out)?, cuda::count(rows), cuda::number(width)?];
+    cuda::over_rows(cuda, "reduce", &format!("argmax_{}", x.dtype()), rows, &args)
 }

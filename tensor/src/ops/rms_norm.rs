@@ -1,8 +1,11 @@
-//! Root-mean-square norm (Zhang and Sennrich, 2019): y = x / sqrt(mean(x²) + eps) · w over the last dimension.
+//! Root-mean-square norm (Zhang and Sennrich, 2019): y = x / sqrt(mean(x²) + eps) · w over the last dimension; of one tensor,
+//! or of the sum of two, as after a residual connection.
 
+use super::binary::add_to;
 use super::sum_to;
 use crate::cpu::reduce::dot_body;
-use crate::cpu::{Cpu, math, rows_per_task, simd};
+use crate::cpu::{Cpu, Simd, math, rows_per_task, simd};
+use crate::cuda::{self, Arg, Cuda};
 use crate::{DType, Error, Float, Result, Tensor, TensorMut, dispatch, kernel, same_device};
 
 /// Arguments of [`RMS_NORM`]: out = x / sqrt(mean(x²) + eps) · weight over the last dimension.
@@ -16,7 +19,7 @@ pub struct RmsNormArgs<'a> {
     /// Shape and dtype of `x`.
     pub out: TensorMut<'a>,
 }
-kernel!(pub RMS_NORM = "rms_norm", RmsNormArgs, forward_cpu);
+kernel!(pub RMS_NORM = "rms_norm", RmsNormArgs, forward_cpu, forward_cuda);
 
 /// Arguments of [`RMS_NORM_BACKWARD`]: the gradient of [`RMS_NORM`] by x.
 pub struct RmsNormBackwardArgs<'a> {
@@ -31,7 +34,7 @@ pub struct RmsNormBackwardArgs<'a> {
     /// Shape and dtype of `x`.
     pub out: TensorMut<'a>,
 }
-kernel!(pub RMS_NORM_BACKWARD = "rms_norm_backward", RmsNormBackwardArgs, backward_cpu);
+kernel!(pub RMS_NORM_BACKWARD = "rms_norm_backward", RmsNormBackwardArgs, backward_cpu, backward_cuda);
 
 /// Arguments of [`RMS_NORM_BACKWARD_WEIGHT`]: the gradient of [`RMS_NORM`] by the weight, in partial sums.
 pub struct RmsNormBackwardWeightArgs<'a> {
@@ -44,7 +47,42 @@ pub struct RmsNormBackwardWeightArgs<'a> {
     /// One sum a task: [tasks, d], f32. The op adds them up.
     pub partial: TensorMut<'a>,
 }
-kernel!(pub RMS_NORM_BACKWARD_WEIGHT = "rms_norm_backward_weight", RmsNormBackwardWeightArgs, backward_weight_cpu);
+kernel!(pub RMS_NORM_BACKWARD_WEIGHT = "rms_norm_backward_weight", RmsNormBackwardWeightArgs, backward_weight_cpu, backward_weight_cuda);
+
+/// Arguments of [`ADD_RMS_NORM`]: sum = x + residual, and out = [`RMS_NORM`] of sum.
+pub struct AddRmsNormArgs<'a> {
+    /// [.., d], any float dtype, contiguous.
+    pub x: &'a Tensor,
+    /// Shape and dtype of `x`, contiguous.
+    pub residual: &'a Tensor,
+    /// `[d]`, f32, contiguous.
+    pub weight: &'a Tensor,
+    /// Added to the mean of squares.
+    pub eps: f32,
+    /// Shape and dtype of `x`, to which the sum is rounded before it is normalised.
+    pub sum: TensorMut<'a>,
+    /// Shape and dtype of `x`.
+    pub out: TensorMut<'a>,
+}
+kernel!(pub ADD_RMS_NORM = "add_rms_norm", AddRmsNormArgs, add_forward_cpu, add_forward_cuda);
+
+/// Arguments of [`ADD_RMS_NORM_BACKWARD`]: out = d_sum + [`RMS_NORM_BACKWARD`], the gradient of [`ADD_RMS_NORM`] by x and by
+/// residual alike.
+pub struct AddRmsNormBackwardArgs<'a> {
+    /// What else the gradient of the sum has: shape and dtype of `sum`, contiguous.
+    pub d_sum: &'a Tensor,
+    /// The gradient of the norm's output: shape and dtype of `sum`, contiguous.
+    pub dy: &'a Tensor,
+    /// [.., d], any float dtype, contiguous.
+    pub sum: &'a Tensor,
+    /// `[d]`, f32, contiguous.
+    pub weight: &'a Tensor,
+    /// Added to the mean of squares.
+    pub eps: f32,
+    /// Shape and dtype of `sum`, to which the norm's part is rounded before it is added.
+    pub out: TensorMut<'a>,
+}
+kernel!(pub ADD_RMS_NORM_BACKWARD = "add_rms_norm_backward", AddRmsNormBackwardArgs, add_backward_cpu, add_backward_cuda);
 
 /// `x` [.., d] normalised over its last dimension and scaled by `weight` `[d]`, which may have another float dtype.
 /// As Hugging Face's LlamaRMSNorm: computed in f32, rounded to the dtype of `x`, then scaled.
@@ -65,7 +103,7 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
 /// As [`rms_norm`], and when `dy` is not like `x`.
 pub fn rms_norm_backward(dy: &Tensor, x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
     let device = same_device("rms_norm_backward", &[dy, x, weight])?;
-    let weight = wide_weight("rms_norm", x, weight)?;
+    let weight = wide_weight("rms_norm_backward", x, weight)?;
     let (dy, x) = (like("rms_norm_backward", dy, x)?, x.contiguous()?);
     let mut out = device.alloc(x.shape(), x.dtype())?;
     device.run(&RMS_NORM_BACKWARD, RmsNormBackwardArgs { dy: &dy, x: &x, weight: &weight, eps, out: out.view() })?;
@@ -79,11 +117,48 @@ pub fn rms_norm_backward(dy: &Tensor, x: &Tensor, weight: &Tensor, eps: f32) -> 
 pub fn rms_norm_backward_weight(dy: &Tensor, x: &Tensor, eps: f32) -> Result<Tensor> {
     let device = same_device("rms_norm_backward_weight", &[dy, x])?;
     let (rows, width) = x.dims_rows("rms_norm_backward_weight")?;
-    let (dy, x) = (like("rms_norm_backward", dy, x)?, x.contiguous()?);
+    let (dy, x) = (like("rms_norm_backward_weight", dy, x)?, x.contiguous()?);
     let mut partial = device.alloc(&[rows.div_ceil(rows_per_task(width)), width], DType::F32)?;
     device
         .run(&RMS_NORM_BACKWARD_WEIGHT, RmsNormBackwardWeightArgs { dy: &dy, x: &x, eps, partial: partial.view() })?;
     sum_to(&partial.finish(), &[width])
+}
+
+/// `x` + `residual`, which have one shape [.., d] and float dtype, and [`rms_norm`] of that sum: the bits of the two ops,
+/// from one pass over memory. The gradient by the weight is [`rms_norm_backward_weight`] of the sum.
+///
+/// # Errors
+/// When `x` and `residual` differ in shape or dtype, and as [`rms_norm`].
+pub fn add_rms_norm(x: &Tensor, residual: &Tensor, weight: &Tensor, eps: f32) -> Result<(Tensor, Tensor)> {
+    let device = same_device("add_rms_norm", &[x, residual, weight])?;
+    if x.shape() != residual.shape() {
+        return Err(Error::shape("add_rms_norm", format!("{:?} and {:?}", x.shape(), residual.shape())));
+    }
+    if x.dtype() != residual.dtype() {
+        return Err(Error::dtype("add_rms_norm", format!("{} and {}", x.dtype(), residual.dtype())));
+    }
+    let weight = wide_weight("add_rms_norm", x, weight)?;
+    let (mut sum, mut out) = (device.alloc(x.shape(), x.dtype())?, device.alloc(x.shape(), x.dtype())?);
+    let (x, residual) = (x.contiguous()?, residual.contiguous()?);
+    let args = AddRmsNormArgs { x: &x, residual: &residual, weight: &weight, eps, sum: sum.view(), out: out.view() };
+    device.run(&ADD_RMS_NORM, args)?;
+    Ok((sum.finish(), out.finish()))
+}
+
+/// The gradient of [`add_rms_norm`] with respect to `x` and to `residual`, which is one: `d_sum`, the gradient that the sum
+/// has from elsewhere, plus [`rms_norm_backward`] of the sum.
+///
+/// # Errors
+/// As [`rms_norm_backward`], for `d_sum` too.
+pub fn add_rms_norm_backward(d_sum: &Tensor, dy: &Tensor, sum: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
+    const OP: &str = "add_rms_norm_backward";
+    let device = same_device(OP, &[d_sum, dy, sum, weight])?;
+    let weight = wide_weight(OP, sum, weight)?;
+    let (d_sum, dy, sum) = (like(OP, d_sum, sum)?, like(OP, dy, sum)?, sum.contiguous()?);
+    let mut out = device.alloc(sum.shape(), sum.dtype())?;
+    let args = AddRmsNormBackwardArgs { d_sum: &d_sum, dy: &dy, sum: &sum, weight: &weight, eps, out: out.view() };
+    device.run(&ADD_RMS_NORM_BACKWARD, args)?;
+    Ok(out.finish())
 }
 
 /// A weight or bias of a norm in f32, checked against the rows of `x`.
@@ -118,15 +193,47 @@ fn forward<T: Float>(cpu: &Cpu, x: &[T], weight: &[f32], eps: f32, out: &mut [T]
     let (simd, width) = (cpu.simd(), weight.len());
     let len = width * rows_per_task(width);
     cpu.chunks(out, len, |i, out| {
-        let (mut xs, mut ys) = (Vec::new(), Vec::new());
+        let mut scratch = [const { Vec::new() }; 2];
         let x = &x[i * len..][..out.len()];
         for (x, y) in x.chunks_exact(width).zip(out.chunks_exact_mut(width)) {
-            let x = T::as_f32(simd, x, &mut xs);
-            T::write_f32(simd, y, &mut ys, |y| {
-                normalise(simd, x, eps, y);
-                T::round(simd, y);
-                scale(simd, weight, y);
-            });
+            forward_row(simd, x, weight, eps, y, &mut scratch);
+        }
+    });
+}
+
+/// y = round(x r) w with r = 1 / sqrt(mean(x²) + eps)
+fn forward_row<T: Float>(simd: Simd, x: &[T], weight: &[f32], eps: f32, y: &mut [T], [xs, ys]: &mut [Vec<f32>; 2]) {
+    let x = T::as_f32(simd, x, xs);
+    T::write_f32(simd, y, ys, |y| {
+        normalise(simd, x, eps, y);
+        T::round(simd, y);
+        scale(simd, weight, y);
+    });
+}
+
+fn add_forward_cpu(cpu: &Cpu, mut args: AddRmsNormArgs<'_>) -> Result<()> {
+    let weight = args.weight.as_slice::<f32>()?;
+    dispatch!(float args.x.dtype(), "add_rms_norm", T => {
+        let (x, residual) = (args.x.as_slice()?, args.residual.as_slice()?);
+        add_forward::<T>(cpu, x, residual, weight, args.eps, args.sum.as_mut_slice()?, args.out.as_mut_slice()?);
+        Ok(())
+    })
+}
+
+/// Each row is added up and normalised while it is in the cache.
+fn add_forward<T: Float>(cpu: &Cpu, x: &[T], residual: &[T], weight: &[f32], eps: f32, sum: &mut [T], out: &mut [T]) {
+    let (simd, width) = (cpu.simd(), weight.len());
+    let len = width * rows_per_task(width);
+    cpu.chunks2((sum, len), (out, len), |i, sum, out| {
+        let (mut xs, mut residuals, mut sums) = (Vec::new(), Vec::new(), Vec::new());
+        let mut scratch = [const { Vec::new() }; 2];
+        let (x, residual) = (&x[i * len..][..out.len()], &residual[i * len..][..out.len()]);
+        let terms = x.chunks_exact(width).zip(residual.chunks_exact(width));
+        let outputs = sum.chunks_exact_mut(width).zip(out.chunks_exact_mut(width));
+        for ((x, residual), (sum, y)) in terms.zip(outputs) {
+            let (x, residual) = (T::as_f32(simd, x, &mut xs), T::as_f32(simd, residual, &mut residuals));
+            T::write_f32(simd, sum, &mut sums, |sum| add(simd, x, residual, sum));
+            forward_row(simd, sum, weight, eps, y, &mut scratch);
         }
     });
 }
@@ -134,20 +241,37 @@ fn forward<T: Float>(cpu: &Cpu, x: &[T], weight: &[f32], eps: f32, out: &mut [T]
 fn backward_cpu(cpu: &Cpu, mut args: RmsNormBackwardArgs<'_>) -> Result<()> {
     let weight = args.weight.as_slice::<f32>()?;
     dispatch!(float args.x.dtype(), "rms_norm_backward", T => {
-        backward::<T>(cpu, args.dy.as_slice()?, args.x.as_slice()?, weight, args.eps, args.out.as_mut_slice()?);
+        backward::<T>(cpu, None, args.dy.as_slice()?, args.x.as_slice()?, weight, args.eps, args.out.as_mut_slice()?);
         Ok(())
     })
 }
 
-fn backward<T: Float>(cpu: &Cpu, dy: &[T], x: &[T], weight: &[f32], eps: f32, out: &mut [T]) {
+fn add_backward_cpu(cpu: &Cpu, mut args: AddRmsNormBackwardArgs<'_>) -> Result<()> {
+    let weight = args.weight.as_slice::<f32>()?;
+    dispatch!(float args.sum.dtype(), "add_rms_norm_backward", T => {
+        let (d_sum, dy, sum) = (args.d_sum.as_slice()?, args.dy.as_slice()?, args.sum.as_slice()?);
+        backward::<T>(cpu, Some(d_sum), dy, sum, weight, args.eps, args.out.as_mut_slice()?);
+        Ok(())
+    })
+}
+
+/// The gradient of the norm, added to `before` where that is given.
+fn backward<T: Float>(cpu: &Cpu, before: Option<&[T]>, dy: &[T], x: &[T], weight: &[f32], eps: f32, out: &mut [T]) {
     let (simd, width) = (cpu.simd(), weight.len());
     let len = width * rows_per_task(width);
     cpu.chunks(out, len, |i, out| {
-        let (mut dys, mut xs, mut dxs) = (Vec::new(), Vec::new(), Vec::new());
-        let (dy, x) = (&dy[i * len..][..out.len()], &x[i * len..][..out.len()]);
-        for ((dy, x), dx) in dy.chunks_exact(width).zip(x.chunks_exact(width)).zip(out.chunks_exact_mut(width)) {
-            let (dy, x) = (T::as_f32(simd, dy, &mut dys), T::as_f32(simd, x, &mut xs));
-            T::write_f32(simd, dx, &mut dxs, |dx| backward_row(simd, dy, x, weight, eps, dx));
+        let (mut befores, mut dys, mut xs, mut dxs) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        for (k, dx) in out.chunks_exact_mut(width).enumerate() {
+            let start = i * len + k * width;
+            let row = start..start + width;
+            let (dy, x) = (T::as_f32(simd, &dy[row.clone()], &mut dys), T::as_f32(simd, &x[row.clone()], &mut xs));
+            T::write_f32(simd, dx, &mut dxs, |dx| {
+                backward_row(simd, dy, x, weight, eps, dx);
+                if let Some(before) = before {
+                    T::round(simd, dx);
+                    add_to(simd, T::as_f32(simd, &before[row], &mut befores), dx);
+                }
+            });
         }
     });
 }
@@ -174,6 +298,83 @@ fn backward_weight<T: Float>(cpu: &Cpu, dy: &[T], x: &[T], width: usize, eps: f3
     });
 }
 
+fn forward_cuda(cuda: &Cuda, args: RmsNormArgs<'_>) -> Result<()> {
+    let RmsNormArgs { x, weight, eps, out } = args;
+    let (rows, width) = x.dims_rows("rms_norm")?;
+    let args = [
+        cuda::read(x)?,
+        cuda::read(weight)?,
+        Arg::F32(eps),
+        cuda::written(&out)?,
+        cuda::count(rows),
+        cuda::number(width)?,
+    ];
+    cuda::over_rows(cuda, "rms_norm", &format!("rms_norm_{}", x.dtype()), rows, &args)
+}
+
+fn backward_cuda(cuda: &Cuda, args: RmsNormBackwardArgs<'_>) -> Result<()> {
+    let RmsNormBackwardArgs { dy, x, weight, eps, out } = args;
+    let (rows, width) = x.dims_rows("rms_norm_backward")?;
+    let args = [
+        cuda::read(dy)?,
+        cuda::read(x)?,
+        cuda::read(weight)?,
+        Arg::F32(eps),
+        cuda::written(&out)?,
+        cuda::count(rows),
+        cuda::number(width)?,
+    ];
+    cuda::over_rows(cuda, "rms_norm", &format!("rms_norm_backward_{}", x.dtype()), rows, &args)
+}
+
+fn add_forward_cuda(cuda: &Cuda, args: AddRmsNormArgs<'_>) -> Result<()> {
+    let AddRmsNormArgs { x, residual, weight, eps, sum, out } = args;
+    let (rows, width) = x.dims_rows("add_rms_norm")?;
+    let args = [
+        cuda::read(x)?,
+        cuda::read(residual)?,
+        cuda::read(weight)?,
+        Arg::F32(eps),
+        cuda::written(&sum)?,
+        cuda::written(&out)?,
+        cuda::count(rows),
+        cuda::number(width)?,
+    ];
+    cuda::over_rows(cuda, "rms_norm", &format!("add_rms_norm_{}", x.dtype()), rows, &args)
+}
+
+fn add_backward_cuda(cuda: &Cuda, args: AddRmsNormBackwardArgs<'_>) -> Result<()> {
+    let AddRmsNormBackwardArgs { d_sum, dy, sum, weight, eps, out } = args;
+    let (rows, width) = sum.dims_rows("add_rms_norm_backward")?;
+    let args = [
+        cuda::read(d_sum)?,
+        cuda::read(dy)?,
+        cuda::read(sum)?,
+        cuda::read(weight)?,
+        Arg::F32(eps),
+        cuda::written(&out)?,
+        cuda::count(rows),
+        cuda::number(width)?,
+    ];
+    cuda::over_rows(cuda, "rms_norm", &format!("add_rms_norm_backward_{}", sum.dtype()), rows, &args)
+}
+
+fn backward_weight_cuda(cuda: &Cuda, args: RmsNormBackwardWeightArgs<'_>) -> Result<()> {
+    let RmsNormBackwardWeightArgs { dy, x, eps, partial } = args;
+    let (rows, width) = x.dims_rows("rms_norm_backward_weight")?;
+    let args = [
+        cuda::read(dy)?,
+        cuda::read(x)?,
+        Arg::F32(eps),
+        cuda::written(&partial)?,
+        cuda::count(rows),
+        cuda::number(width)?,
+        cuda::number(rows_per_task(width))?,
+    ];
+    let entry = format!("rms_norm_backward_weight_{}", x.dtype());
+    cuda::start(cuda, "rms_norm", &entry, partial.shape()[0], cuda::THREADS, &args)
+}
+
 /// 1 / sqrt(mean(x²) + eps)
 #[inline(always)]
 fn inverse_rms(x: &[f32], eps: f32) -> f32 {
@@ -181,6 +382,13 @@ fn inverse_rms(x: &[f32], eps: f32) -> f32 {
 }
 
 simd! {
+    /// sum = x + residual
+    fn add(x: &[f32], residual: &[f32], sum: &mut [f32]) {
+        for ((sum, &x), &residual) in sum.iter_mut().zip(x).zip(residual) {
+            *sum = x + residual;
+        }
+    }
+
     /// y = x r with r = 1 / sqrt(mean(x²) + eps)
     fn normalise(x: &[f32], eps: f32, y: &mut [f32]) {
         let r = inverse_rms(x, eps);

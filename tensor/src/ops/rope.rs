@@ -2,6 +2,7 @@
 //! turns with element i + n by the angle position · inv_freq[i], where n is the number of frequencies.
 
 use crate::cpu::{Cpu, Simd, math, rows_per_task, simd};
+use crate::cuda::{self, Arg, Cuda};
 use crate::{DType, Device, Error, Float, Result, Tensor, TensorMut, dispatch, kernel, same_device};
 
 /// Arguments of [`ROPE`]: the first 2n elements of each head turned by the angles of its token.
@@ -17,7 +18,7 @@ pub struct RopeArgs<'a> {
     /// Shape and dtype of `x`.
     pub out: TensorMut<'a>,
 }
-kernel!(pub ROPE = "rope", RopeArgs, rope_cpu);
+kernel!(pub ROPE = "rope", RopeArgs, rope_cpu, rope_cuda);
 
 /// cos and sin of every angle position · frequency (a product in f32, as Hugging Face's), times `scaling` (YaRN's
 /// attention factor; 1 for all others): two tensors [positions, frequencies] of f32, made once a forward pass.
@@ -105,6 +106,24 @@ fn rope_tokens<T: Float>(
             T::write_f32(simd, y, &mut ys, |y| rope_token(simd, x, cos, sin, sign, width, y));
         }
     });
+}
+
+fn rope_cuda(cuda: &Cuda, args: RopeArgs<'_>) -> Result<()> {
+    let RopeArgs { x, cos, sin, inverse, out } = args;
+    let (tokens, heads, width) = x.dims3("rope")?;
+    let (_, angles) = cos.dims2("rope")?;
+    let args = [
+        cuda::read(x)?,
+        cuda::read(cos)?,
+        cuda::read(sin)?,
+        Arg::U32(inverse.into()),
+        cuda::written(&out)?,
+        cuda::count(tokens),
+        cuda::number(heads)?,
+        cuda::number(width)?,
+        cuda::number(angles)?,
+    ];
+    cuda::over_threads(cuda, "rope", &format!("rope_{}", x.dtype()), tokens * heads * (width - angles), &args)
 }
 
 simd! {

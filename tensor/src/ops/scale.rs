@@ -1,6 +1,7 @@
 //! A tensor times a number that lives in another tensor, such as the gradient of a loss, without the host reading it.
 
 use crate::cpu::{Cpu, simd};
+use crate::cuda::{self, Cuda};
 use crate::{DType, Error, Float, Result, Tensor, TensorMut, dispatch, kernel, same_device};
 
 /// Arguments of [`SCALE`]: out = x · by.
@@ -12,7 +13,7 @@ pub struct ScaleArgs<'a> {
     /// Shape and dtype of `x`.
     pub out: TensorMut<'a>,
 }
-kernel!(pub SCALE = "scale", ScaleArgs, scale_cpu);
+kernel!(pub SCALE = "scale", ScaleArgs, scale_cpu, scale_cuda);
 
 /// Arguments of [`ADD_SCALED`]: out += x · by.
 pub struct AddScaledArgs<'a> {
@@ -23,7 +24,7 @@ pub struct AddScaledArgs<'a> {
     /// Any shape, f32; read and written.
     pub out: TensorMut<'a>,
 }
-kernel!(pub ADD_SCALED = "add_scaled", AddScaledArgs, add_scaled_cpu);
+kernel!(pub ADD_SCALED = "add_scaled", AddScaledArgs, add_scaled_cpu, add_scaled_cuda);
 
 /// Elements handed to one task.
 const CHUNK: usize = 1 << 14;
@@ -83,6 +84,18 @@ fn add_scaled_cpu(cpu: &Cpu, mut args: AddScaledArgs<'_>) -> Result<()> {
         crate::cpu::reduce::axpy(cpu.simd(), by, &x[i * CHUNK..][..out.len()], out);
     });
     Ok(())
+}
+
+fn scale_cuda(cuda: &Cuda, args: ScaleArgs<'_>) -> Result<()> {
+    let ScaleArgs { x, by, out } = args;
+    let args = [cuda::read(x)?, cuda::read(by)?, cuda::written(&out)?, cuda::count(out.len())];
+    cuda::over_elements(cuda, "scale", &format!("scale_{}", x.dtype()), out.len(), &args)
+}
+
+fn add_scaled_cuda(cuda: &Cuda, args: AddScaledArgs<'_>) -> Result<()> {
+    let AddScaledArgs { x, by, out } = args;
+    let args = [cuda::read(x)?, cuda::read(by)?, cuda::written(&out)?, cuda::count(out.len())];
+    cuda::over_elements(cuda, "scale", "add_scaled", out.len(), &args)
 }
 
 simd! {

@@ -3,6 +3,7 @@
 use crate::blocks::{Reader, write_rows};
 use crate::cpu::reduce::{dot_body, max_body, sum_body};
 use crate::cpu::{Cpu, math, simd};
+use crate::cuda::{self, Arg, Cuda, View};
 use crate::{Result, Tensor, TensorMut, kernel, same_device};
 
 /// Which of the two.
@@ -23,7 +24,7 @@ pub struct SoftmaxArgs<'a> {
     /// Shape and dtype of `x`.
     pub y: TensorMut<'a>,
 }
-kernel!(pub SOFTMAX = "softmax", SoftmaxArgs, softmax_cpu);
+kernel!(pub SOFTMAX = "softmax", SoftmaxArgs, softmax_cpu, softmax_cuda);
 
 /// Arguments of [`SOFTMAX_BACKWARD`]: the gradient of [`SOFTMAX`] by x.
 pub struct SoftmaxBackwardArgs<'a> {
@@ -36,7 +37,7 @@ pub struct SoftmaxBackwardArgs<'a> {
     /// Shape and dtype of `y`.
     pub dx: TensorMut<'a>,
 }
-kernel!(pub SOFTMAX_BACKWARD = "softmax_backward", SoftmaxBackwardArgs, softmax_backward_cpu);
+kernel!(pub SOFTMAX_BACKWARD = "softmax_backward", SoftmaxBackwardArgs, softmax_backward_cpu, softmax_backward_cuda);
 
 /// Softmax (or its logarithm) along the last dimension.
 ///
@@ -80,6 +81,32 @@ fn softmax_backward_cpu(cpu: &Cpu, args: SoftmaxBackwardArgs<'_>) -> Result<()> 
         let range = row * n..(row + 1) * n;
         backward(cpu.simd(), op, y.read(range.clone(), a), dy.read(range, b), dx);
     })
+}
+
+fn softmax_cuda(cuda: &Cuda, args: SoftmaxArgs<'_>) -> Result<()> {
+    let SoftmaxArgs { op, x, y } = args;
+    let (rows, width) = x.dims_rows("softmax")?;
+    let view = View::new(x)?;
+    let args =
+        [Arg::U32(op as u32), cuda::read(x)?, view.arg(), cuda::written(&y)?, cuda::count(rows), cuda::number(width)?];
+    cuda::over_rows(cuda, "softmax", &format!("softmax_{}", x.dtype()), rows, &args)
+}
+
+fn softmax_backward_cuda(cuda: &Cuda, args: SoftmaxBackwardArgs<'_>) -> Result<()> {
+    let SoftmaxBackwardArgs { op, y, dy, dx } = args;
+    let (rows, width) = y.dims_rows("softmax_backward")?;
+    let (y_view, dy_view) = (View::new(y)?, View::new(dy)?);
+    let args = [
+        Arg::U32(op as u32),
+        cuda::read(y)?,
+        y_view.arg(),
+        cuda::read(dy)?,
+        dy_view.arg(),
+        cuda::written(&dx)?,
+        cuda::count(rows),
+        cuda::number(width)?,
+    ];
+    cuda::over_rows(cuda, "softmax", &format!("softmax_backward_{}", y.dtype()), rows, &args)
 }
 
 simd! {

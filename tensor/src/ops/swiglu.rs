@@ -1,6 +1,7 @@
 //! SwiGLU (Shazeer, "GLU Variants Improve Transformer", 2020): y = silu(gate) · up with silu(g) = g sigmoid(g).
 
 use crate::cpu::{Cpu, math, simd};
+use crate::cuda::{self, Cuda};
 use crate::{Error, Float, Result, Tensor, TensorMut, dispatch, kernel, same_device};
 
 /// Arguments of [`SWIGLU`]: out = silu(gate) · up.
@@ -12,7 +13,7 @@ pub struct SwigluArgs<'a> {
     /// Shape and dtype of `gate`.
     pub out: TensorMut<'a>,
 }
-kernel!(pub SWIGLU = "swiglu", SwigluArgs, forward_cpu);
+kernel!(pub SWIGLU = "swiglu", SwigluArgs, forward_cpu, forward_cuda);
 
 /// Arguments of [`SWIGLU_BACKWARD`]: the gradients of [`SWIGLU`] by gate and up.
 pub struct SwigluBackwardArgs<'a> {
@@ -27,7 +28,7 @@ pub struct SwigluBackwardArgs<'a> {
     /// Shape and dtype of `gate`.
     pub d_up: TensorMut<'a>,
 }
-kernel!(pub SWIGLU_BACKWARD = "swiglu_backward", SwigluBackwardArgs, backward_cpu);
+kernel!(pub SWIGLU_BACKWARD = "swiglu_backward", SwigluBackwardArgs, backward_cpu, backward_cuda);
 
 /// Elements handed to one task.
 const CHUNK: usize = 1 << 13;
@@ -108,6 +109,25 @@ fn backward<T: Float>(cpu: &Cpu, dy: &[T], gate: &[T], up: &[T], d_gate: &mut [T
             T::write_f32(simd, d_up, &mut dus, |d_up| backward_slice(simd, dy, gate, up, d_gate, d_up));
         });
     });
+}
+
+fn forward_cuda(cuda: &Cuda, args: SwigluArgs<'_>) -> Result<()> {
+    let SwigluArgs { gate, up, out } = args;
+    let args = [cuda::read(gate)?, cuda::read(up)?, cuda::written(&out)?, cuda::count(out.len())];
+    cuda::over_elements(cuda, "swiglu", &format!("swiglu_{}", gate.dtype()), out.len(), &args)
+}
+
+fn backward_cuda(cuda: &Cuda, args: SwigluBackwardArgs<'_>) -> Result<()> {
+    let SwigluBackwardArgs { dy, gate, up, d_gate, d_up } = args;
+    let args = [
+        cuda::read(dy)?,
+        cuda::read(gate)?,
+        cuda::read(up)?,
+        cuda::written(&d_gate)?,
+        cuda::written(&d_up)?,
+        cuda::count(d_up.len()),
+    ];
+    cuda::over_elements(cuda, "swiglu", &format!("swiglu_backward_{}", gate.dtype()), d_up.len(), &args)
 }
 
 simd! {

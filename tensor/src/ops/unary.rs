@@ -2,6 +2,7 @@
 
 use crate::blocks::{Old, Reader, write};
 use crate::cpu::{Cpu, math, simd};
+use crate::cuda::{self, Arg, Cuda, View};
 use crate::{Result, Tensor, TensorMut, kernel, same_device};
 use std::f32::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI};
 
@@ -51,7 +52,7 @@ pub struct UnaryArgs<'a> {
     /// Shape and dtype of `x`.
     pub out: TensorMut<'a>,
 }
-kernel!(pub UNARY = "unary", UnaryArgs, unary_cpu);
+kernel!(pub UNARY = "unary", UnaryArgs, unary_cpu, unary_cuda);
 
 /// Arguments of [`UNARY_BACKWARD`]: dx = dy · op'(x).
 pub struct UnaryBackwardArgs<'a> {
@@ -64,7 +65,7 @@ pub struct UnaryBackwardArgs<'a> {
     /// Shape and dtype of `x`.
     pub dx: TensorMut<'a>,
 }
-kernel!(pub UNARY_BACKWARD = "unary_backward", UnaryBackwardArgs, unary_backward_cpu);
+kernel!(pub UNARY_BACKWARD = "unary_backward", UnaryBackwardArgs, unary_backward_cpu, unary_backward_cuda);
 
 /// `op` of every element.
 ///
@@ -100,6 +101,28 @@ fn unary_backward_cpu(cpu: &Cpu, args: UnaryBackwardArgs<'_>) -> Result<()> {
     write(cpu, &mut dx, Old::Ignored, &|range, dx, [a, b, _]| {
         apply_slope(cpu.simd(), op, x.read(range.clone(), a), dy.read(range, b), dx);
     })
+}
+
+fn unary_cuda(cuda: &Cuda, args: UnaryArgs<'_>) -> Result<()> {
+    let UnaryArgs { op, x, out } = args;
+    let (entry, view) = (format!("unary_{}", x.dtype()), View::new(x)?);
+    let args = [Arg::U32(op as u32), cuda::read(x)?, view.arg(), cuda::written(&out)?, cuda::count(out.len())];
+    cuda::over_elements(cuda, "unary", &entry, out.len(), &args)
+}
+
+fn unary_backward_cuda(cuda: &Cuda, args: UnaryBackwardArgs<'_>) -> Result<()> {
+    let UnaryBackwardArgs { op, x, dy, dx } = args;
+    let (entry, x_view, dy_view) = (format!("unary_backward_{}", x.dtype()), View::new(x)?, View::new(dy)?);
+    let args = [
+        Arg::U32(op as u32),
+        cuda::read(x)?,
+        x_view.arg(),
+        cuda::read(dy)?,
+        dy_view.arg(),
+        cuda::written(&dx)?,
+        cuda::count(dx.len()),
+    ];
+    cuda::over_elements(cuda, "unary", &entry, dx.len(), &args)
 }
 
 /// √(2/π) and the cubic coefficient of the tanh approximation.

@@ -24,12 +24,27 @@ pub fn tolerance(truth: Real, dtype: DType) -> Result<f64> {
     Ok(SLACK * (bound + smallest))
 }
 
-/// Checks cases at one SIMD level.
+/// Checks cases at one SIMD level, and on CUDA devices beside it.
 pub struct Checker {
     /// Devices of one, two and three threads, all with guard bytes.
     devices: [Device; 3],
     meta: Device,
+    cuda: Vec<Device>,
+    scope: Scope,
 }
+
+/// Which dtypes and layouts are run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// Every dtype in every layout.
+    Full,
+    /// Every dtype row-major, and the first in every layout.
+    Quick,
+}
+
+/// Cases whose CUDA kernels add up in another order than the CPU's, for these dtypes of the data: they are held to the
+/// tolerance only. All others have the CPU's bits.
+const OTHER_ORDER: [(&str, &[DType]); 1] = [("matmul", &[DType::BF16, DType::F16])];
 
 /// What a check found out.
 #[derive(Clone, Copy, Debug, Default)]
@@ -43,7 +58,7 @@ pub struct Report {
 }
 
 /// The values of one run, as bits.
-#[derive(PartialEq)]
+#[derive(Clone, PartialEq)]
 struct Bits(Vec<Option<Vec<u32>>>);
 
 /// The output and the gradients of one run.
@@ -69,7 +84,22 @@ impl Checker {
         let device = |threads| {
             Device::cpu(CpuOptions { threads: Some(threads), simd: Some(simd), guard: true, ..CpuOptions::default() })
         };
-        Ok(Checker { devices: [device(1)?, device(2)?, device(3)?], meta: Device::meta() })
+        let devices = [device(1)?, device(2)?, device(3)?];
+        Ok(Checker { devices, meta: Device::meta(), cuda: Vec::new(), scope: Scope::Full })
+    }
+
+    /// Runs everything on these CUDA devices too, which must agree with the truth, with each other, and with the CPU's bits.
+    #[must_use]
+    pub fn with_cuda(mut self, devices: Vec<Device>) -> Self {
+        self.cuda = devices;
+        self
+    }
+
+    /// Runs less.
+    #[must_use]
+    pub fn with_scope(mut self, scope: Scope) -> Self {
+        self.scope = scope;
+        self
     }
 
     /// The devices that cases run on, to replace kernels there.
@@ -107,7 +137,8 @@ impl Checker {
         // Only a broadcast input holds other values.
         let any = Truth::of(case, &inputs, &drawn, dtype, Place::Contiguous);
         let broadcast = Truth::of(case, &inputs, &drawn, dtype, Place::Broadcast);
-        for place in Place::ALL {
+        let all = self.scope == Scope::Full || dtype == case.dtypes()[0];
+        for &place in if all { &Place::ALL[..] } else { &Place::ALL[..1] } {
             let truth = if place == Place::Broadcast { &broadcast } else { &any };
             let feed = Feed { case, inputs: &inputs, values: &truth.values, dy: &truth.dy, dtype, place };
             self.check_feed(&feed, truth, report).map_err(|e| e.context(format!("{place:?}")))?;
@@ -118,19 +149,7 @@ impl Checker {
     fn check_feed(&self, feed: &Feed<'_>, truth: &Truth, report: &mut Report) -> Result<()> {
         let tracked: Vec<bool> = feed.inputs.iter().map(Input::is_differentiable).collect();
         let first = feed.run(&self.devices[0], &tracked, true)?;
-        let dtype = coarser(feed.dtype, first.output.dtype())?;
-        compare("output", &first.output, &truth.output, dtype, report)?;
-        for (i, (got, want)) in first.gradients.iter().zip(&truth.gradients).enumerate() {
-            let name = format!("gradient of {}", feed.inputs[i].name);
-            match (got, want) {
-                (Some(got), Some(want)) => compare(&name, got, want, dtype, report)?,
-                (None, Some(want)) if want.data.iter().any(|w| w.v != 0.0) && first.output.dtype().is_float() => {
-                    return Err(Error::invalid(format!("{name} is missing")));
-                }
-                _ => {}
-            }
-        }
-        report.runs += 1;
+        feed.compare(&first, truth, report)?;
         let bits = Bits::of(&first)?;
         let same = |what: &str, other: Outcome| match Bits::of(&other)? == bits {
             true => Ok(()),
@@ -145,7 +164,27 @@ impl Checker {
             self.check_meta(feed, &first)?;
         }
         drop(first);
-        self.devices.iter().try_for_each(Device::check_guards)
+        self.devices.iter().try_for_each(Device::check_guards)?;
+        self.check_cuda(feed, truth, &bits, report)
+    }
+
+    /// CUDA devices give the truth, and the CPU's bits.
+    fn check_cuda(&self, feed: &Feed<'_>, truth: &Truth, cpu: &Bits, report: &mut Report) -> Result<()> {
+        let tracked: Vec<bool> = feed.inputs.iter().map(Input::is_differentiable).collect();
+        let label = feed.case.label();
+        let other_order = OTHER_ORDER.iter().any(|(op, dtypes)| label.starts_with(op) && dtypes.contains(&feed.dtype));
+        let mut expected = (!other_order).then(|| cpu.clone());
+        for device in &self.cuda {
+            let place = |e: Error| e.context(format!("on {device:?}"));
+            let outcome = feed.run(device, &tracked, true).map_err(place)?;
+            feed.compare(&outcome, truth, report).map_err(place)?;
+            let bits = Bits::of(&outcome)?;
+            match &expected {
+                None => expected = Some(bits),
+                Some(expected) => expected.expect_equal(&bits).map_err(place)?,
+            }
+        }
+        Ok(())
     }
 
     /// Each input alone tracked has the gradient that it has among all.
@@ -178,6 +217,24 @@ impl Checker {
 }
 
 impl Feed<'_> {
+    /// Output and gradients are the truth, within the tolerance.
+    fn compare(&self, got: &Outcome, truth: &Truth, report: &mut Report) -> Result<()> {
+        let dtype = coarser(self.dtype, got.output.dtype())?;
+        compare("output", &got.output, &truth.output, dtype, report)?;
+        for (i, (gradient, want)) in got.gradients.iter().zip(&truth.gradients).enumerate() {
+            let name = format!("gradient of {}", self.inputs[i].name);
+            match (gradient, want) {
+                (Some(gradient), Some(want)) => compare(&name, gradient, want, dtype, report)?,
+                (None, Some(want)) if want.data.iter().any(|w| w.v != 0.0) && got.output.dtype().is_float() => {
+                    return Err(Error::invalid(format!("{name} is missing")));
+                }
+                _ => {}
+            }
+        }
+        report.runs += 1;
+        Ok(())
+    }
+
     /// Forward and backward on a new tape.
     fn run(&self, device: &Device, tracked: &[bool], recompute: bool) -> Result<Outcome> {
         let tape = Tape::with(Options { record: true, recompute, check: false });
@@ -257,6 +314,20 @@ impl Bits {
         let all = std::iter::once(Some(&outcome.output)).chain(outcome.gradients.iter().map(Option::as_ref));
         let bits = |t: &Tensor| Ok(read(t)?.iter().map(|v| v.to_bits()).collect());
         Ok(Bits(all.map(|t| t.map(bits).transpose()).collect::<Result<_>>()?))
+    }
+
+    /// An error that names the first value with other bits; any NaN is like any other.
+    fn expect_equal(&self, got: &Bits) -> Result<()> {
+        let same = |a: u32, b: u32| a == b || (f32::from_bits(a).is_nan() && f32::from_bits(b).is_nan());
+        for (i, (want, got)) in self.0.iter().zip(&got.0).enumerate() {
+            let (Some(want), Some(got)) = (want, got) else { continue };
+            if let Some(k) = want.iter().zip(got).position(|(&a, &b)| !same(a, b)) {
+                let what = if i == 0 { "the output".to_owned() } else { format!("gradient {}", i - 1) };
+                let (want, got) = (f32::from_bits(want[k]), f32::from_bits(got[k]));
+                return Err(Error::invalid(format!("element {k} of {what} is {got:e}, not {want:e} bit for bit")));
+            }
+        }
+        Ok(())
     }
 }
 

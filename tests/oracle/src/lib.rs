@@ -56,8 +56,8 @@ mod traced;
 
 pub use array::Array;
 pub use case::{AnyCase, Case, Input, Kind, boxed, float, ids, integers, mask};
-pub use check::{Checker, Report, tolerance};
-pub use device::{device, simd};
+pub use check::{Checker, Report, Scope, tolerance};
+pub use device::{device, emulated, gpu, simd};
 pub use place::{Place, place};
 pub use scalar::{Function, Real, Scalar};
 pub use traced::{Trace, Traced};

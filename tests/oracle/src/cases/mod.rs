@@ -49,7 +49,7 @@ macro_rules! for_each_case {
             matmul: MatMul;
             random: Random;
             reduce: ArgMax, Reduce;
-            rms_norm: RmsNorm;
+            rms_norm: RmsNorm, AddRmsNorm;
             rope: Rope;
             scale: Scale, AddScaled;
             softmax: Softmax;

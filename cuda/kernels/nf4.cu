@@ -1,0 +1,178 @@
+// NF4 and FP4 blocks with scales in f32 or quantised once more, as QLoRA (arXiv 2305.14314) and bitsandbytes
+// (quant/src/four_bit.rs, tensor/src/cpu/nf4.rs), bit for bit as on the CPU.
+//
+//   quantize_4bit_T        codes, two elements a byte, the first in the high nibble, and each block's scale (absmax)
+//   quantize_absmax        scales less `offset` to 8-bit codes of `map` and one scale a block of 256 of them (nested)
+//   dequantize_4bit_T      out = level absmax, whichever kind the scales are: double quantisation is undone on the way
+//
+// The matrix is n elements, read flat, in blocks of 2^block_shift elements (32 ..= 4096); the last block may be
+// shorter. format: 0 NF4, 1 FP4. A block that is not finite sets *non_finite to 1 (the launcher clears it before and
+// reports it after).
+// Scale i is absmax[i], or, if absmax_codes is not null, map[absmax_codes[i]] absmax[i / 256] + offset with both steps
+// rounded.
+// Bytes: quantising reads the matrix twice (the second time from L1 or L2) and writes 0.5 + 4 / block an element;
+// dequantising reads 0.5 + 1 / block + 4 / (256 block) an element and writes it.
+// Geometry: quantize_4bit: ceil(blocks / 4) blocks of 128 threads, one warp a block; quantize_absmax: the same of 256
+// scales; dequantize_4bit: ceil(n / 2048) blocks of 256 threads, eight elements a thread.
+#include "common.cuh"
+
+constexpr u32 LEVELS = 16;
+constexpr u32 THRESHOLDS = LEVELS - 1;
+
+// What the codes stand for in a block whose scale is 1.
+struct Format {
+    f32 level[LEVELS];
+    // The codes in ascending order of their levels, a nibble each. FP4's first zero stands before its second.
+    u64 order;
+
+    // The midpoint between neighbours in that order: a value above `i` of them has code i of the order.
+    constexpr f32 threshold(u32 i) const {
+        return (level[order >> (4 * i) & 15] + level[order >> (4 * i + 4) & 15]) / 2.0f;
+    }
+};
+
+constexpr Format NF4 = {
+    {-1.0f, -0.6961928f, -0.52507305f, -0.3949175f, -0.28444138f, -0.18477343f, -0.091050036f, 0.0f, 0.0795803f,
+     0.1609302f, 0.2461123f, 0.33791524f, 0.44070983f, 0.562617f, 0.72295684f, 1.0f},
+    0xFEDCBA9876543210,
+};
+constexpr Format FP4 = {
+    {0.0f, 0.0625f / 12.0f, 8.0f / 12.0f, 1.0f, 4.0f / 12.0f, 6.0f / 12.0f, 2.0f / 12.0f, 3.0f / 12.0f, 0.0f,
+     -0.0625f / 12.0f, -8.0f / 12.0f, -1.0f, -4.0f / 12.0f, -6.0f / 12.0f, -2.0f / 12.0f, -3.0f / 12.0f},
+    0x32547618'09EFCDAB,
+};
+
+// The code of a value scaled to [-1, 1].
+template <const Format& FORMAT> INLINE u32 encode(f32 value) {
+    u32 rank = 0;
+#pragma unroll
+    for (u32 i = 0; i < THRESHOLDS; i++) rank += value > FORMAT.threshold(i) ? 1 : 0;
+    return (u32)(FORMAT.order >> (4 * rank)) & 15;
+}
+
+INLINE u32 encode(u32 format, f32 value) { return format == 0 ? encode<NF4>(value) : encode<FP4>(value); }
+
+INLINE u32 warp_max(u32 x) {
+#pragma unroll
+    for (u32 distance = WARP / 2; distance > 0; distance /= 2) x = max(x, shuffle_xor(x, distance));
+    return x;
+}
+
+// Keeps 1 / absmax of an all-zero block finite.
+constexpr f32 TINY = 1e-38f;
+
+INLINE bool is_finite(f32 x) { return (as_bits(x) & 0x7F800000) != 0x7F800000; }
+
+template <typename T>
+INLINE void quantize(const T* weight, u32 format, u32 block_shift, u8* codes, f32* absmax, u32* non_finite, u64 n) {
+    u64 block = warp_row(), start = block << block_shift;
+    if (start >= n) return;
+    u32 size = 1u << block_shift, len = (u32)min((u64)size, n - start);
+    weight += start;
+    codes += start / 2;
+    // Magnitudes order as their bits do, and the bits of an infinity or a NaN lie above all.
+    u32 largest = 0;
+    for (u32 i = lane_index(); i < len; i += WARP) largest = max(largest, as_bits(to_f32(weight[i])) & 0x7FFFFFFF);
+    f32 scale = as_f32(warp_max(largest));
+    f32 divisor = scale < TINY ? TINY : scale;
+    // As the reference: a whole block is multiplied by the reciprocal; a shorter one is divided, and records the
+    // divisor.
+    bool whole = len == size;
+    f32 reciprocal = 1.0f / divisor;
+    for (u32 i = 2 * lane_index(); i < len; i += 2 * WARP) {
+        f32 a = to_f32(weight[i]), b = i + 1 < len ? to_f32(weight[i + 1]) : 0.0f;
+        u32 high = encode(format, whole ? a * reciprocal : a / divisor);
+        u32 low = encode(format, whole ? b * reciprocal : b / divisor);
+        codes[i / 2] = (u8)(high << 4 | low);
+    }
+    if (lane_index() != 0) return;
+    absmax[block] = whole || !is_finite(scale) ? scale : divisor;
+    if (!is_finite(scale)) atomicOr(non_finite, 1u);
+}
+
+#define QUANTIZE(T)                                                                                                   \
+    KERNEL(ROW_THREADS)                                                                                               \
+    quantize_4bit_##T(const T* __restrict__ weight, u32 format, u32 block_shift, u8* __restrict__ codes,              \
+                      f32* __restrict__ absmax, u32* non_finite, u64 n) {                                             \
+        quantize(weight, format, block_shift, codes, absmax, non_finite, n);                                          \
+    }
+FLOATS(QUANTIZE)
+
+// Scales in a block of the second quantisation.
+constexpr u32 NESTED = 256;
+
+// The code whose value is nearest, after x was rounded to one of 65536 even steps of [-1, 1], as the reference does.
+INLINE u32 nearest(const f32* map, f32 x) {
+    constexpr f32 STEPS = 65535.0f;
+    x = x < -1.0f ? -1.0f : x > 1.0f ? 1.0f : x;
+    f32 step = truncf((x + 1.0f) * 0.5f * STEPS + 0.5f);
+    x = -1.0f + 2.0f * step / STEPS;
+    // The number of midpoints below x.
+    u32 low = 0;
+#pragma unroll
+    for (u32 half = NESTED / 2; half > 0; half /= 2) {
+        u32 i = low + half - 1;
+        if (0.5f * (map[i] + map[i + 1]) < x) low += half;
+    }
+    return low;
+}
+
+KERNEL(ROW_THREADS)
+quantize_absmax(const f32* __restrict__ absmax, f32 offset, const f32* __restrict__ map, u8* __restrict__ codes,
+                f32* __restrict__ nested, u64 n) {
+    u64 block = warp_row(), start = block * NESTED;
+    if (start >= n) return;
+    u32 len = (u32)min((u64)NESTED, n - start);
+    u32 largest = 0;
+    for (u32 i = lane_index(); i < len; i += WARP) {
+        largest = max(largest, as_bits(absmax[start + i] - offset) & 0x7FFFFFFF);
+    }
+    f32 scale = as_f32(warp_max(largest)), reciprocal = 1.0f / scale;
+    for (u32 i = lane_index(); i < len; i += WARP) {
+        f32 value = (absmax[start + i] - offset) * reciprocal;
+        codes[start + i] = scale == 0.0f ? 0 : (u8)nearest(map, value);
+    }
+    if (lane_index() == 0) nested[block] = scale;
+}
+
+__constant__ Format FORMATS[2] = {NF4, FP4};
+
+// Elements of a thread: four bytes of codes, all of one block.
+constexpr u32 DECODED = 8;
+
+template <typename T>
+INLINE void dequantize(const u8* codes, u32 format, u32 block_shift, const f32* absmax, const u8* absmax_codes,
+                       const f32* map, f32 offset, T* out, u64 n) {
+    __shared__ f32 level[LEVELS];
+    if (threadIdx.x < LEVELS) level[threadIdx.x] = FORMATS[format].level[threadIdx.x];
+    __syncthreads();
+    u64 start = thread_index() * DECODED;
+    if (start >= n) return;
+    u64 block = start >> block_shift;
+    f32 scale = absmax_codes ? map[absmax_codes[block]] * absmax[block / NESTED] + offset : absmax[block];
+    f32 values[DECODED];
+    u64 bytes = (n + 1) / 2;
+#pragma unroll
+    for (u32 half = 0; half < DECODED; half += PER_THREAD) {
+        u8 pair[2];
+#pragma unroll
+        for (u32 k = 0; k < 2; k++) pair[k] = codes[min(start / 2 + half / 2 + k, bytes - 1)];
+#pragma unroll
+        for (u32 k = 0; k < 2; k++) {
+            values[half + 2 * k] = level[pair[k] >> 4] * scale;
+            values[half + 2 * k + 1] = level[pair[k] & 15] * scale;
+        }
+    }
+    f32 first[4] = {values[0], values[1], values[2], values[3]}, last[4] = {values[4], values[5], values[6], values[7]};
+    write4(out, start, n, first);
+    if (start + 4 < n) write4(out, start + 4, n, last);
+}
+
+#define DEQUANTIZE(T)                                                                                                 \
+    KERNEL(THREADS)                                                                                                   \
+    dequantize_4bit_##T(const u8* __restrict__ codes, u32 format, u32 block_shift, const f32* __restrict__ absmax,    \
+                        const u8* __restrict__ absmax_codes, const f32* __restrict__ map, f32 offset,                 \
+                        T* __restrict__ out, u64 n) {                                                                 \
+        dequantize(codes, format, block_shift, absmax, absmax_codes, map, offset, out, n);                            \
+    }
+FLOATS(DEQUANTIZE)

@@ -1,0 +1,93 @@
+//! From CUDA source to PTX and machine code, with results kept on disk.
+
+use crate::driver::Image;
+use crate::driver::nvrtc::Nvrtc;
+use crate::ptx::{self, HEADERS};
+use crate::replace::CompilerOptions;
+use crate::{Error, Result};
+use std::path::Path;
+
+/// What to compile for.
+#[derive(Clone, Copy)]
+pub(crate) struct Target {
+    /// 80, 89, 90.
+    pub(crate) arch: u32,
+    /// Machine code too, not PTX alone.
+    pub(crate) cubin: bool,
+}
+
+/// Compiles `source`, or takes what was kept of the same source, options and compiler.
+pub(crate) fn image(file: &str, source: &str, target: Target, options: &CompilerOptions) -> Result<Image> {
+    // What sm_90a has beside sm_90, all GPUs of that generation run.
+    let arch = if target.arch == 90 { "90a".to_owned() } else { target.arch.to_string() };
+    let kind = if target.cubin { "sm" } else { "compute" };
+    let mut flags = vec![format!("--gpu-architecture={kind}_{arch}")];
+    flags.extend(ptx::options().map(str::to_owned));
+    let nvrtc = Nvrtc::open(options.nvrtc.as_deref())?;
+    let Some(folder) = &options.cache else { return nvrtc.compile(file, source, HEADERS, &flags) };
+    let name = format!("{:016x}", key(file, source, nvrtc.version(), &flags));
+    if let Some(image) = kept(folder, &name, target) {
+        return Ok(image);
+    }
+    let image = nvrtc.compile(file, source, HEADERS, &flags)?;
+    let failed = |e: std::io::Error| Error::Compile(format!("the kernel cache {}: {e}", folder.display()));
+    std::fs::create_dir_all(folder).map_err(failed)?;
+    // The PTX last: it says that the entry is complete.
+    if let Some(cubin) = &image.cubin {
+        keep(folder, &format!("{name}.cubin"), cubin).map_err(failed)?;
+    }
+    keep(folder, &format!("{name}.ptx"), image.ptx.as_bytes()).map_err(failed)?;
+    Ok(image)
+}
+
+/// What an earlier compilation left; nothing if that is not complete.
+fn kept(folder: &Path, name: &str, target: Target) -> Option<Image> {
+    let ptx = std::fs::read_to_string(folder.join(format!("{name}.ptx"))).ok()?;
+    let cubin = match target.cubin {
+        true => Some(std::fs::read(folder.join(format!("{name}.cubin"))).ok()?),
+        false => None,
+    };
+    Some(Image { ptx, cubin })
+}
+
+/// Writes a file so that another process sees all of it or nothing.
+fn keep(folder: &Path, name: &str, content: &[u8]) -> std::io::Result<()> {
+    let temporary = folder.join(format!(".{name}.{}.tmp", std::process::id()));
+    std::fs::write(&temporary, content)?;
+    std::fs::rename(&temporary, folder.join(name))
+}
+
+/// FNV-1a over everything that the result depends on.
+fn key(file: &str, source: &str, version: u32, flags: &[String]) -> u64 {
+    let version = version.to_string();
+    let headers = HEADERS.iter().flat_map(|(name, text)| [*name, *text]);
+    let parts = [file, source, &version].into_iter().chain(flags.iter().map(String::as_str)).chain(headers);
+    let bytes = parts.flat_map(|part| part.bytes().chain([0]));
+    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::PathBuf;
+
+    /// On a machine without a GPU machine code cannot run, but it can be made and kept.
+    #[test]
+    #[ignore = "needs NVIDIA's run-time compiler: KINGLET_NVRTC"]
+    fn machine_code_is_made_and_kept() {
+        let folder = std::env::temp_dir().join(format!("kinglet-cubins-{}", std::process::id()));
+        let nvrtc = std::env::var_os("KINGLET_NVRTC").map(PathBuf::from);
+        let options = CompilerOptions { nvrtc, cache: Some(folder.clone()) };
+        let source = "extern \"C\" __global__ void one(float* x) { *x = 1.0f; }";
+        for arch in [80, 89, 90] {
+            let target = Target { arch, cubin: true };
+            let made = image("one.cu", source, target, &options).unwrap();
+            // An ELF file.
+            assert_eq!(made.cubin.as_deref().unwrap()[..4], *b"\x7fELF");
+            assert!(made.ptx.contains(".entry one("));
+            assert_eq!(image("one.cu", source, target, &options).unwrap(), made);
+        }
+        assert_eq!(folder.read_dir().unwrap().count(), 6);
+        std::fs::remove_dir_all(folder).unwrap();
+    }
+}

@@ -1,0 +1,463 @@
+//! A device: its memory, its kernels, its order of work.
+
+use crate::driver::{Driver, FunctionId, Image, ModuleId};
+use crate::event::{Event, Graph};
+use crate::launch::{Arg, Launch};
+use crate::pool::Pool;
+use crate::signature::{self, Signatures};
+use crate::{Buffer, Error, Result};
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// How to make a virtual GPU.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EmulatorOptions {
+    /// What it is to be: 80, 89 or 90.
+    pub arch: u32,
+    /// Bytes of its memory.
+    pub memory_bytes: u64,
+    /// Threads of the host that run blocks; `None` is one a core.
+    pub threads: Option<usize>,
+    /// Chooses among the orders in which threads may run.
+    pub seed: u64,
+    /// The most instructions that a warp may run in one launch: an endless loop ends there.
+    pub instruction_limit: u64,
+    /// For tests: the call of the driver, counted from 0, that fails as if memory had run out.
+    pub fail_at: Option<u64>,
+}
+
+impl Default for EmulatorOptions {
+    fn default() -> Self {
+        EmulatorOptions {
+            arch: 90,
+            memory_bytes: 4 << 30,
+            threads: None,
+            seed: 0,
+            instruction_limit: 1 << 32,
+            fail_at: None,
+        }
+    }
+}
+
+/// What a device is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeviceInfo {
+    /// Its name, as the driver gives it.
+    pub name: String,
+    /// Its compute capability times ten: 80, 89, 90.
+    pub arch: u32,
+    /// Bytes of memory.
+    pub memory_bytes: u64,
+    /// Streaming multiprocessors.
+    pub multiprocessors: u32,
+    /// The most shared memory that a block may ask for, in bytes.
+    pub shared_bytes_per_block: u32,
+    /// The driver's CUDA version times a thousand (12040 is 12.4); 0 on the virtual GPU.
+    pub driver_version: u32,
+}
+
+/// Bytes of buffers: how many live, and the most that ever did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MemoryUse {
+    /// Bytes of living buffers, as asked for.
+    pub live: u64,
+    /// The largest `live` since the device was made or [`Device::reset_peak`].
+    pub peak: u64,
+    /// Bytes of the chunks that the pool holds: what the driver counts for this process.
+    pub held: u64,
+}
+
+/// What was asked of a device, counted at the seam.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Kernels started one by one; those of a graph count at its capture only.
+    pub launches: u64,
+    /// Times the host waited for the device: reads, `synchronize`.
+    pub synchronisations: u64,
+    /// Chunks taken from the driver.
+    pub driver_allocations: u64,
+}
+
+/// A CUDA device, real or virtual. A cheap handle; two handles are equal when they are the same context. In a build without a
+/// driver none can exist.
+#[derive(Clone)]
+pub struct Device(Arc<Context>);
+
+struct Context {
+    driver: AnyDriver,
+    pool: Mutex<Pool>,
+    usage: Mutex<MemoryUse>,
+    kernels: Mutex<Kernels>,
+    launches: AtomicU64,
+    synchronisations: AtomicU64,
+    driver_allocations: AtomicU64,
+}
+
+/// No value without a driver feature.
+enum AnyDriver {
+    #[cfg(any(feature = "cuda", feature = "emulator"))]
+    Some(Box<dyn Driver>),
+}
+
+/// Modules by name, and what was put into the place of their kernels.
+#[derive(Default)]
+pub(crate) struct Kernels {
+    pub(crate) modules: HashMap<String, Module>,
+    /// Modules of replacing kernels; they stay loaded, since launches of them may be under way.
+    pub(crate) replacing: Vec<Module>,
+    /// By module and kernel.
+    pub(crate) replaced: HashMap<String, HashMap<String, Replacement>>,
+}
+
+/// A loaded module, with those of its kernels that were used.
+pub(crate) struct Module {
+    pub(crate) id: ModuleId,
+    pub(crate) signatures: Signatures,
+    functions: HashMap<String, FunctionId>,
+}
+
+/// A kernel that another one stands for.
+pub(crate) struct Replacement {
+    /// The number of the replacing module.
+    pub(crate) module: usize,
+    /// For each parameter, the number of the built-in kernel's argument that it gets.
+    pub(crate) order: Vec<usize>,
+}
+
+/// A chunk is at least this large, so that few calls reach the driver.
+const CHUNK: u64 = 8 << 20;
+
+impl Device {
+    #[cfg(any(feature = "cuda", feature = "emulator"))]
+    pub(crate) fn new(driver: Box<dyn Driver>) -> Self {
+        let pool = Mutex::new(Pool::new(driver.red_zone()));
+        Device(Arc::new(Context {
+            driver: AnyDriver::Some(driver),
+            pool,
+            usage: Mutex::default(),
+            kernels: Mutex::default(),
+            launches: AtomicU64::new(0),
+            synchronisations: AtomicU64::new(0),
+            driver_allocations: AtomicU64::new(0),
+        }))
+    }
+
+    /// NVIDIA GPU number `index`, through the driver that is installed.
+    ///
+    /// # Errors
+    /// When there is no driver, it is too old, there is no such GPU, or this build has no feature `cuda`; says what to do.
+    pub fn open(index: u32) -> Result<Self> {
+        #[cfg(feature = "cuda")]
+        return Ok(Self::new(Box::new(crate::driver::nvidia::Nvidia::open(index)?)));
+        #[cfg(not(feature = "cuda"))]
+        Err(Error::NoDevice(format!("cuda:{index} is not in this build: build with the feature `cuda`")))
+    }
+
+    /// A virtual GPU.
+    ///
+    /// # Errors
+    /// When this build has no feature `emulator`, or the options cannot be.
+    pub fn emulated(options: EmulatorOptions) -> Result<Self> {
+        #[cfg(feature = "emulator")]
+        return crate::driver::emulator::open(options).map(Self::new);
+        #[cfg(not(feature = "emulator"))]
+        {
+            let _ = options;
+            Err(Error::NoDevice("the emulated device is not in this build: build with the feature `emulator`".into()))
+        }
+    }
+
+    pub(crate) fn driver(&self) -> &dyn Driver {
+        self.0.driver()
+    }
+
+    /// What the device is.
+    #[must_use]
+    pub fn info(&self) -> &DeviceInfo {
+        self.driver().info()
+    }
+
+    /// `bytes` bytes with arbitrary contents, aligned to 256.
+    ///
+    /// # Errors
+    /// When the device has no more, even after the pool's unused chunks were given back.
+    pub fn alloc(&self, bytes: u64) -> Result<Buffer> {
+        let mut pool = lock(&self.0.pool);
+        let footprint = pool.footprint(bytes).ok_or(Error::OutOfMemory { requested: bytes, held: pool.held() })?;
+        let address = match pool.take(footprint) {
+            Some(address) => address,
+            None => {
+                self.grow(&mut pool, footprint)?;
+                pool.take(footprint).ok_or_else(|| Error::invalid("the pool lost a chunk"))?
+            }
+        };
+        if let Err(error) = self.driver().announce(address, bytes) {
+            pool.give(address, footprint);
+            return Err(error);
+        }
+        drop(pool);
+        let mut usage = lock(&self.0.usage);
+        usage.live += bytes;
+        usage.peak = usage.peak.max(usage.live);
+        Ok(Buffer::new(self.clone(), address, bytes))
+    }
+
+    /// A chunk that holds `footprint` bytes: a large one, or just what is needed once memory is scarce.
+    fn grow(&self, pool: &mut Pool, footprint: u64) -> Result<()> {
+        let roomy = footprint.max(CHUNK);
+        let chunk = self.driver().alloc(roomy).map(|address| (address, roomy)).or_else(|error| {
+            if !error.is_out_of_memory() {
+                return Err(error);
+            }
+            for address in pool.take_free_chunks() {
+                self.driver().free(address)?;
+            }
+            self.driver().alloc(footprint).map(|address| (address, footprint))
+        });
+        let (address, bytes) = chunk.map_err(|error| match error {
+            Error::OutOfMemory { .. } => Error::OutOfMemory { requested: footprint, held: pool.held() },
+            error => error,
+        })?;
+        self.0.driver_allocations.fetch_add(1, Ordering::Relaxed);
+        pool.add_chunk(address, bytes);
+        Ok(())
+    }
+
+    pub(crate) fn give_back(&self, address: u64, bytes: u64) {
+        // A range that the driver did not know can only come from a fault of ours; it must not stop the pool.
+        let _ = self.driver().retire(address, bytes);
+        let mut pool = lock(&self.0.pool);
+        if let Some(footprint) = pool.footprint(bytes) {
+            pool.give(address, footprint);
+        }
+        drop(pool);
+        lock(&self.0.usage).live -= bytes;
+    }
+
+    pub(crate) fn write(&self, address: u64, bytes: &[u8]) -> Result<()> {
+        if bytes.is_empty() { Ok(()) } else { self.driver().write(address, bytes) }
+    }
+
+    pub(crate) fn read(&self, address: u64, bytes: &mut [u8]) -> Result<()> {
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        self.0.synchronisations.fetch_add(1, Ordering::Relaxed);
+        self.driver().read(address, bytes)
+    }
+
+    pub(crate) fn fill(&self, address: u64, value: u8, bytes: u64) -> Result<()> {
+        if bytes == 0 { Ok(()) } else { self.driver().fill(address, value, bytes) }
+    }
+
+    pub(crate) fn copy(&self, to: u64, from: u64, bytes: u64) -> Result<()> {
+        if bytes == 0 { Ok(()) } else { self.driver().copy(to, from, bytes) }
+    }
+
+    /// Waits until everything that was launched is done.
+    ///
+    /// # Errors
+    /// When a kernel has failed since the last wait.
+    pub fn synchronize(&self) -> Result<()> {
+        self.0.synchronisations.fetch_add(1, Ordering::Relaxed);
+        self.driver().synchronize()
+    }
+
+    /// Bytes in use.
+    #[must_use]
+    pub fn memory(&self) -> MemoryUse {
+        MemoryUse { held: lock(&self.0.pool).held(), ..*lock(&self.0.usage) }
+    }
+
+    /// Starts a new count of the peak from what lives now.
+    pub fn reset_peak(&self) {
+        let mut usage = lock(&self.0.usage);
+        usage.peak = usage.live;
+    }
+
+    /// Gives the pool's unused chunks back to the driver.
+    ///
+    /// # Errors
+    /// When the driver refuses.
+    pub fn release_cache(&self) -> Result<()> {
+        let chunks = lock(&self.0.pool).take_free_chunks();
+        chunks.into_iter().try_for_each(|address| self.driver().free(address))
+    }
+
+    /// What was asked of this device so far.
+    #[must_use]
+    pub fn counts(&self) -> Counts {
+        Counts {
+            launches: self.0.launches.load(Ordering::Relaxed),
+            synchronisations: self.0.synchronisations.load(Ordering::Relaxed),
+            driver_allocations: self.0.driver_allocations.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Makes the kernels of a PTX text known under the name `module`, for [`Device::launch`].
+    ///
+    /// # Errors
+    /// When the PTX does not load here, or the name is taken.
+    pub fn load(&self, module: &str, ptx: &str) -> Result<()> {
+        let mut kernels = lock(&self.0.kernels);
+        if kernels.modules.contains_key(module) {
+            return Err(Error::invalid(format!("a module called {module} is loaded already")));
+        }
+        let image = Image { ptx: ptx.to_owned(), cubin: None };
+        kernels.modules.insert(module.to_owned(), self.loaded(module, &image)?);
+        Ok(())
+    }
+
+    /// Starts the kernel `entry` of `module` with `args` in its order.
+    ///
+    /// # Errors
+    /// When there is no such kernel, the arguments do not fit it, the geometry is not possible, or the device fails.
+    pub fn launch(&self, module: &str, entry: &str, launch: &Launch, args: &[Arg<'_>]) -> Result<()> {
+        let sizes: Vec<usize> = args.iter().map(Arg::bytes).collect();
+        let (function, order) = self.function(module, entry, &sizes)?;
+        let mut bytes = Vec::with_capacity(sizes.iter().sum());
+        args.iter().for_each(|arg| arg.write(&mut bytes));
+        let mut rest = bytes.as_slice();
+        let mut slices = Vec::with_capacity(args.len());
+        for size in sizes {
+            let (one, others) = rest.split_at(size);
+            slices.push(one);
+            rest = others;
+        }
+        if let Some(order) = order {
+            slices = order.into_iter().map(|i| slices[i]).collect();
+        }
+        self.0.launches.fetch_add(1, Ordering::Relaxed);
+        self.driver().launch(function, launch, &slices)
+    }
+
+    /// What runs as the kernel `entry` of `module`, which must take arguments of `sizes` bytes; with the order of its own
+    /// arguments where it is a replacement.
+    fn function(&self, module: &str, entry: &str, sizes: &[usize]) -> Result<(FunctionId, Option<Vec<usize>>)> {
+        let kernels = &mut *lock(&self.0.kernels);
+        self.ensure_loaded(kernels, module)?;
+        let unknown = || Error::invalid(format!("module {module} has no kernel called {entry}"));
+        let built_in = kernels.modules.get_mut(module).ok_or_else(unknown)?;
+        signature::check(entry, built_in.signatures.get(entry).ok_or_else(unknown)?, sizes)?;
+        match kernels.replaced.get(module).and_then(|replaced| replaced.get(entry)) {
+            None => Ok((built_in.function(self.driver(), entry)?, None)),
+            Some(Replacement { module, order }) => {
+                Ok((kernels.replacing[*module].function(self.driver(), entry)?, Some(order.clone())))
+            }
+        }
+    }
+
+    /// Loads a built-in module unless it is loaded already.
+    pub(crate) fn ensure_loaded(&self, kernels: &mut Kernels, module: &str) -> Result<()> {
+        if !kernels.modules.contains_key(module) {
+            let image = Image { ptx: self.built_in(module)?, cubin: None };
+            kernels.modules.insert(module.to_owned(), self.loaded(module, &image)?);
+        }
+        Ok(())
+    }
+
+    pub(crate) fn loaded(&self, module: &str, image: &Image) -> Result<Module> {
+        let signatures = signature::read(module, &image.ptx)?;
+        Ok(Module { id: self.driver().load(module, image)?, signatures, functions: HashMap::new() })
+    }
+
+    pub(crate) fn kernels(&self) -> &Mutex<Kernels> {
+        &self.0.kernels
+    }
+
+    /// The PTX of a module that is part of kinglet.
+    fn built_in(&self, module: &str) -> Result<String> {
+        #[cfg(feature = "kernels")]
+        if let Some(ptx) = crate::ptx::ptx(module) {
+            return Ok(ptx);
+        }
+        Err(Error::invalid(format!("no module is called {module}")))
+    }
+
+    /// A point in the order of work.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn record(&self) -> Result<Event> {
+        Ok(Event { id: self.driver().record()?, device: self.clone() })
+    }
+
+    /// Notes everything that `work` launches, without doing it, as a graph.
+    ///
+    /// # Errors
+    /// What `work` reports, or a call in it that cannot be captured (a read, or memory that the pool does not have yet).
+    pub fn capture(&self, work: impl FnOnce() -> Result<()>) -> Result<Graph> {
+        self.driver().begin_capture()?;
+        let done = work();
+        let graph = self.driver().end_capture().map(|id| Graph { id, device: self.clone() });
+        done.and(graph)
+    }
+
+    /// What kernels did since the last call, counted by the virtual GPU: instructions, sectors, bank conflicts, flops; nothing
+    /// on another device.
+    #[cfg(feature = "emulator")]
+    #[must_use]
+    pub fn take_counters(&self) -> Option<kinglet_emulator::counters::Counters> {
+        self.driver().take_counters()
+    }
+
+    /// What kernels printed since the last call, on the virtual GPU; NVIDIA's driver writes it to standard output itself.
+    #[must_use]
+    pub fn take_printed(&self) -> String {
+        self.driver().take_printed()
+    }
+}
+
+impl Module {
+    /// The kernel `entry`, looked up once.
+    fn function(&mut self, driver: &dyn Driver, entry: &str) -> Result<FunctionId> {
+        if let Some(&function) = self.functions.get(entry) {
+            return Ok(function);
+        }
+        let sizes = self.signatures.get(entry).ok_or_else(|| Error::invalid(format!("no kernel is called {entry}")))?;
+        let function = driver.function(self.id, entry, sizes)?;
+        self.functions.insert(entry.to_owned(), function);
+        Ok(function)
+    }
+}
+
+impl Context {
+    fn driver(&self) -> &dyn Driver {
+        match self.driver {
+            #[cfg(any(feature = "cuda", feature = "emulator"))]
+            AnyDriver::Some(ref driver) => &**driver,
+        }
+    }
+}
+
+impl Drop for Context {
+    fn drop(&mut self) {
+        // Nothing can be done about a driver that refuses here, and nobody is left to be told.
+        let kernels = std::mem::take(&mut *lock(&self.kernels));
+        for module in kernels.modules.into_values().chain(kernels.replacing) {
+            let _ = self.driver().unload(module.id);
+        }
+        for address in lock(&self.pool).take_all_chunks() {
+            let _ = self.driver().free(address);
+        }
+    }
+}
+
+impl PartialEq for Device {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Eq for Device {}
+
+impl std::fmt::Debug for Device {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.info().name)
+    }
+}
+
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

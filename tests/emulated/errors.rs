@@ -1,0 +1,92 @@
+//! What only the device can see to be wrong is reported as on the CPU, and the device stays usable.
+
+use kinglet::tensor::ops;
+use kinglet::{DType, Device, Error, Result, Tensor};
+use kinglet_oracle::{device, emulated};
+
+/// The error that `run` reports on both kinds of device.
+fn error(run: impl Fn(&Device) -> Result<Tensor>) -> Error {
+    let gpu = emulated(80, 1);
+    let [want, got] = [&device(1), &gpu].map(|device| run(device).unwrap_err());
+    assert_eq!(got.to_string(), want.to_string());
+    assert!(Tensor::full(2.0, &[3], DType::F32, &gpu).unwrap().to_vec::<f32>().unwrap() == [2.0; 3]);
+    got
+}
+
+fn ids(ids: &[i32], device: &Device) -> Result<Tensor> {
+    Tensor::from_slice(ids, &[ids.len()], device)
+}
+
+#[test]
+fn ids_outside_of_the_vocabulary() {
+    for bad in [5, -1, i32::MAX, i32::MIN] {
+        let given = [4, 0, bad, 3, 7];
+        let forward = error(|device| {
+            let weight = Tensor::full(1.0, &[5, 3], DType::F32, device)?;
+            ops::embedding(&weight, &ids(&given, device)?, DType::F32)
+        });
+        assert!(forward.is_invalid());
+        assert_eq!(forward.to_string(), format!("embedding: id {bad} at index 2 is not in a vocabulary of 5"));
+        error(|device| {
+            let dy = Tensor::full(1.0, &[5, 3], DType::F32, device)?;
+            let mut out = Tensor::zeros(&[5, 3], DType::F32, device)?;
+            ops::embedding_backward(&dy, &ids(&given, device)?, out.as_mut().expect("nobody else holds it"))?;
+            Ok(out)
+        });
+    }
+    // A table of no width has rows all the same.
+    error(|device| ops::embedding(&Tensor::zeros(&[5, 0], DType::F32, device)?, &ids(&[5], device)?, DType::F32));
+    error(|device| ops::embedding(&Tensor::zeros(&[0, 4], DType::F32, device)?, &ids(&[0], device)?, DType::F32));
+}
+
+#[test]
+fn indices_out_of_range() {
+    for bad in [6, -1, i32::MAX, i32::MIN] {
+        let gathered = error(|device| {
+            let x = Tensor::full(1.0, &[2, 6, 3], DType::F32, device)?;
+            ops::index_select(&x, 1, &ids(&[0, 5, bad, 9], device)?)
+        });
+        assert!(gathered.is_invalid());
+        assert_eq!(gathered.to_string(), format!("gather: index {bad} is not in 0..6"));
+        error(|device| {
+            let x = Tensor::full(1.0, &[2, 6, 3], DType::F32, device)?;
+            let src = Tensor::full(1.0, &[2, 2, 3], DType::F32, device)?;
+            ops::index_add(&x, 1, &ids(&[bad, 1], device)?, &src)
+        });
+    }
+}
+
+#[test]
+fn targets_that_are_no_class() {
+    for bad in [4, -2, i32::MAX, i32::MIN] {
+        let targets = move |device: &Device| ids(&[3, -1, 0, bad, 1, -7], device);
+        let forward = error(|device| {
+            let logits = Tensor::full(1.0, &[6, 4], DType::F32, device)?;
+            Ok(ops::cross_entropy(&logits, &targets(device)?, 2.0)?.0)
+        });
+        assert!(forward.is_invalid());
+        assert_eq!(forward.to_string(), format!("cross_entropy: target {bad} of row 3 is none of 4 classes"));
+        error(|device| {
+            let logits = Tensor::full(1.0, &[6, 4], DType::F32, device)?;
+            let (dy, lse) = (Tensor::full(1.0, &[], DType::F32, device)?, Tensor::zeros(&[6], DType::F32, device)?);
+            ops::cross_entropy_backward(&dy, &logits, &targets(device)?, &lse, 2.0)
+        });
+    }
+}
+
+#[test]
+fn nothing_is_launched_for_nothing() {
+    let gpu = emulated(80, 1);
+    let empty = Tensor::from_slice::<f32>(&[], &[0, 4], &gpu).unwrap();
+    let launches = || gpu.as_cuda().unwrap().counts().launches;
+    let before = launches();
+    for result in [ops::add(&empty, &empty), ops::affine(&empty, 2.0, 1.0), ops::swiglu(&empty, &empty)] {
+        assert_eq!(result.unwrap().shape(), [0, 4]);
+    }
+    let softmax = ops::softmax(ops::Softmax::Plain, &empty).unwrap();
+    assert_eq!(softmax.shape(), [0, 4]);
+    assert_eq!(ops::cat(&[&empty, &empty], 0).unwrap().shape(), [0, 4]);
+    let wide = Tensor::from_slice::<f32>(&[], &[4, 0], &gpu).unwrap();
+    assert_eq!(ops::matmul(&empty, &wide).unwrap().shape(), [0, 0]);
+    assert_eq!(launches(), before);
+}
