@@ -95,7 +95,7 @@ pub enum AluOp {
     Fns,
     Brev,
     Bfe,
-    /// `bfi d, a, b, c, len`: the fourth operand is [`Op::Alu`]'s `d`.
+    /// `bfi d, a, b, c, len`: the fourth operand is [`Op::Alu`](super::Op::Alu)'s `d`.
     Bfi,
     Szext {
         wrap: bool,
