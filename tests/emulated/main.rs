@@ -57,6 +57,7 @@ macro_rules! tests {
 tests! {
     adamw: "adamw", "grad_norm";
     affine: "affine";
+    attention: "attention";
     binary: "binary";
     cat: "cat";
     compare: "compare";

@@ -44,7 +44,8 @@ pub enum Scope {
 
 /// Cases whose CUDA kernels add up in another order than the CPU's, for these dtypes of the data: they are held to the
 /// tolerance only. All others have the CPU's bits.
-const OTHER_ORDER: [(&str, &[DType]); 1] = [("matmul", &[DType::BF16, DType::F16])];
+const OTHER_ORDER: [(&str, &[DType]); 2] =
+    [("attention", &[DType::F32, DType::BF16, DType::F16]), ("matmul", &[DType::BF16, DType::F16])];
 
 /// What a check found out.
 #[derive(Clone, Copy, Debug, Default)]
