@@ -145,7 +145,10 @@ mod tests {
                     let close = dtype.epsilon().unwrap() as f32;
                     for (want, got) in values(&want).into_iter().zip(values(&got)) {
                         let allowed = 2.0 * close * want.abs() + 1e-4;
-                        assert!((want - got).abs() <= allowed, "{dtype} {direction:?} {accumulate:?}: {got} for {want}");
+                        assert!(
+                            (want - got).abs() <= allowed,
+                            "{dtype} {direction:?} {accumulate:?}: {got} for {want}"
+                        );
                     }
                 }
             }
