@@ -21,10 +21,8 @@ pub(crate) fn linear_cuda(_: &Cuda, args: LinearArgs<'_>) -> Result<()> {
             let rows = (STRIP / row.max(1) / KC * KC).max(KC);
             Product { x, weight, direction, rows, options }.write(out)
         }
-        Weight::Gguf(weight) => {
-            Err(Error::unsupported(format!("linear: {:?} blocks on a CUDA device", weight.format())))
-        }
-        Weight::Custom(_) => Err(Error::unsupported("linear: a weight of a custom form on a CUDA device")),
+        Weight::Gguf(weight) => Err(Error::unsupported(format!("{:?} blocks on a CUDA device", weight.format()))),
+        Weight::Custom(_) => Err(Error::unsupported("a weight of a custom form on a CUDA device")),
     }
 }
 
