@@ -43,10 +43,9 @@ impl Sink<'_> {
         accumulate(&mut self.running[id], gradient.to_dtype(value.dtype)?)
     }
 
-    /// Gives input `i` the gradient that `make` gives for the sum that has arrived from the ops recorded after this one,
-    /// `None` where nothing has or the input is a parameter: a kernel that reads the sum and adds to it saves a pass over
-    /// memory. Where there is a sum, `make` must include it, rounded as by [`Sink::add`]. Not called when nobody wants the
-    /// gradient.
+    /// Gives input `i` the gradient that `make` makes of the sum that has arrived from ops recorded later, `None` where
+    /// nothing has or the input is a parameter: a kernel that reads the sum and adds to it saves a pass over memory.
+    /// Where there is a sum, what is made must include it. `make` is not called when nobody wants the gradient.
     ///
     /// # Errors
     /// As [`Sink::add`], and those of `make`.

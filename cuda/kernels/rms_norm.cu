@@ -7,15 +7,15 @@
 //   add_rms_norm_T              sum = round(x + residual), out = rms_norm of sum
 //   add_rms_norm_backward_T     out = d_sum + round(rms_norm_backward of sum)
 //
-// x, residual, sum, dy, d_sum and out are [rows, width] of T, weight [width] and partial [ceil(rows / rows_per_task), width]
-// of f32, all contiguous.
-// Bytes: x or sum is read twice (the second time mostly from L1 or L2), dy twice in the backward pass; residual and d_sum
-// are read once, sum and out written once.
+// x, residual, sum, dy, d_sum and out are [rows, width] of T, weight [width] and partial
+// [ceil(rows / rows_per_task), width] of f32, all contiguous.
+// Bytes: what is normalised is read twice (the second time mostly from L1 or L2), dy twice in the backward pass; all
+// else is read once, sum and out are written once.
 // Geometry: ceil(rows / 4) blocks of 128 threads, one warp a row; backward_weight: one block of 256 threads a task.
 #include "math.cuh"
 
-// 1 / sqrt(mean(x^2) + eps) of the row of this warp, the same in all threads. Elements i and i + 1 are both(i), a last single one
-// is one(i); each is asked for once.
+// 1 / sqrt(mean(x^2) + eps) of the row of this warp, the same in all threads. Elements i and i + 1 of it are both(i), a
+// last single one is one(i); each is asked for once.
 template <typename Both, typename One> INLINE f32 inverse_rms(u32 width, f32 eps, Both both, One one) {
     Pair<f32> squares = {0.0f, 0.0f};
     each_pair(

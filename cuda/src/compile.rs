@@ -40,36 +40,76 @@ pub(crate) fn image(file: &str, source: &str, target: Target, options: &Compiler
     Ok(image)
 }
 
-/// What an earlier compilation left; nothing if that is not complete.
+/// What an earlier compilation left; nothing if that is not complete and whole.
 fn kept(folder: &Path, name: &str, target: Target) -> Option<Image> {
-    let ptx = std::fs::read_to_string(folder.join(format!("{name}.ptx"))).ok()?;
+    let whole = |kind: &str| {
+        let mut content = std::fs::read(folder.join(format!("{name}.{kind}"))).ok()?;
+        let hash = content.split_off(content.len().checked_sub(HASH_BYTES)?);
+        (hash == fnv(&content).to_le_bytes()).then_some(content)
+    };
+    let ptx = String::from_utf8(whole("ptx")?).ok()?;
     let cubin = match target.cubin {
-        true => Some(std::fs::read(folder.join(format!("{name}.cubin"))).ok()?),
+        true => Some(whole("cubin").filter(|cubin| cubin.starts_with(b"\x7fELF"))?),
         false => None,
     };
     Some(Image { ptx, cubin })
 }
 
+/// Bytes of the hash that ends every kept file: a crash or a full disk may leave a piece of one, and a driver believes what it
+/// is given.
+const HASH_BYTES: usize = 8;
+
 /// Writes a file so that another process sees all of it or nothing.
 fn keep(folder: &Path, name: &str, content: &[u8]) -> std::io::Result<()> {
     let temporary = folder.join(format!(".{name}.{}.tmp", std::process::id()));
-    std::fs::write(&temporary, content)?;
-    std::fs::rename(&temporary, folder.join(name))
+    let written = std::fs::write(&temporary, [content, &fnv(content).to_le_bytes()].concat());
+    let moved = written.and_then(|()| std::fs::rename(&temporary, folder.join(name)));
+    if moved.is_err() {
+        // The first error is the one to tell.
+        let _ = std::fs::remove_file(&temporary);
+    }
+    moved
 }
 
-/// FNV-1a over everything that the result depends on.
+/// A hash of everything that the result depends on.
 fn key(file: &str, source: &str, version: u32, flags: &[String]) -> u64 {
     let version = version.to_string();
     let headers = HEADERS.iter().flat_map(|(name, text)| [*name, *text]);
     let parts = [file, source, &version].into_iter().chain(flags.iter().map(String::as_str)).chain(headers);
-    let bytes = parts.flat_map(|part| part.bytes().chain([0]));
-    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+    fnv(&parts.flat_map(|part| part.bytes().chain([0])).collect::<Vec<u8>>())
+}
+
+/// FNV-1a of 64 bits.
+fn fnv(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::path::PathBuf;
+
+    #[test]
+    fn only_whole_files_are_taken() {
+        let folder = std::env::temp_dir().join(format!("kinglet-kept-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let (with, without) = (Target { arch: 90, cubin: true }, Target { arch: 90, cubin: false });
+        keep(&folder, "k.ptx", b"text").unwrap();
+        keep(&folder, "k.cubin", b"\x7fELF and more").unwrap();
+        let image = kept(&folder, "k", with).unwrap();
+        assert_eq!((&*image.ptx, image.cubin.as_deref().unwrap()), ("text", &b"\x7fELF and more"[..]));
+        let whole = std::fs::read(folder.join("k.cubin")).unwrap();
+        for len in 0..whole.len() {
+            std::fs::write(folder.join("k.cubin"), &whole[..len]).unwrap();
+            assert!(kept(&folder, "k", with).is_none(), "{len} bytes");
+        }
+        keep(&folder, "k.cubin", b"no machine code").unwrap();
+        assert!(kept(&folder, "k", with).is_none());
+        assert!(kept(&folder, "k", without).is_some());
+        std::fs::write(folder.join("k.ptx"), b"text of somebody").unwrap();
+        assert!(kept(&folder, "k", without).is_none());
+        std::fs::remove_dir_all(folder).unwrap();
+    }
 
     /// On a machine without a GPU machine code cannot run, but it can be made and kept.
     #[test]

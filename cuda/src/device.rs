@@ -17,11 +17,12 @@ pub struct EmulatorOptions {
     pub arch: u32,
     /// Bytes of its memory.
     pub memory_bytes: u64,
-    /// Threads of the host that run blocks; `None` is one a core.
+    /// Threads of the host that run blocks, at least 1; `None` is one a core.
     pub threads: Option<usize>,
     /// Chooses among the orders in which threads may run.
     pub seed: u64,
-    /// The most instructions that a warp may run in one launch: an endless loop ends there.
+    /// The most instructions that the warps of a block, or of a cluster of blocks, may run in one launch: an endless loop ends
+    /// there.
     pub instruction_limit: u64,
     /// For tests: the call of the driver, counted from 0, that fails as if memory had run out.
     pub fail_at: Option<u64>,
@@ -34,7 +35,7 @@ impl Default for EmulatorOptions {
             memory_bytes: 4 << 30,
             threads: None,
             seed: 0,
-            instruction_limit: 1 << 32,
+            instruction_limit: 1 << 28,
             fail_at: None,
         }
     }
@@ -104,8 +105,8 @@ enum AnyDriver {
 #[derive(Default)]
 pub(crate) struct Kernels {
     pub(crate) modules: HashMap<String, Module>,
-    /// Modules of replacing kernels; they stay loaded, since launches of them may be under way.
-    pub(crate) replacing: Vec<Module>,
+    /// Modules of replacing kernels; nothing in the place of one that no kernel needs any more.
+    pub(crate) replacing: Vec<Option<Module>>,
     /// By module and kernel.
     pub(crate) replaced: HashMap<String, HashMap<String, Replacement>>,
 }
@@ -160,7 +161,12 @@ impl Device {
     /// When this build has no feature `emulator`, or the options cannot be.
     pub fn emulated(options: EmulatorOptions) -> Result<Self> {
         #[cfg(feature = "emulator")]
-        return crate::driver::emulator::open(options).map(Self::new);
+        {
+            if options.threads == Some(0) {
+                return Err(Error::invalid("a virtual GPU needs at least one thread"));
+            }
+            crate::driver::emulator::open(options).map(Self::new)
+        }
         #[cfg(not(feature = "emulator"))]
         {
             let _ = options;
@@ -210,9 +216,7 @@ impl Device {
             if !error.is_out_of_memory() {
                 return Err(error);
             }
-            for address in pool.take_free_chunks() {
-                self.driver().free(address)?;
-            }
+            self.free_unused(pool)?;
             self.driver().alloc(footprint).map(|address| (address, footprint))
         });
         let (address, bytes) = chunk.map_err(|error| match error {
@@ -281,8 +285,19 @@ impl Device {
     /// # Errors
     /// When the driver refuses.
     pub fn release_cache(&self) -> Result<()> {
-        let chunks = lock(&self.0.pool).take_free_chunks();
-        chunks.into_iter().try_for_each(|address| self.driver().free(address))
+        self.free_unused(&mut lock(&self.0.pool))
+    }
+
+    /// Gives chunks back that are free as a whole; one that the driver refuses stays in the pool.
+    fn free_unused(&self, pool: &mut Pool) -> Result<()> {
+        let mut result = Ok(());
+        for (address, bytes) in pool.take_free_chunks() {
+            if let Err(error) = self.driver().free(address) {
+                pool.add_chunk(address, bytes);
+                result = result.and(Err(error));
+            }
+        }
+        result
     }
 
     /// What was asked of this device so far.
@@ -295,7 +310,9 @@ impl Device {
         }
     }
 
-    /// Makes the kernels of a PTX text known under the name `module`, for [`Device::launch`].
+    /// Makes the kernels of a PTX text known under the name `module`, for [`Device::launch`]. On a real GPU a kernel is code like
+    /// any that a program links: it writes where its addresses lead, and Rust's guarantees end at its launch. Try it on the
+    /// virtual GPU first.
     ///
     /// # Errors
     /// When the PTX does not load here, or the name is taken.
@@ -307,6 +324,12 @@ impl Device {
         let image = Image { ptx: ptx.to_owned(), cubin: None };
         kernels.modules.insert(module.to_owned(), self.loaded(module, &image)?);
         Ok(())
+    }
+
+    /// Whether a module of this name is loaded.
+    #[must_use]
+    pub fn has_module(&self, module: &str) -> bool {
+        lock(&self.0.kernels).modules.contains_key(module)
     }
 
     /// Starts the kernel `entry` of `module` with `args` in its order.
@@ -343,7 +366,8 @@ impl Device {
         match kernels.replaced.get(module).and_then(|replaced| replaced.get(entry)) {
             None => Ok((built_in.function(self.driver(), entry)?, None)),
             Some(Replacement { module, order }) => {
-                Ok((kernels.replacing[*module].function(self.driver(), entry)?, Some(order.clone())))
+                let replacing = kernels.replacing.get_mut(*module).and_then(Option::as_mut).ok_or_else(unknown)?;
+                Ok((replacing.function(self.driver(), entry)?, Some(order.clone())))
             }
         }
     }
@@ -383,15 +407,27 @@ impl Device {
         Ok(Event { id: self.driver().record()?, device: self.clone() })
     }
 
-    /// Notes everything that `work` launches, without doing it, as a graph.
+    /// Notes everything that `work` launches, without doing it, as a graph. Nobody else may use the device meanwhile: what other
+    /// threads launch on it would be noted too.
     ///
     /// # Errors
     /// What `work` reports, or a call in it that cannot be captured (a read, or memory that the pool does not have yet).
     pub fn capture(&self, work: impl FnOnce() -> Result<()>) -> Result<Graph> {
+        /// Ends the capture where `work` does not come back: the device must not go on noting.
+        struct Capturing<'a>(&'a Device);
+        impl Drop for Capturing<'_> {
+            fn drop(&mut self) {
+                if let Ok(id) = self.0.driver().end_capture() {
+                    self.0.driver().drop_graph(id);
+                }
+            }
+        }
         self.driver().begin_capture()?;
-        let done = work();
-        let graph = self.driver().end_capture().map(|id| Graph { id, device: self.clone() });
-        done.and(graph)
+        let capturing = Capturing(self);
+        work()?;
+        let id = self.driver().end_capture()?;
+        std::mem::forget(capturing);
+        Ok(Graph { id, device: self.clone() })
     }
 
     /// What kernels did since the last call, counted by the virtual GPU: instructions, sectors, bank conflicts, flops; nothing
@@ -435,7 +471,7 @@ impl Drop for Context {
     fn drop(&mut self) {
         // Nothing can be done about a driver that refuses here, and nobody is left to be told.
         let kernels = std::mem::take(&mut *lock(&self.kernels));
-        for module in kernels.modules.into_values().chain(kernels.replacing) {
+        for module in kernels.modules.into_values().chain(kernels.replacing.into_iter().flatten()) {
             let _ = self.driver().unload(module.id);
         }
         for address in lock(&self.pool).take_all_chunks() {

@@ -24,6 +24,7 @@ mod replace;
 mod signature;
 #[cfg(feature = "kernels")]
 mod source;
+mod text;
 
 pub use buffer::Buffer;
 pub use device::{Counts, Device, DeviceInfo, EmulatorOptions, MemoryUse};

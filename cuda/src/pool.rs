@@ -68,16 +68,15 @@ impl Pool {
         self.insert(address, bytes);
     }
 
-    /// Takes out every chunk that is free as a whole, to be given back to the driver.
-    pub(crate) fn take_free_chunks(&mut self) -> Vec<u64> {
-        let whole = |(address, bytes): (&u64, &u64)| (self.free.get(address) == Some(bytes)).then_some(*address);
-        let addresses: Vec<u64> = self.chunks.iter().filter_map(whole).collect();
-        for address in &addresses {
-            if let Some(bytes) = self.chunks.remove(address) {
-                self.remove(*address, bytes);
-            }
+    /// Takes out every chunk that is free as a whole, to be given back to the driver: addresses and bytes.
+    pub(crate) fn take_free_chunks(&mut self) -> Vec<(u64, u64)> {
+        let is_whole = |(address, bytes): &(&u64, &u64)| self.free.get(address) == Some(bytes);
+        let chunks: Vec<(u64, u64)> = self.chunks.iter().filter(is_whole).map(|(&a, &b)| (a, b)).collect();
+        for &(address, bytes) in &chunks {
+            self.chunks.remove(&address);
+            self.remove(address, bytes);
         }
-        addresses
+        chunks
     }
 
     /// Takes out every chunk, free or not: the device goes.
@@ -119,7 +118,7 @@ mod tests {
         pool.give(b, 512);
         assert_eq!(pool.take(1024), Some(4096));
         pool.give(4096, 1024);
-        assert_eq!(pool.take_free_chunks(), [4096]);
+        assert_eq!(pool.take_free_chunks(), [(4096, 1024)]);
         assert_eq!(pool.held(), 0);
         assert_eq!(pool.take(256), None);
     }
@@ -134,7 +133,7 @@ mod tests {
         pool.give(b, 512);
         pool.give(a, 512);
         assert_eq!(pool.take(1024), None, "a range across two chunks");
-        assert_eq!(pool.take_free_chunks(), [4096, 4608]);
+        assert_eq!(pool.take_free_chunks(), [(4096, 512), (4608, 512)]);
     }
 
     /// Against a model that marks every grain.

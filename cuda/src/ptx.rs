@@ -41,6 +41,7 @@ macro_rules! modules {
 pub const MODULES: &[Module] = modules![
     "adamw",
     "affine",
+    "attention",
     "binary",
     "cat",
     "compare",

@@ -1,12 +1,12 @@
 //! Other kernels in the place of built-in ones, from CUDA source or PTX, while a program runs.
 
 use crate::compile::{self, Target};
-use crate::device::{Device, Kernels, Replacement, lock};
+use crate::device::{Device, Kernels, Module, Replacement, lock};
 use crate::driver::Image;
 use crate::signature::Signatures;
 use crate::source::{self, Declaration};
 use crate::{Error, Result};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 
 /// What kernels are replaced by.
@@ -30,7 +30,8 @@ pub struct CompilerOptions {
 
 impl Device {
     /// Runs the kernels that `source` defines in the place of those of the same names in `module`, on this device, from the
-    /// next launch on. `file` names the source in messages. Returns the names of the kernels that were replaced.
+    /// next launch on. `file` names the source in messages. Returns the names of the kernels that were replaced. On a real GPU
+    /// a kernel is code like any that a program links: Rust's guarantees end at its launch.
     ///
     /// # Errors
     /// When the source does not compile or load, a kernel in it has no counterpart in `module`, or takes an argument that its
@@ -57,11 +58,12 @@ impl Device {
                 let mut names: Vec<String> = orders.keys().cloned().collect();
                 names.sort();
                 let place = kernels.replacing.len();
-                kernels.replacing.push(replacing);
+                kernels.replacing.push(Some(replacing));
                 let replaced = kernels.replaced.entry(module.to_owned()).or_default();
                 for (entry, order) in orders {
                     replaced.insert(entry, Replacement { module: place, order });
                 }
+                self.unload_unused(&mut kernels)?;
                 Ok(names)
             }
             Err(error) => {
@@ -73,8 +75,24 @@ impl Device {
     }
 
     /// Goes back to the built-in kernels of `module`.
-    pub fn restore(&self, module: &str) {
-        lock(self.kernels()).replaced.remove(module);
+    ///
+    /// # Errors
+    /// When the driver does not unload what stood in their place.
+    pub fn restore(&self, module: &str) -> Result<()> {
+        let mut kernels = lock(self.kernels());
+        kernels.replaced.remove(module);
+        self.unload_unused(&mut kernels)
+    }
+
+    /// Unloads replacing modules that no kernel needs any more, once their last launch is over.
+    fn unload_unused(&self, kernels: &mut Kernels) -> Result<()> {
+        let used: HashSet<usize> = kernels.replaced.values().flat_map(HashMap::values).map(|r| r.module).collect();
+        let is_idle = |(place, module): &(usize, &mut Option<Module>)| !used.contains(place) && module.is_some();
+        let mut idle = kernels.replacing.iter_mut().enumerate().filter(is_idle).peekable();
+        if idle.peek().is_some() {
+            self.synchronize()?;
+        }
+        idle.filter_map(|(_, module)| module.take()).try_for_each(|module| self.driver().unload(module.id))
     }
 }
 

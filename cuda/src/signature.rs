@@ -9,8 +9,7 @@ pub(crate) type Signatures = HashMap<String, Vec<usize>>;
 
 /// Reads the `.entry` headers of `ptx`. `module` is for messages.
 pub(crate) fn read(module: &str, ptx: &str) -> Result<Signatures> {
-    let text: String =
-        ptx.lines().map(|line| line.split("//").next().unwrap_or_default()).collect::<Vec<_>>().join("\n");
+    let text = crate::text::without_comments(ptx);
     let mut signatures = Signatures::new();
     for after in text.split(".entry").skip(1) {
         let end = after.find(['{', ';']).unwrap_or(after.len());
@@ -23,7 +22,9 @@ pub(crate) fn read(module: &str, ptx: &str) -> Result<Signatures> {
         let parameters = parameters.map_err(|what| {
             Error::Compile(format!("module {module}: kernel {name}: parameter {what} is not understood"))
         })?;
-        signatures.insert(name.to_owned(), parameters);
+        if signatures.insert(name.to_owned(), parameters).is_some() {
+            return Err(Error::Compile(format!("module {module}: two kernels are called {name}")));
+        }
     }
     Ok(signatures)
 }
@@ -102,6 +103,10 @@ mod tests {
             let error = read("m", &format!(".entry k({header}) {{ }}")).unwrap_err().to_string();
             assert!(error.contains("kernel k"), "{error}");
         }
+        let twice = ".entry k(.param .u64 x) { ret; } .entry k() { ret; }";
+        assert!(read("m", twice).unwrap_err().to_string().contains("two kernels"));
+        let hidden = read("m", "/* .entry k(.param .u64 x) { } */ .entry k(.param /* .u64 */ .u32 x) { }").unwrap();
+        assert_eq!(hidden["k"], [4]);
         let huge = format!(".entry k(.param .b64 x[{}]) {{ }}", usize::MAX);
         assert!(read("m", &huge).is_err());
     }

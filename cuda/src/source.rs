@@ -1,6 +1,7 @@
 //! The kernels that a CUDA source defines, with the names and kinds of their parameters: PTX has lost both. It is a reader for
 //! the sources of `kernels/` and for those that replace them, not for C++ at large: one that it cannot read is an error.
 
+use crate::text::without_comments;
 use crate::{Error, Result};
 
 /// The parameters of a kernel as its source declares them.
@@ -58,7 +59,7 @@ impl Declaration {
 
 /// Every kernel of `source`, in its order. `file` is for messages.
 pub(crate) fn kernels(file: &str, source: &str) -> Result<Vec<Declaration>> {
-    let text = without_comments(source);
+    let text = without_comments(source).replace("\\\n", " ");
     let mut declarations = Vec::new();
     let starts = text.match_indices("__global__").chain(text.match_indices("KERNEL("));
     let mut starts: Vec<usize> = starts.map(|(at, _)| at).collect();
@@ -139,27 +140,6 @@ fn after_brackets(text: &str) -> Option<&str> {
         }
     }
     None
-}
-
-/// The source without comments and continued lines.
-fn without_comments(source: &str) -> String {
-    let mut text = String::with_capacity(source.len());
-    let mut rest = source;
-    while let Some(at) = rest.find('/') {
-        let (before, comment) = rest.split_at(at);
-        text.push_str(before);
-        rest = if comment.starts_with("//") {
-            &comment[comment.find('\n').unwrap_or(comment.len())..]
-        } else if let Some(comment) = comment.strip_prefix("/*") {
-            text.push(' ');
-            comment.find("*/").map_or("", |end| &comment[end + 2..])
-        } else {
-            text.push('/');
-            &comment[1..]
-        };
-    }
-    text.push_str(rest);
-    text.replace("\\\n", " ")
 }
 
 fn head(text: &str) -> String {

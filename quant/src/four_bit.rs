@@ -112,6 +112,41 @@ impl FourBit {
         Ok(out.finish())
     }
 
+    /// Some rows of the dense matrix, [rows, in], rounded to `dtype`.
+    ///
+    /// # Errors
+    /// When there are no such rows, `dtype` is no float, or memory runs out.
+    pub fn dequantize_rows(&self, rows: Range<usize>, dtype: DType) -> Result<Tensor> {
+        let [out_features, width] = self.shape;
+        if rows.start > rows.end || rows.end > out_features {
+            return Err(Error::shape("dequantize", format!("rows {rows:?} of {:?}", self.shape)));
+        }
+        let (start, end) = (rows.start * width, rows.end * width);
+        // Blocks of scales and of elements straddle rows: decode from where both begin.
+        let both = self.blocksize * ABSMAX_BLOCK;
+        let first = start / both * both;
+        let decoded = self.elements(first..end)?.dequantize(dtype)?;
+        decoded.reshape(&[end - first])?.narrow(0, start - first, end - start)?.reshape(&[rows.len(), width])
+    }
+
+    /// Elements of the matrix as one row, which shares its bytes; a block of scales begins with the first.
+    fn elements(&self, elements: Range<usize>) -> Result<FourBit> {
+        let part = |x: &Tensor, unit: usize| {
+            let (start, end) = (elements.start / unit, elements.end.div_ceil(unit));
+            x.reshape(&[x.len()])?.narrow(0, start, end - start)
+        };
+        let scales = match &self.scales {
+            Scales::Plain(absmax) => Scales::Plain(part(absmax, self.blocksize)?),
+            Scales::Nested { codes, absmax, map, offset } => Scales::Nested {
+                codes: part(codes, self.blocksize)?,
+                absmax: part(absmax, self.blocksize * ABSMAX_BLOCK)?,
+                map: map.clone(),
+                offset: *offset,
+            },
+        };
+        Ok(FourBit { shape: [1, elements.len()], codes: part(&self.codes, 2)?, scales, ..self.clone() })
+    }
+
     /// A copy on `device`.
     ///
     /// # Errors

@@ -9,6 +9,7 @@ pub mod kernels;
 mod linear;
 mod panels;
 mod projection;
+mod strips;
 mod weight;
 
 pub use four_bit::{FourBit, Scales};

@@ -1,6 +1,6 @@
 //! The weight of a linear layer, dense or quantised, and its products both ways.
 
-use crate::{FourBit, GgufMatrix};
+use crate::{FourBit, GgufMatrix, strips};
 use kinglet_tensor::cpu::gemm::{Accumulate, Dense, Options, Panels, gemm};
 use kinglet_tensor::cpu::{Cpu, Simd};
 use kinglet_tensor::{DType, Device, Error, Result, Tensor, TensorMut, kernel};
@@ -162,7 +162,7 @@ pub struct LinearArgs<'a> {
     /// Factor of the product, rounding, overwrite or add.
     pub options: Options,
 }
-kernel!(pub LINEAR = "linear", LinearArgs, linear_cpu);
+kernel!(pub LINEAR = "linear", LinearArgs, linear_cpu, strips::linear_cuda);
 
 fn linear_cpu(cpu: &Cpu, mut args: LinearArgs<'_>) -> Result<()> {
     let columns = args.out.shape()[1];

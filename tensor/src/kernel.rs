@@ -176,6 +176,13 @@ impl Hooks {
     }
 
     pub(crate) fn run_cuda<A: Args>(&self, kernel: &Kernel<A>, cuda: &Cuda, args: A::In<'_>) -> Result<()> {
+        if self.used.load(Ordering::Acquire) && self.replacement(kernel)?.is_some() {
+            return Err(Error::unsupported(format!(
+                "kernel {}: was replaced by a function for CPUs, on a CUDA device: its kernels are replaced by \
+                 as_cuda()?.replace(..)",
+                kernel.name
+            )));
+        }
         let run = kernel
             .cuda
             .ok_or_else(|| Error::unsupported(format!("kernel {} has no CUDA implementation yet", kernel.name)))?;

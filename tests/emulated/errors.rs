@@ -1,8 +1,10 @@
 //! What only the device can see to be wrong is reported as on the CPU, and the device stays usable.
 
+use kinglet::quant::{Direction, FourBit, GgufMatrix, RowOrder, Weight, embed, ggml, nf4};
 use kinglet::tensor::ops;
 use kinglet::{DType, Device, Error, Result, Tensor};
 use kinglet_oracle::{device, emulated};
+use std::sync::Arc;
 
 /// The error that `run` reports on both kinds of device.
 fn error(run: impl Fn(&Device) -> Result<Tensor>) -> Error {
@@ -89,4 +91,23 @@ fn nothing_is_launched_for_nothing() {
     let wide = Tensor::from_slice::<f32>(&[], &[4, 0], &gpu).unwrap();
     assert_eq!(ops::matmul(&empty, &wide).unwrap().shape(), [0, 0]);
     assert_eq!(launches(), before);
+}
+
+/// Weights in forms that no kernel of the device reads.
+#[test]
+fn forms_without_kernels() {
+    let gpu = emulated(80, 1);
+    let blocks = Tensor::zeros(&[3 * 2 * 34], DType::U8, &gpu).unwrap();
+    let gguf = Weight::Gguf(GgufMatrix::new(ggml::Format::Q8_0, [3, 64], RowOrder::Plain, blocks).unwrap());
+    let x = Tensor::full(1.0, &[2, 64], DType::F32, &gpu).unwrap();
+    let error = gguf.matmul(&x, Direction::Forward).unwrap_err();
+    assert!(error.is_unsupported());
+    assert_eq!(error.to_string(), "linear: Q8_0 blocks on a CUDA device");
+
+    let four_bit = Weight::FourBit(Arc::new(FourBit::quantize(&x, nf4::Format::Nf4, 64, true).unwrap()));
+    for weight in [gguf, four_bit] {
+        let error = embed(&weight, &ids(&[1, 0], &gpu).unwrap(), DType::F32).unwrap_err();
+        assert!(error.to_string().contains("kernel embedding_quantized has no CUDA implementation"), "{error}");
+    }
+    assert!(x.to_vec::<f32>().unwrap().iter().all(|&v| v == 1.0));
 }

@@ -14,8 +14,12 @@ use kinglet_oracle::{Checker, Scope, cases, emulated, gpu, simd};
 use std::collections::BTreeSet;
 use std::path::Path;
 
+/// Parts of the labels of cases that have no CUDA kernels yet: `errors` has a test that they say so.
+const NOT_YET: [&str; 2] = ["Gguf", "embedding_quantized"];
+
 fn check(file: &str, scope: Scope) {
-    let instances = cases::of(file);
+    let mut instances = cases::of(file);
+    instances.retain(|case| !NOT_YET.iter().any(|part| case.label().contains(part)));
     assert!(!instances.is_empty(), "{file} is no case");
     let mut devices = match scope {
         Scope::Quick => vec![emulated(80, 1)],
@@ -30,7 +34,7 @@ fn check(file: &str, scope: Scope) {
 /// The case files whose ops run on CUDA devices, with the modules of `cuda/kernels` that each is there for.
 macro_rules! tests {
     ($($file:ident: $($module:literal),*;)*) => {
-        const MODULES: &[&str] = &[$($($module),*),*];
+        const MODULES: &[&str] = &[$($($module,)*)*];
 
         mod quick {
             use super::*;
@@ -57,6 +61,7 @@ macro_rules! tests {
 tests! {
     adamw: "adamw", "grad_norm";
     affine: "affine";
+    attention: "attention";
     binary: "binary";
     cat: "cat";
     compare: "compare";
@@ -66,6 +71,7 @@ tests! {
     embedding: "embedding";
     gather: "gather";
     layer_norm: "layer_norm";
+    linear:;
     matmul: "matmul";
     random: "random";
     reduce: "reduce";

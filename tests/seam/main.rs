@@ -149,6 +149,10 @@ fn a_graph_does_again_what_was_captured() {
     let waits = device.capture(|| a.read(0, &mut [0; 4]));
     contains(&waits.err().unwrap(), &["capture"]);
     assert_eq!(read(&a), [5; 64], "the broken capture is over");
+    let panics =
+        std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| device.capture(|| panic!("on purpose")).map(drop)));
+    assert!(panics.is_err());
+    assert_eq!(read(&a), [5; 64], "a capture that panics is over too");
     let grows = device.capture(|| device.alloc(1 << 30).map(drop));
     contains(&grows.err().unwrap(), &["capture"]);
 }
@@ -214,6 +218,8 @@ fn devices_that_are_not_there_say_what_to_do() {
     contains(&Device::open(u32::MAX).unwrap_err(), &["cuda", "--device"]);
     let odd = EmulatorOptions { arch: 70, ..EmulatorOptions::default() };
     contains(&Device::emulated(odd).unwrap_err(), &["sm_70"]);
+    let idle = EmulatorOptions { threads: Some(0), ..EmulatorOptions::default() };
+    contains(&Device::emulated(idle).unwrap_err(), &["thread"]);
 }
 
 #[test]

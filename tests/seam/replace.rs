@@ -46,7 +46,7 @@ fn ptx_takes_the_place_of_a_kernel_on_one_device_until_it_is_restored() {
     // The others are as they were.
     let x = Tensor::from_vec(vec![1.0f32, -2.5], &[2], &changed).unwrap();
     assert_eq!(x.to_dtype(DType::I32).unwrap().to_vec::<i32>().unwrap(), [1, -2]);
-    changed.as_cuda().unwrap().restore("copy");
+    changed.as_cuda().unwrap().restore("copy").unwrap();
     assert_eq!(ones(&changed), [1.0; 3]);
 }
 
@@ -79,6 +79,28 @@ fn kernels_that_do_not_fit_replace_nothing() {
     }
     let (x, by) = (Tensor::full(3.0, &[4], DType::F32, &device), Tensor::full(2.0, &[1], DType::F32, &device));
     assert_eq!(ops::scale(&x.unwrap(), &by.unwrap()).unwrap().to_vec::<f32>().unwrap(), [6.0; 4]);
+}
+
+#[test]
+fn a_function_for_cpus_does_not_replace_a_kernel_silently() {
+    use kinglet_tensor::kernels::SCALE;
+    let device = device();
+    let (x, by) = (Tensor::full(3.0, &[4], DType::F32, &device), Tensor::full(2.0, &[1], DType::F32, &device));
+    let (x, by) = (x.unwrap(), by.unwrap());
+    device.hooks().replace(&SCALE, |cpu, args| SCALE.cpu()(cpu, args));
+    contains(&ops::scale(&x, &by).unwrap_err(), &["scale", "CPU", "as_cuda()?.replace"]);
+    device.hooks().restore(&SCALE);
+    assert_eq!(ops::scale(&x, &by).unwrap().to_vec::<f32>().unwrap(), [6.0; 4]);
+}
+
+#[test]
+fn what_is_replaced_again_is_unloaded() {
+    // Each module keeps an array on the device.
+    let device = Device::emulated(EmulatorOptions { memory_bytes: 64 << 20, ..EmulatorOptions::default() }).unwrap();
+    let large = only("scale", "scale_f32").replacen(".visible", ".global .align 8 .b8 ballast[8388608];\n.visible", 1);
+    for _ in 0..20 {
+        replace(&device, "scale", KernelSource::Ptx(&large)).unwrap();
+    }
 }
 
 #[test]
@@ -133,8 +155,10 @@ fn what_was_compiled_is_kept() {
     cuda.replace("copy", "mine.cu", KernelSource::Cuda(FILL), &options).unwrap();
     let kept: Vec<PathBuf> = folder.read_dir().unwrap().map(|entry| entry.unwrap().path()).collect();
     assert_eq!(kept.len(), 1);
-    // What lies there is used: a mark in it comes back as an error.
-    std::fs::write(&kept[0], "no PTX").unwrap();
-    assert!(cuda.replace("copy", "mine.cu", KernelSource::Cuda(FILL), &options).is_err());
+    // What is not whole is made again.
+    let whole = std::fs::read(&kept[0]).unwrap();
+    std::fs::write(&kept[0], &whole[..whole.len() / 2]).unwrap();
+    cuda.replace("copy", "mine.cu", KernelSource::Cuda(FILL), &options).unwrap();
+    assert_eq!(std::fs::read(&kept[0]).unwrap(), whole);
     std::fs::remove_dir_all(folder).unwrap();
 }

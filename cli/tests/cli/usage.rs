@@ -96,6 +96,35 @@ fn devices_that_do_not_run_models_are_refused() {
 }
 
 #[test]
+fn kernels_that_do_not_fit_are_refused() {
+    let (temp, model) = (Temp::new(), model());
+    let folder = temp.arg("kernels");
+    let run = |device: &str| {
+        refused(&["generate", "--model", &model, "--prompt", "x", "--device", device, "--kernels", &folder])
+    };
+    contains(&run("cpu"), &[&folder, "--device"]);
+    contains(&run("emulated"), &["--kernels", &folder]);
+    std::fs::create_dir(&folder).unwrap();
+    contains(&run("emulated"), &[&folder, ".cu or .ptx"]);
+    let file = temp.write("kernels/scale.ptx", "hello");
+    contains(&run("emulated"), &["scale.ptx"]);
+    std::fs::write(&file, ".version 7.0\n.target sm_80\n.address_size 64\n.visible .entry other() { ret; }").unwrap();
+    contains(&run("emulated"), &["scale.ptx", "other", "scale_f32"]);
+    let entry = ".version 7.0\n.target sm_80\n.address_size 64\n.visible .entry add_scaled(.param .u64 a) { ret; }";
+    std::fs::write(&file, entry).unwrap();
+    contains(&run("emulated"), &["scale.ptx", "add_scaled", "[8]"]);
+    // One that fits is taken; what is missing then are the kernels of whole models.
+    std::fs::write(&file, entry.replace(".u64 a", ".u64 a, .param .u64 b, .param .u64 c, .param .u64 d")).unwrap();
+    let done: Done =
+        command(&["generate", "--model", &model, "--prompt", "x", "--device", "emulated", "--kernels", &folder])
+            .output()
+            .unwrap()
+            .into();
+    assert_eq!(done.code, 2);
+    contains(&done.err, &["scale.ptx: replaces add_scaled", "not yet all the kernels"]);
+}
+
+#[test]
 fn the_simd_level_comes_from_the_environment() {
     let model = model();
     let args = ["generate", "--model", &model, "--prompt", "x", "--max-new-tokens", "4"];

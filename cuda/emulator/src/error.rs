@@ -17,7 +17,7 @@ pub enum Error {
     },
     /// A call of the host that cannot be: an unknown kernel, a block that is too large, a freed pointer, ..
     Invalid(String),
-    /// No memory left on the virtual device.
+    /// No memory left on the virtual device, or on the host that it lies in (then more was free than requested).
     OutOfMemory {
         /// Bytes asked for.
         requested: u64,
@@ -105,6 +105,9 @@ impl fmt::Display for Error {
         match self {
             Error::Parse { line, what } => write!(f, "PTX line {line}: {what}"),
             Error::Invalid(what) => f.write_str(what),
+            Error::OutOfMemory { requested, free } if requested <= free => {
+                write!(f, "out of memory on the host of the virtual device: {requested} bytes asked for")
+            }
             Error::OutOfMemory { requested, free } => {
                 write!(f, "out of memory on the virtual device: {requested} bytes asked for, {free} free")
             }

@@ -169,7 +169,7 @@ impl Gpu {
     /// was never given out before.
     ///
     /// # Errors
-    /// For 0 bytes, and when memory is used up.
+    /// For 0 bytes, and when the memory of the virtual GPU or of the host is used up.
     pub fn alloc(&self, bytes: u64) -> Result<u64> {
         self.inner.table_mut().allocate(Space::Global, bytes, 256, "")
     }
@@ -233,21 +233,11 @@ impl Gpu {
     /// When a range is not inside one allocation or buffer.
     pub fn copy(&self, dst: u64, src: u64, bytes: u64) -> Result<()> {
         let table = self.inner.table();
-        let mut data = vec![0; usize::try_from(bytes).map_err(Error::invalid)?];
-        let mut missing = Vec::new();
-        table.with(src, bytes, "the source of a copy", |region, at| {
-            region.storage.read_bytes(at, &mut data);
-            let mut from = at;
-            while let Some(next) = region.storage.first_unwritten(from, at + bytes - from) {
-                missing.push(next - at);
-                from = next + 1;
-            }
-            Ok(())
-        })?;
-        table.with(dst, bytes, "the destination of a copy", |region, at| {
-            region.storage.write_bytes(at, &data);
-            missing.iter().for_each(|offset| region.storage.set_written(at + offset, 1, false));
-            Ok(())
+        table.with(src, bytes, "the source of a copy", |source, from| {
+            table.with(dst, bytes, "the destination of a copy", |destination, to| {
+                destination.storage.copy_from(to, &source.storage, from, bytes, dst > src);
+                Ok(())
+            })
         })
     }
 
@@ -256,13 +246,17 @@ impl Gpu {
     /// # Errors
     /// When the range is not inside one allocation or buffer.
     pub fn fill(&self, ptr: u64, value: Fill, count: u64) -> Result<()> {
-        let count = usize::try_from(count).map_err(Error::invalid)?;
-        let bytes = match value {
-            Fill::U8(value) => vec![value; count],
-            Fill::U16(value) => value.to_le_bytes().repeat(count),
-            Fill::U32(value) => value.to_le_bytes().repeat(count),
+        let (size, pattern) = match value {
+            Fill::U8(value) => (1, [value; 4]),
+            Fill::U16(value) => (2, (u32::from(value) * 0x1_0001).to_le_bytes()),
+            Fill::U32(value) => (4, value.to_le_bytes()),
         };
-        self.write(ptr, &bytes)
+        let too_many = || Error::invalid(format!("a fill of {count} values of {size} bytes"));
+        let bytes = count.checked_mul(size).ok_or_else(too_many)?;
+        self.inner.table().with(ptr, bytes, "a fill", |region, at| {
+            region.storage.fill(at, bytes, pattern);
+            Ok(())
+        })
     }
 
     /// Loads a module: allocates its variables and gives them their values. They are freed when the module is dropped.

@@ -301,14 +301,16 @@ pub enum Op {
     /// `mov.b32 {a, b}, s`: splits; `None` is `_`.
     Unpack { part_bytes: u32, parts: Vec<Option<Reg>>, src: Src },
     /// A load of one to eight values. Sign-extended where `ty` is signed, to `reg_bytes`, the width of the registers.
-    Load { space: Space, ty: Type, reg_bytes: u32, dst: Vec<Option<Reg>>, address: Address },
-    /// A store of one to eight values.
-    Store { space: Space, ty: Type, src: Vec<Src>, address: Address },
+    /// `strong`: `.relaxed`, `.acquire`, `.volatile`; what `.acquire` orders beyond that is a fence behind it.
+    Load { space: Space, ty: Type, reg_bytes: u32, dst: Vec<Option<Reg>>, address: Address, strong: bool },
+    /// A store of one to eight values. `strong`: `.relaxed`, `.release` (with a fence before it), `.volatile`.
+    Store { space: Space, ty: Type, src: Vec<Src>, address: Address, strong: bool },
     /// To (`to_generic`) or from a generic address; the register's width is `bytes`.
     Cvta { space: Space, to_generic: bool, bytes: u32, dst: Reg, src: Src },
     /// Whether a generic address lies in a space.
     IsSpace { space: Space, dst: Reg, src: Src },
-    /// `atom` (with `dst`) and `red` (without), one or more values (`.v2 ..`); `c` only for `cas`.
+    /// `atom` (with `dst`) and `red` (without), one or more values (`.v2 ..`); `c` only for `cas`. `.release` and
+    /// `.acquire` are fences before and behind it.
     Atomic {
         space: Space,
         op: AtomicOp,

@@ -153,7 +153,8 @@ fn called_functions_are_copied_behind_the_kernel_once() {
             ty: Type::B32,
             reg_bytes: 4,
             dst: vec![Some(3)],
-            address: at(u64::from(arguments[0].to))
+            address: at(u64::from(arguments[0].to)),
+            strong: false,
         }
     );
     assert_eq!(program.kernels[1].functions.len(), 1);
@@ -168,13 +169,20 @@ fn arguments_in_registers_go_through_the_frame() {
 .entry k() { .reg .b32 a, b; call (b), add, (a, 3); ret; }",
     );
     let ops = code(&kernel);
-    let store = |value, offset| Op::Store { space: Space::Local, ty: Type::B32, src: vec![value], address: at(offset) };
+    let store = |value, offset| Op::Store {
+        space: Space::Local,
+        ty: Type::B32,
+        src: vec![value],
+        address: at(offset),
+        strong: false,
+    };
     let load = |dst, offset| Op::Load {
         space: Space::Local,
         ty: Type::B32,
         reg_bytes: 4,
         dst: vec![Some(dst)],
         address: at(offset),
+        strong: false,
     };
     let Op::Call { target, arguments, results } = &ops[2] else { panic!("{:?}", ops[2]) };
     assert_eq!((&ops[0], &ops[1]), (&store(reg(0), 0), &store(imm(3), 4)));

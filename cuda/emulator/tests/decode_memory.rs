@@ -12,7 +12,7 @@ fn at(base: Src, offset: i64) -> Address {
 }
 
 fn load(space: Space, ty: Type, reg_bytes: u32, dst: &[u32], address: Address) -> Op {
-    Op::Load { space, ty, reg_bytes, dst: dst.iter().copied().map(Some).collect(), address }
+    Op::Load { space, ty, reg_bytes, dst: dst.iter().copied().map(Some).collect(), address, strong: false }
 }
 
 #[test]
@@ -56,9 +56,9 @@ fn types_and_vectors() {
     );
     assert_eq!(op("ld.global.v4.u8 {h0, h1, h2, h3}, [d1];"), load(Space::Global, U8, 2, &[h(0), h(1), h(2), h(3)], a));
     let dst = vec![None, Some(r(1))];
-    let sink = Op::Load { space: Space::Global, ty: B32, reg_bytes: 4, dst, address: a };
+    let sink = Op::Load { space: Space::Global, ty: B32, reg_bytes: 4, dst, address: a, strong: false };
     assert_eq!(op("ld.global.v2.b32 {_, r1}, [d1];"), sink);
-    let store = |ty, src: &[Src]| Op::Store { space: Space::Global, ty, src: src.to_vec(), address: a };
+    let store = |ty, src: &[Src]| Op::Store { space: Space::Global, ty, src: src.to_vec(), address: a, strong: false };
     assert_eq!(op("st.global.u8 [d1], r2;"), store(U8, &[reg(r(2))]));
     assert_eq!(op("st.global.u32 [d1], -1;"), store(U32, &[imm(0xffff_ffff)]));
     assert_eq!(op("st.global.f32 [d1], 1.0;"), store(F32, &[imm(0x3f80_0000)]));
@@ -68,17 +68,12 @@ fn types_and_vectors() {
     assert!(parse_for("sm_100", wide).is_ok());
 }
 
-/// Orders, scopes and cache modifiers change nothing.
+/// Cache modifiers change nothing; there is one kind of fence.
 #[test]
 fn modifiers_that_are_only_checked() {
     let expected = op("ld.global.u32 r0, [d1];");
     let loads = [
         "ld.weak.global.u32 r0, [d1];",
-        "ld.volatile.global.u32 r0, [d1];",
-        "ld.relaxed.gpu.global.u32 r0, [d1];",
-        "ld.acquire.sys.global.u32 r0, [d1];",
-        "ld.global.acquire.gpu.u32 r0, [d1];",
-        "ld.mmio.relaxed.sys.global.u32 r0, [d1];",
         "ld.global.ca.u32 r0, [d1];",
         "ld.global.cg.L2::128B.u32 r0, [d1];",
         "ld.global.nc.u32 r0, [d1];",
@@ -91,8 +86,6 @@ fn modifiers_that_are_only_checked() {
     }
     let expected = op("st.global.u32 [d1], r0;");
     let stores = [
-        "st.release.gpu.global.u32 [d1], r0;",
-        "st.volatile.global.u32 [d1], r0;",
         "st.global.wt.u32 [d1], r0;",
         "st.global.cs.u32 [d1], r0;",
         "st.global.L1::no_allocate.u32 [d1], r0;",
@@ -171,9 +164,9 @@ fn atomics() {
         assert_eq!(op(&format!("red.relaxed.gpu.global.{name} [d1], r2;")), expected(None), "{name}");
     }
     let exchange = atomic(Space::Generic, Exch, Type::B64, Some(d(0)), reg(d(2)), imm(0));
-    assert_eq!(op("atom.acq_rel.sys.exch.b64 d0, [d1], d2;"), exchange);
+    assert_eq!(op("atom.relaxed.sys.exch.b64 d0, [d1], d2;"), exchange);
     let cas = atomic(Space::Global, Cas, Type::B16, Some(h(0)), reg(h(1)), reg(h(2)));
-    assert_eq!(op("atom.global.gpu.acquire.cas.b16 h0, [d1], h1, h2;"), cas);
+    assert_eq!(op("atom.global.gpu.relaxed.cas.b16 h0, [d1], h1, h2;"), cas);
     let float = atomic(Space::Global, Add, F32, Some(f(0)), imm(0x3f80_0000), imm(0));
     assert_eq!(op("atom.global.add.f32 f0, [d1], 0f3F800000;"), float);
     let hinted = atomic(Space::Global, Add, U32, Some(r(0)), reg(r(2)), imm(0));
@@ -256,4 +249,47 @@ fn what_is_illegal_is_refused() {
     ]);
     assert!(error_for("sm_80", "ld.shared::cluster.u32 r0, [r1];").contains("sm_90"));
     assert!(error_for("sm_80", "fence.acq_rel.cluster;").contains("sm_90"));
+}
+
+/// What an instruction under the guard `p1` becomes: its operations, all of them guarded.
+fn guarded(text: &str) -> Vec<Op> {
+    let program = common::parse(&format!("@p1 {text}")).expect("it parses");
+    let code = &program.kernels[0].code;
+    let (ret, code) = code.split_last().expect("code ends with ret");
+    assert_eq!((&ret.op, ret.guard), (&Op::Return, None));
+    assert!(code.iter().all(|instruction| instruction.guard == Some((p(1), false))), "{text}");
+    assert!(program.kernels[0].lines[..code.len()].iter().all(|line| line.ptx == common::FIRST_LINE), "{text}");
+    code.iter().map(|instruction| instruction.op.clone()).collect()
+}
+
+#[test]
+fn orders_are_fences_and_strong_accesses() {
+    let strong = |text: &str| match op(text) {
+        Op::Load { space, ty, reg_bytes, dst, address, .. } => {
+            Op::Load { space, ty, reg_bytes, dst, address, strong: true }
+        }
+        Op::Store { space, ty, src, address, .. } => Op::Store { space, ty, src, address, strong: true },
+        op => op,
+    };
+    let (load, store) = (strong("ld.u32 r0, [d1];"), strong("st.u32 [d1], r0;"));
+    let (atom, red) = (op("atom.add.u32 r0, [d1], r2;"), op("red.add.u32 [d1], r2;"));
+    let fence = Op::Fence;
+    let table: &[(&str, &[&Op])] = &[
+        ("ld.volatile.u32 r0, [d1];", &[&load]),
+        ("ld.relaxed.gpu.u32 r0, [d1];", &[&load]),
+        ("ld.mmio.relaxed.sys.u32 r0, [d1];", &[&load]),
+        ("ld.acquire.sys.u32 r0, [d1];", &[&load, &fence]),
+        ("st.volatile.u32 [d1], r0;", &[&store]),
+        ("st.relaxed.cta.u32 [d1], r0;", &[&store]),
+        ("st.release.gpu.u32 [d1], r0;", &[&fence, &store]),
+        ("atom.relaxed.cta.add.u32 r0, [d1], r2;", &[&atom]),
+        ("atom.acquire.cta.add.u32 r0, [d1], r2;", &[&atom, &fence]),
+        ("atom.release.cta.add.u32 r0, [d1], r2;", &[&fence, &atom]),
+        ("atom.acq_rel.cta.add.u32 r0, [d1], r2;", &[&fence, &atom, &fence]),
+        ("red.relaxed.cta.add.u32 [d1], r2;", &[&red]),
+        ("red.release.cta.add.u32 [d1], r2;", &[&fence, &red]),
+    ];
+    for (text, expected) in table {
+        assert_eq!(guarded(text).iter().collect::<Vec<_>>(), *expected, "{text}");
+    }
 }

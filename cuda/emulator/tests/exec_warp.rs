@@ -138,6 +138,30 @@ fn a_tensor_core_product_and_its_flops() {
 }
 
 #[test]
+fn the_flops_of_each_shape() {
+    let flops = |shape: &str, d: &str, a: &str, b: &str, c: &str| {
+        let text = format!("mma.sync.aligned.{shape} {{{d}}}, {{{a}}}, {{{b}}}, {{{c}}};");
+        let zeros = "mov.u32 %r10, 0; mov.f32 %f1, 0f00000000; mov.f64 %d1, 0d0000000000000000;";
+        block(96).clean(&kernel("", &format!("{zeros}\n{text}"))).report().counters.tensor_flops
+    };
+    let (two, four) = ("%r10, %r10", "%r10, %r10, %r10, %r10");
+    // Three warps, and a multiplication and an addition for each of m n k.
+    let one = |m: u64, n: u64, k: u64| 3 * 2 * m * n * k;
+    assert_eq!(flops("m16n8k8.row.col.f16.f16.f16.f16", "%r11, %r12", two, "%r10", two), one(16, 8, 8));
+    assert_eq!(flops("m16n8k16.row.col.f16.f16.f16.f16", "%r11, %r12", four, two, two), one(16, 8, 16));
+    assert_eq!(flops("m16n8k32.row.col.s32.s8.s8.s32", "%r11, %r12, %r13, %r14", four, two, four), one(16, 8, 32));
+    assert_eq!(flops("m8n8k16.row.col.s32.s8.s8.s32", "%r11, %r12", "%r10", "%r10", two), one(8, 8, 16));
+    assert_eq!(
+        flops("m16n8k4.row.col.f32.tf32.tf32.f32", "%f2, %f3, %f4, %f5", two, "%r10", "%f1, %f1, %f1, %f1"),
+        one(16, 8, 4)
+    );
+    assert_eq!(flops("m8n8k4.row.col.f64.f64.f64.f64", "%d2, %d3", "%d1", "%d1", "%d1, %d1"), one(8, 8, 4));
+    // Each quarter of the warp makes a product of its own.
+    let quarters = flops("m8n8k4.row.col.f16.f16.f16.f16", "%r11, %r12, %r13, %r14", two, two, four);
+    assert_eq!(quarters, 4 * one(8, 8, 4));
+}
+
+#[test]
 fn matrices_need_a_whole_warp() {
     use kinglet_emulator::error::FaultKind::{Deadlock, IllegalInstruction};
     let body = |guard: &str| {

@@ -183,3 +183,58 @@ fn memory_of_the_host() {
     assert!(gpu.alloc(0).is_err());
     gpu.read(0, &mut []).unwrap();
 }
+
+#[test]
+fn more_than_the_host_has() {
+    let gpu = Gpu::new(GpuOptions { memory_bytes: u64::MAX, ..GpuOptions::default() }).unwrap();
+    let a = gpu.alloc(64).unwrap();
+    for bytes in [1 << 60, u64::MAX - 64] {
+        let error = gpu.alloc(bytes).unwrap_err();
+        assert_eq!(error, Error::OutOfMemory { requested: bytes, free: u64::MAX - 64 });
+        assert!(error.to_string().contains("on the host"), "{error}");
+    }
+    // Nothing is taken for what failed, and the GPU goes on.
+    assert_eq!((gpu.memory_in_use(), gpu.peak_memory()), (64, 64));
+    assert!(gpu.alloc(64).unwrap() < a + (1 << 20));
+    // Ranges are looked at before anything as large is made.
+    assert!(gpu.copy(a, a, 1 << 60).unwrap_err().to_string().contains("the source of a copy"));
+    assert!(gpu.fill(a, Fill::U8(1), 1 << 60).unwrap_err().to_string().contains("a fill, "));
+    assert!(gpu.fill(a, Fill::U32(1), u64::MAX / 2).unwrap_err().to_string().contains("values of 4 bytes"));
+}
+
+#[test]
+fn copies_and_fills_of_many_chunks() {
+    const BYTES: u64 = 200_001;
+    let gpu = Gpu::new(GpuOptions::default()).unwrap();
+    let a = gpu.alloc(2 * BYTES).unwrap();
+    let mut expected: Vec<u8> = (0..BYTES).map(|at| (at * at % 251) as u8).collect();
+    let mut found = vec![0; BYTES as usize];
+    gpu.write(a, &expected).unwrap();
+    // Overlapping, to higher and to lower addresses.
+    for (from, to) in [(0, 3), (3, 70_002), (70_002, 1)] {
+        gpu.copy(a + to, a + from, BYTES).unwrap();
+        gpu.read(a + to, &mut found).unwrap();
+        assert!(found == expected, "{from} to {to}");
+    }
+    // What nobody wrote moves along, in every chunk.
+    let b = gpu.alloc(BYTES).unwrap();
+    let holes = [0, 65_535, 65_536, 150_000, BYTES - 1];
+    for pair in holes.windows(2) {
+        gpu.write(b + pair[0] + 1, &expected[pair[0] as usize + 1..pair[1] as usize]).unwrap();
+    }
+    gpu.copy(a, b, BYTES).unwrap();
+    for at in 0..BYTES {
+        assert_eq!(gpu.read(a + at, &mut [0]).is_err(), holes.contains(&at), "byte {at}");
+    }
+    // Fills of each width, from an odd place on.
+    for (value, size, pattern) in
+        [(Fill::U8(7), 1, 0x0707_0707), (Fill::U16(0x102), 2, 0x0102_0102), (Fill::U32(0x1020_3040), 4, 0x1020_3040u32)]
+    {
+        let count = (BYTES - 3) / size;
+        gpu.fill(a + 3, value, count).unwrap();
+        expected = pattern.to_le_bytes().into_iter().cycle().take((count * size) as usize).collect();
+        found.resize(expected.len(), 0);
+        gpu.read(a + 3, &mut found).unwrap();
+        assert!(found == expected, "{value:?}");
+    }
+}

@@ -4,6 +4,7 @@ mod exec_support;
 
 use exec_support::{block, grid, kernel, module};
 use kinglet_emulator::error::FaultKind::{IllegalInstruction, Misaligned, OutOfBounds, Uninitialised};
+use kinglet_emulator::program::Program;
 
 #[test]
 fn a_store_behind_the_end() {
@@ -152,6 +153,77 @@ fn stores_to_what_is_read_only() {
     };
     block(1).caught(IllegalInstruction, &constant("const", "v"), &["read-only"]);
     block(1).clean(&constant("global", "w"));
+    // A kernel's parameters by a generic address; the copy of a parameter in local memory may be written.
+    let param = |space: &str, variable: &str| {
+        let text = format!("mov.u64 %rd6, {variable}; cvta.{space}.u64 %rd6, %rd6; st.u32 [%rd6], 5; // HERE");
+        kernel(".local .align 8 .b8 l[8];", &text)
+    };
+    block(1).caught(IllegalInstruction, &param("param", "n"), &["a store", "Param memory", "read-only"]);
+    block(1).clean(&param("local", "l"));
+    // By name it is refused before it runs.
+    let refused = Program::parse(&kernel("", "st.param.u32 [n], 5;")).unwrap_err();
+    assert!(refused.to_string().contains("the parameters of a kernel are not written"), "{refused}");
+}
+
+#[test]
+fn misaligned_in_the_other_spaces() {
+    let outside = ".const .align 8 .b8 v[32] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16};";
+    let inside = ".local .align 8 .b8 l[32];\n.shared .align 8 .b8 s[32];";
+    let body = |text: &str, offset: u32| module(outside, inside, &text.replace('@', &offset.to_string()));
+    let local = "mov.u64 %rd6, l; st.local.v2.u64 [%rd6], {%rd1, %rd2}; ";
+    let shared = "st.shared.u64 [s], %rd1;\nst.shared.u64 [s+8], %rd1;\nmov.u64 %rd6, s; cvta.shared.u64 %rd7, %rd6; ";
+    let cases: &[(&str, String, &str)] = &[
+        ("a store of 8 bytes at", "mov.u64 %rd6, l; st.local.u64 [%rd6+@], %rd1; // HERE".into(), "local memory"),
+        ("a load of 8 bytes at", format!("{local}\nld.local.u64 %rd7, [%rd6+@]; // HERE"), "local memory"),
+        ("a load of 8 bytes at", "ld.param.u64 %rd7, [a+@]; // HERE".into(), "parameters"),
+        (
+            "a load of 8 bytes at",
+            "mov.u64 %rd6, a; cvta.param.u64 %rd6, %rd6; ld.u64 %rd7, [%rd6+@]; // HERE".into(),
+            "",
+        ),
+        ("a load of 8 bytes at", "ld.const.u64 %rd7, [v+@]; // HERE".into(), ""),
+        (
+            "a load of 8 bytes at",
+            "mov.u64 %rd6, v; cvta.const.u64 %rd6, %rd6; ld.u64 %rd7, [%rd6+@]; // HERE".into(),
+            "",
+        ),
+        ("an atomic of 8 bytes at", "atom.global.add.u64 %rd7, [%rd1+@], 1; // HERE".into(), ""),
+        ("an atomic of 8 bytes at", "red.global.max.u64 [%rd1+@], 1; // HERE".into(), ""),
+        ("an atomic of 8 bytes at", format!("{shared}\natom.shared.exch.b64 %rd8, [s+@], 1; // HERE"), "shared memory"),
+        ("an atomic of 8 bytes at", format!("{shared}\nred.add.u64 [%rd7+@], 1; // HERE"), "shared memory"),
+    ];
+    for (what, text, place) in cases {
+        block(1).caught(Misaligned, &body(text, 4), &[what, place]);
+        block(1).clean(&body(text, 8));
+    }
+    let half = |offset: u32| body("mov.u16 %h1, 0; atom.global.cas.b16 %h2, [%rd1+@], %h1, %h1; // HERE", offset);
+    block(1).caught(Misaligned, &half(1), &["an atomic of 2 bytes"]);
+    block(1).clean(&half(2));
+}
+
+#[test]
+fn uniform_branches_that_diverge() {
+    let branch = |way: &str, split: u32| {
+        kernel("", &format!("setp.lt.u32 %p1, %r2, {split};\n@%p1 bra{way} L; // HERE\nst.global.u32 [%rd4], 1;\nL:"))
+    };
+    let fault = block(64).caught(IllegalInstruction, &branch(".uni", 40), &["bra.uni", "different ways"]);
+    assert_eq!(fault.thread, [32, 0, 0]);
+    block(64).clean(&branch(".uni", 32));
+    block(64).clean(&branch(".uni", 0));
+    block(64).clean(&branch("", 40));
+    let indexed = |way: &str, split: u32| {
+        let table = "ts: .branchtargets L0, L1;";
+        let text = format!(
+            "setp.ge.u32 %p1, %r2, {split};\nselp.u32 %r6, 1, 0, %p1;\n{table}\nbrx.idx{way} %r6, ts; // HERE
+             L0: st.global.u32 [%rd4], 10;\nret;\nL1: st.global.u32 [%rd4], 11;"
+        );
+        kernel("", &text)
+    };
+    block(64).caught(IllegalInstruction, &indexed(".uni", 40), &["brx.idx.uni", "different ways"]);
+    let outcome = block(64).clean(&indexed(".uni", 32));
+    assert_eq!([0, 31, 32, 63].map(|at| outcome.word(at)), [10, 10, 11, 11]);
+    let outcome = block(64).clean(&indexed("", 40));
+    assert_eq!([0, 39, 40, 63].map(|at| outcome.word(at)), [10, 10, 11, 11]);
 }
 
 #[test]

@@ -5,7 +5,8 @@ use crate::launch::Launch;
 use crate::{DeviceInfo, Error, Result};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Passes every call on, but the `at`-th (from 0), which fails as if memory had run out.
+/// Passes every call on, but the `at`-th (from 0), which fails as if memory had run out. To take a range back is bookkeeping
+/// that cannot fail, and is passed on always; so is the dropping of events and graphs.
 pub(crate) struct Failing {
     inner: Box<dyn Driver>,
     at: u64,
@@ -20,7 +21,7 @@ impl Failing {
     /// The driver, unless it is this call's turn to fail.
     fn next(&self) -> Result<&dyn Driver> {
         match self.calls.fetch_add(1, Ordering::Relaxed) == self.at {
-            true => Err(Error::OutOfMemory { requested: 0, held: 0 }),
+            true => Err(Error::OutOfMemory { requested: 1, held: 0 }),
             false => Ok(&*self.inner),
         }
     }
@@ -37,7 +38,7 @@ impl Driver for Failing {
         self.next()?.alloc(bytes)
     }
     fn free(&self, address: u64) -> Result<()> {
-        self.inner.free(address)
+        self.next()?.free(address)
     }
     fn announce(&self, address: u64, bytes: u64) -> Result<()> {
         self.next()?.announce(address, bytes)
@@ -67,7 +68,7 @@ impl Driver for Failing {
         self.next()?.load(name, image)
     }
     fn unload(&self, module: ModuleId) -> Result<()> {
-        self.inner.unload(module)
+        self.next()?.unload(module)
     }
     fn function(&self, module: ModuleId, name: &str, sizes: &[usize]) -> Result<FunctionId> {
         self.next()?.function(module, name, sizes)

@@ -1,4 +1,8 @@
-//! NVIDIA's driver, opened at run time through cudarc's bindings. The only `unsafe` code of the crate.
+//! NVIDIA's driver, opened at run time through cudarc's bindings.
+//!
+//! What a kernel does is outside of Rust's guarantees, like a C library that a program links: it can write whatever memory the GPU
+//! reaches, and some GPUs reach the host's. kinglet's own kernels are tested on the virtual GPU; whoever loads others answers for
+//! them. What holds is that no call of the host reads or writes memory that is not its own.
 //!
 //! A device is the primary context of one GPU and one stream of ours. Every call first makes the context current, because
 //! callers come from any thread; that costs tens of nanoseconds.
@@ -12,6 +16,7 @@ use crate::{DeviceInfo, Error, Result};
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys::{self, CUresult};
 use std::ffi::{CStr, CString, c_void};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// The oldest driver that is taken: CUDA 12.0, which knows `cuLaunchKernelEx` and every PTX version that is embedded.
@@ -28,6 +33,8 @@ pub(crate) struct Nvidia {
     device: sys::CUdevice,
     context: sys::CUcontext,
     stream: sys::CUstream,
+    /// Whether the stream is being captured: then nothing may touch the host's memory.
+    capturing: AtomicBool,
     events: Mutex<Handles<sys::CUevent>>,
     graphs: Mutex<Handles<sys::CUgraphExec>>,
 }
@@ -57,9 +64,15 @@ impl Nvidia {
         let stream = unsafe { result::ctx::set_current(context) }
             .and_then(|()| result::stream::create(result::stream::StreamKind::NonBlocking));
         match stream {
-            Ok(stream) => {
-                Ok(Nvidia { info, device, context, stream, events: Mutex::default(), graphs: Mutex::default() })
-            }
+            Ok(stream) => Ok(Nvidia {
+                info,
+                device,
+                context,
+                stream,
+                capturing: AtomicBool::new(false),
+                events: Mutex::default(),
+                graphs: Mutex::default(),
+            }),
             Err(error) => {
                 // SAFETY: retained above and given to nobody.
                 let _ = unsafe { result::primary_ctx::release(device) };
@@ -72,6 +85,21 @@ impl Nvidia {
     fn enter(&self) -> Result<()> {
         // SAFETY: the context is retained as long as `self` lives.
         unsafe { result::ctx::set_current(self.context) }.map_err(|e| self.failed("a call", e))
+    }
+
+    /// Lets a kernel have all the shared memory that a block may ask for: without, 48 KiB are the most.
+    fn allow_shared_memory(&self, function: sys::CUfunction) -> Result<()> {
+        use sys::CUfunction_attribute_enum as Attribute;
+        // SAFETY: `function` lives, here and below.
+        let fixed = unsafe {
+            result::function::get_function_attribute(function, Attribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES)
+        }
+        .map_err(|e| self.failed("shared memory", e))?;
+        let dynamic = (self.info.shared_bytes_per_block as i32).saturating_sub(fixed);
+        let most = Attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+        // SAFETY: as above.
+        unsafe { result::function::set_function_attribute(function, most, dynamic) }
+            .map_err(|e| self.failed("shared memory", e))
     }
 
     /// Bytes of each parameter of a kernel as the driver sees them; `None` where it is too old to tell.
@@ -88,6 +116,14 @@ impl Nvidia {
                 CUresult::CUDA_ERROR_INVALID_VALUE => return Ok(Some(sizes)),
                 error => return Err(self.failed("parameters", DriverError(error))),
             }
+        }
+    }
+
+    /// An error while a capture is under way: what it notes would use the host's memory long after this call.
+    fn not_capturing(&self, what: &str) -> Result<()> {
+        match self.capturing.load(Ordering::Acquire) {
+            true => Err(Error::invalid(format!("{what} in the middle of a capture"))),
+            false => Ok(()),
         }
     }
 
@@ -116,9 +152,13 @@ impl Driver for Nvidia {
     }
 
     fn alloc(&self, bytes: u64) -> Result<u64> {
+        self.not_capturing("memory is asked for")?;
         self.enter()?;
         // SAFETY: the memory is uninitialised, as the trait says; it is freed by `free`.
-        unsafe { result::malloc_sync(bytes as usize) }.map_err(|e| self.failed("alloc", e))
+        unsafe { result::malloc_sync(bytes as usize) }.map_err(|e| match self.failed("alloc", e) {
+            Error::OutOfMemory { .. } => Error::OutOfMemory { requested: bytes, held: 0 },
+            error => error,
+        })
     }
 
     fn free(&self, address: u64) -> Result<()> {
@@ -136,18 +176,23 @@ impl Driver for Nvidia {
     }
 
     fn write(&self, address: u64, bytes: &[u8]) -> Result<()> {
+        self.not_capturing("a write from the host")?;
         self.enter()?;
-        // SAFETY: the caller's range lies in a live chunk (`Buffer` checks); the driver has read pageable host memory before
-        // the call returns.
-        unsafe { result::memcpy_htod_async(address, bytes, self.stream) }.map_err(|e| self.failed("write", e))
+        // SAFETY: the caller's range lies in a live chunk (`Buffer` checks); `bytes` is borrowed until the wait below is over.
+        let sent = unsafe { result::memcpy_htod_async(address, bytes, self.stream) };
+        // SAFETY: the stream lives as long as `self`. Waited for also where the copy was refused: nothing of it may be left.
+        let waited = unsafe { result::stream::synchronize(self.stream) };
+        sent.and(waited).map_err(|e| self.failed("write", e))
     }
 
     fn read(&self, address: u64, bytes: &mut [u8]) -> Result<()> {
+        self.not_capturing("a read by the host")?;
         self.enter()?;
         // SAFETY: the range lies in a live chunk; `bytes` is borrowed until the wait below is over.
-        unsafe { result::memcpy_dtoh_async(bytes, address, self.stream) }.map_err(|e| self.failed("read", e))?;
-        // SAFETY: the stream lives as long as `self`.
-        unsafe { result::stream::synchronize(self.stream) }.map_err(|e| self.failed("read", e))
+        let sent = unsafe { result::memcpy_dtoh_async(bytes, address, self.stream) };
+        // SAFETY: the stream lives as long as `self`. Waited for also where the copy was refused: nothing of it may be left.
+        let waited = unsafe { result::stream::synchronize(self.stream) };
+        sent.and(waited).map_err(|e| self.failed("read", e))
     }
 
     fn copy(&self, to: u64, from: u64, bytes: u64) -> Result<()> {
@@ -164,6 +209,7 @@ impl Driver for Nvidia {
     }
 
     fn synchronize(&self) -> Result<()> {
+        self.not_capturing("the host waits")?;
         self.enter()?;
         // SAFETY: the stream lives as long as `self`.
         unsafe { result::stream::synchronize(self.stream) }.map_err(|e| self.failed("synchronize", e))
@@ -186,8 +232,9 @@ impl Driver for Nvidia {
         // The driver takes numbers in the place of pointers.
         let mut values = [log.as_mut_ptr().cast::<c_void>(), log.len() as *mut c_void];
         let mut module = std::ptr::null_mut();
-        // SAFETY: `text` ends in a zero byte, and a cubin says its own length; both arrays have the length that is passed; the log buffer is as long as its
-        // option says and outlives the call.
+        // SAFETY: `text` ends in a zero byte; a cubin is whole (the compiler has just made it, or `compile::kept` has checked its
+        // length and hash), and says its own length; both arrays have the length that is passed; the log buffer is as long as
+        // its option says and outlives the call.
         let loaded =
             unsafe { sys::cuModuleLoadDataEx(&raw mut module, start, 2, options.as_mut_ptr(), values.as_mut_ptr()) };
         loaded.result().map_err(|e| {
@@ -213,10 +260,7 @@ impl Driver for Nvidia {
         if let Some(declared) = self.parameter_sizes(function)? {
             signature::check(name, &declared, sizes)?;
         }
-        let wanted = self.info.shared_bytes_per_block as i32;
-        let attribute = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-        // SAFETY: `function` was just found. Static shared memory takes from the same budget: a refusal leaves 48 KiB.
-        let _ = unsafe { result::function::set_function_attribute(function, attribute, wanted) };
+        self.allow_shared_memory(function)?;
         Ok(function as FunctionId)
     }
 
@@ -239,7 +283,7 @@ impl Driver for Nvidia {
         // SAFETY: `function` came from `function`; each pointer shows the bytes of one argument, which the driver copies
         // before it returns. How many it copies is what the kernel declares: `Device::launch` has checked count and sizes
         // against the PTX, and `function` against the driver's own view.
-        // What the kernel does with addresses is the kernel's business: it can harm device memory only.
+        // What the kernel does with addresses is outside of Rust's guarantees (see the head of this file).
         unsafe {
             sys::cuLaunchKernelEx(
                 &raw const config,
@@ -256,10 +300,12 @@ impl Driver for Nvidia {
         self.enter()?;
         let event = result::event::create(sys::CUevent_flags::CU_EVENT_DEFAULT).map_err(|e| self.failed("event", e))?;
         // SAFETY: the event was just made, the stream lives as long as `self`.
-        let recorded = unsafe { result::event::record(event, self.stream) };
-        let id = lock(&self.events).keep(event);
-        recorded.map_err(|e| self.failed("event", e))?;
-        Ok(id)
+        if let Err(error) = unsafe { result::event::record(event, self.stream) } {
+            // SAFETY: made above and given to nobody.
+            let _ = unsafe { result::event::destroy(event) };
+            return Err(self.failed("event", error));
+        }
+        Ok(lock(&self.events).keep(event))
     }
 
     fn elapsed(&self, from: EventId, to: EventId) -> Result<f32> {
@@ -285,16 +331,20 @@ impl Driver for Nvidia {
         self.enter()?;
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         // SAFETY: the stream lives as long as `self`.
-        unsafe { result::stream::begin_capture(self.stream, mode) }.map_err(|e| self.failed("capture", e))
+        unsafe { result::stream::begin_capture(self.stream, mode) }.map_err(|e| self.failed("capture", e))?;
+        self.capturing.store(true, Ordering::Release);
+        Ok(())
     }
 
     fn end_capture(&self) -> Result<GraphId> {
         self.enter()?;
+        self.capturing.store(false, Ordering::Release);
         // SAFETY: the stream lives as long as `self`; the driver checks that a capture is under way.
         let graph = unsafe { result::stream::end_capture(self.stream) }.map_err(|e| self.failed("capture", e))?;
         if graph.is_null() {
             return Err(Error::Fault(format!("{}: the capture was broken off", self.info.name)));
         }
+        // The one flag that changes nothing here: all nodes have the stream's priority.
         let flags = sys::CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_USE_NODE_PRIORITY;
         // SAFETY: the graph was just made by the driver.
         let ready = unsafe { result::graph::instantiate(graph, flags) };
@@ -305,6 +355,7 @@ impl Driver for Nvidia {
     }
 
     fn launch_graph(&self, graph: GraphId) -> Result<()> {
+        self.not_capturing("a graph is launched")?;
         self.enter()?;
         let graph = lock(&self.graphs).get(graph).ok_or_else(|| Error::invalid("launch: the graph is gone"))?;
         // SAFETY: the graph lives: its owner holds it during this call.

@@ -15,6 +15,7 @@ mod forward;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use backward::check_keys;
 pub use backward::{Gradients, backward};
 pub use forward::forward;
 

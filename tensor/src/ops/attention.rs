@@ -3,6 +3,8 @@
 
 use crate::cpu::Cpu;
 use crate::cpu::attention::{self, Attention, Gradients, Mask, Segment};
+use crate::cuda::{self, Arg, Cuda};
+use crate::ops::fill;
 use crate::{DType, Error, Result, Tensor, TensorMut, kernel, same_device};
 use std::sync::Arc;
 
@@ -91,7 +93,7 @@ pub struct AttentionArgs<'a> {
     /// The logarithm of each softmax's sum: [tokens, heads], f32.
     pub lse: TensorMut<'a>,
 }
-kernel!(pub ATTENTION = "attention", AttentionArgs, forward_cpu);
+kernel!(pub ATTENTION = "attention", AttentionArgs, forward_cpu, forward_cuda);
 
 /// Arguments of [`ATTENTION_BACKWARD`]: the gradients of [`ATTENTION`] by q, k and v.
 pub struct AttentionBackwardArgs<'a> {
@@ -118,7 +120,7 @@ pub struct AttentionBackwardArgs<'a> {
     /// [entries, key heads, d], f32.
     pub dv: TensorMut<'a>,
 }
-kernel!(pub ATTENTION_BACKWARD = "attention_backward", AttentionBackwardArgs, backward_cpu);
+kernel!(pub ATTENTION_BACKWARD = "attention_backward", AttentionBackwardArgs, backward_cpu, backward_cuda);
 
 /// Attention of `q` [tokens, heads, d] over the keys and values of `kv`; query head h uses key head
 /// h / (heads / key heads). Gives the output [tokens, heads, d] and the logarithm of each softmax's sum
@@ -228,4 +230,102 @@ fn backward_cpu(cpu: &Cpu, mut args: AttentionBackwardArgs<'_>) -> Result<()> {
     let (out, lse, d_out) = (args.out.as_slice()?, args.lse.as_slice()?, args.d_out.as_slice()?);
     let (dq, dk, dv) = (args.dq.as_mut_slice()?, args.dk.as_mut_slice()?, args.dv.as_mut_slice()?);
     attention::backward(cpu, &of, args.segments, q, k, v, out, lse, d_out, Gradients { q: dq, k: dk, v: dv })
+}
+
+/// Rows and keys of a tile of attention.cu.
+const SIDE: usize = 64;
+/// The most columns that a block of its kernel for keys and values owns.
+const SLICE: usize = 128;
+
+/// The segments as attention.cu takes them, and what else its kernels share.
+struct Plan {
+    segments: Tensor,
+    mask: Mask,
+    heads: usize,
+    kv_heads: usize,
+    width: usize,
+    row_tiles: usize,
+    key_tiles: usize,
+}
+
+impl Plan {
+    /// The table of segments is copied to the device here, once a call; with a step's state prepared before it starts, that
+    /// copy moves off the path.
+    fn new(q: &Tensor, kv: KvView<'_>, segments: &[Segment], mask: Mask) -> Result<Self> {
+        let ((tokens, heads, width), (entries, kv_heads, _)) = (q.dims3("attention")?, kv.k.dims3("attention")?);
+        if width > 256 || i32::try_from((tokens * heads).max(entries)).is_err() {
+            let shapes = format!("q {:?} and k {:?}", q.shape(), kv.k.shape());
+            return Err(Error::unsupported(format!("attention on a CUDA device: {shapes} (heads of at most 256)")));
+        }
+        let (mut row_tiles, mut key_tiles) = (0, 0);
+        let mut table = Vec::with_capacity(6 * segments.len());
+        for s in segments {
+            // All of them are below 2³¹, as the tokens and entries are.
+            table.extend([s.q_start, s.q_len, s.kv_start, s.kv_len, row_tiles, key_tiles].map(|n| n as i32));
+            row_tiles += (s.q_len * (heads / kv_heads)).div_ceil(SIDE);
+            key_tiles += s.kv_len.div_ceil(SIDE);
+        }
+        let segments = Tensor::from_vec(table, &[segments.len(), 6], q.device())?;
+        Ok(Plan { segments, mask, heads, kv_heads, width, row_tiles, key_tiles })
+    }
+
+    /// `segments, count, full, window, scale`
+    fn who_sees_whom(&self, scale: f32) -> Result<[Arg<'static>; 5]> {
+        let (full, window) = match self.mask {
+            Mask::Full => (1, 0),
+            Mask::Causal => (0, i32::MAX as usize),
+            Mask::Window(n) => (0, n.min(i32::MAX as usize)),
+        };
+        let count = cuda::number(self.segments.dim(0)?)?;
+        Ok([cuda::read(&self.segments)?, count, Arg::U32(full), cuda::number(window)?, Arg::F32(scale)])
+    }
+
+    /// `heads, kv_heads, width`
+    fn sizes(&self) -> Result<[Arg<'static>; 3]> {
+        Ok([cuda::number(self.heads)?, cuda::number(self.kv_heads)?, cuda::number(self.width)?])
+    }
+
+    /// Starts a kernel whose blocks own rows.
+    fn over_rows(&self, cuda: &Cuda, kernel: &str, args: &[Arg<'_>]) -> Result<()> {
+        let columns = self.width.next_power_of_two().max(64);
+        let blocks = self.row_tiles * self.kv_heads;
+        cuda::start(cuda, "attention", &format!("{kernel}_f32_{columns}"), blocks, cuda::THREADS, args)
+    }
+
+    /// Starts a kernel whose blocks own keys, and a slice of their columns.
+    fn over_keys(&self, cuda: &Cuda, kernel: &str, args: &[Arg<'_>]) -> Result<()> {
+        let columns = self.width.next_power_of_two().clamp(64, SLICE);
+        let blocks = self.key_tiles * self.kv_heads * self.width.div_ceil(columns);
+        cuda::start(cuda, "attention", &format!("{kernel}_f32_{columns}"), blocks, cuda::THREADS, args)
+    }
+}
+
+fn forward_cuda(cuda: &Cuda, args: AttentionArgs<'_>) -> Result<()> {
+    let AttentionArgs { q, kv, segments, mask, scale, out, lse } = args;
+    let plan = Plan::new(q, kv, segments, mask)?;
+    let tensors = [cuda::read(q)?, cuda::read(kv.k)?, cuda::read(kv.v)?];
+    let outputs = [cuda::written(&out)?, cuda::written(&lse)?];
+    let args = [&tensors[..], &plan.who_sees_whom(scale)?, &outputs, &plan.sizes()?].concat();
+    plan.over_rows(cuda, "attention", &args)
+}
+
+fn backward_cuda(cuda: &Cuda, args: AttentionBackwardArgs<'_>) -> Result<()> {
+    let AttentionBackwardArgs { d_out, q, kv, out, lse, segments, mask, scale, dq, mut dk, mut dv } = args;
+    attention::check_keys(segments)?;
+    let plan = Plan::new(q, kv, segments, mask)?;
+    // No block owns the entries between segments.
+    if segments.iter().map(|s| s.kv_len).sum::<usize>() < kv.k.dim(0)? {
+        fill(&mut dk, 0.0)?;
+        fill(&mut dv, 0.0)?;
+    }
+    let mut scratch = q.device().alloc(lse.shape(), DType::F32)?;
+    let delta = cuda::written(&scratch.view())?;
+    let args = [cuda::read(d_out)?, cuda::read(out)?, delta, cuda::count(lse.len()), cuda::number(plan.width)?];
+    cuda::over_rows(cuda, "attention", "attention_backward_delta_f32", lse.len(), &args)?;
+    let tensors = [cuda::read(d_out)?, cuda::read(q)?, cuda::read(kv.k)?, cuda::read(kv.v)?, cuda::read(lse)?, delta];
+    let with = |outputs: &[Arg<'static>]| -> Result<Vec<Arg<'static>>> {
+        Ok([&tensors[..], &plan.who_sees_whom(scale)?, outputs, &plan.sizes()?].concat())
+    };
+    plan.over_rows(cuda, "attention_backward_q", &with(&[cuda::written(&dq)?])?)?;
+    plan.over_keys(cuda, "attention_backward_kv", &with(&[cuda::written(&dk)?, cuda::written(&dv)?])?)
 }

@@ -3,7 +3,8 @@
 use crate::cpu::Cpu;
 use crate::cpu::gemm::{self, Dense, Elems, Mat, Options, Out};
 use crate::cuda::{self, Arg, Cuda, View};
-use crate::{DType, Error, Float, Result, Tensor, TensorMut, broadcast_shape, kernel, same_device};
+use crate::{DType, Error, Float, Result, Tensor, TensorMut, broadcast_shape, kernel, ops, same_device};
+use std::ops::Range;
 
 /// Arguments of [`MATMUL`]: out = a b or out += a b.
 pub struct MatmulArgs<'a> {
@@ -50,6 +51,57 @@ pub fn matmul_into(a: &Tensor, b: &Tensor, out: TensorMut<'_>) -> Result<()> {
         return Err(Error::shape("matmul", format!("a product {shape:?} into {:?}", out.shape())));
     }
     device.run(&MATMUL, MatmulArgs { a: &a, b: &b, out, accumulate: gemm::Accumulate::Add })
+}
+
+/// The most f32 values that [`product_into`] holds beside its operands: 16 MiB.
+const SCRATCH: usize = 1 << 22;
+
+/// `out` = alpha a b, or `out` += that, for matrices a [m, k] and b [k, n]: how ops that are made of products run where no
+/// kernel of their own does all at once. What [`MATMUL`] leaves out (a factor, a 16-bit `out` of another dtype than
+/// `a`) passes through f32 a chunk of rows at a time. As everywhere, bf16 `a` rounds an f32 `b` and no other.
+///
+/// # Errors
+/// When shapes or devices do not fit, a dtype is no float, or `options` ask for other roundings.
+pub fn product_into(a: &Tensor, b: &Tensor, mut out: TensorMut<'_>, options: gemm::Options) -> Result<()> {
+    let gemm::Options { alpha, accumulate, round_bf16 } = options;
+    let device = same_device("matmul", &[a, b])?;
+    let (a, b, shape) = operands(a, b)?;
+    let &[m, n] = &shape[..] else { return Err(Error::shape("matmul", format!("a product {shape:?}, no matrix"))) };
+    if shape != out.shape() || device != out.device() {
+        return Err(Error::shape("matmul", format!("a product {shape:?} into {:?}", out.shape())));
+    }
+    if round_bf16 != (a.dtype() == DType::BF16 && b.dtype() != DType::F16) {
+        let dtypes = (a.dtype(), b.dtype());
+        return Err(Error::unsupported(format!("matmul of {dtypes:?}, rounded to bf16: {round_bf16}")));
+    }
+    if alpha == 1.0 && (out.dtype() == DType::F32 || out.dtype() == a.dtype()) {
+        return device.run(&MATMUL, MatmulArgs { a: &a, b: &b, out, accumulate });
+    }
+    let factor = Tensor::full(alpha, &[1], DType::F32, device)?;
+    for rows in even_chunks(m, (SCRATCH / n.max(1)).max(LEAST_ROWS)) {
+        let mut product = device.alloc(&[rows.len(), n], DType::F32)?;
+        let a = a.narrow(0, rows.start, rows.len())?;
+        let store = gemm::Accumulate::Store;
+        device.run(&MATMUL, MatmulArgs { a: &a, b: &b, out: product.view(), accumulate: store })?;
+        let product = product.finish();
+        let mut out = out.part(rows.start * n, &[rows.len(), n])?;
+        match (accumulate, out.dtype()) {
+            (gemm::Accumulate::Add, DType::F32) => ops::add_scaled(&product, &factor, out)?,
+            (gemm::Accumulate::Add, _) => ops::accumulate(&mut out, &ops::scale(&product, &factor)?)?,
+            (gemm::Accumulate::Store, _) => ops::copy_into(&ops::scale(&product, &factor)?, out)?,
+        }
+    }
+    Ok(())
+}
+
+/// So many rows that even half of them take the path of many rows.
+const LEAST_ROWS: usize = 64;
+
+/// 0..n in pieces of about one length, at most `most`: a short last one could take another path through a product, with
+/// other bits.
+pub(crate) fn even_chunks(n: usize, most: usize) -> impl Iterator<Item = Range<usize>> {
+    let len = n.div_ceil(n.div_ceil(most).max(1)).max(1);
+    (0..n).step_by(len).map(move |start| start..n.min(start + len))
 }
 
 /// `a` as one matrix, when all of its batches meet the one matrix `b` and that needs no copy.

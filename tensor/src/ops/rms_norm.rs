@@ -1,5 +1,5 @@
-//! Root-mean-square norm (Zhang and Sennrich, 2019): y = x / sqrt(mean(x²) + eps) · w over the last dimension; of one tensor,
-//! or of the sum of two, as after a residual connection.
+//! Root-mean-square norm (Zhang and Sennrich, 2019): y = x / sqrt(mean(x²) + eps) · w over the last dimension; of one
+//! tensor, or of the sum of two, as after a residual connection.
 
 use super::binary::add_to;
 use super::sum_to;
@@ -66,8 +66,8 @@ pub struct AddRmsNormArgs<'a> {
 }
 kernel!(pub ADD_RMS_NORM = "add_rms_norm", AddRmsNormArgs, add_forward_cpu, add_forward_cuda);
 
-/// Arguments of [`ADD_RMS_NORM_BACKWARD`]: out = d_sum + [`RMS_NORM_BACKWARD`], the gradient of [`ADD_RMS_NORM`] by x and by
-/// residual alike.
+/// Arguments of [`ADD_RMS_NORM_BACKWARD`]: out = d_sum + [`RMS_NORM_BACKWARD`], the gradient of [`ADD_RMS_NORM`] by x and
+/// by residual alike.
 pub struct AddRmsNormBackwardArgs<'a> {
     /// What else the gradient of the sum has: shape and dtype of `sum`, contiguous.
     pub d_sum: &'a Tensor,
@@ -124,8 +124,8 @@ pub fn rms_norm_backward_weight(dy: &Tensor, x: &Tensor, eps: f32) -> Result<Ten
     sum_to(&partial.finish(), &[width])
 }
 
-/// `x` + `residual`, which have one shape [.., d] and float dtype, and [`rms_norm`] of that sum: the bits of the two ops,
-/// from one pass over memory. The gradient by the weight is [`rms_norm_backward_weight`] of the sum.
+/// `x` + `residual`, which have one shape [.., d] and float dtype, and [`rms_norm`] of that sum: the bits of the two
+/// ops, from one pass over memory. The gradient by the weight is [`rms_norm_backward_weight`] of the sum.
 ///
 /// # Errors
 /// When `x` and `residual` differ in shape or dtype, and as [`rms_norm`].
@@ -145,8 +145,8 @@ pub fn add_rms_norm(x: &Tensor, residual: &Tensor, weight: &Tensor, eps: f32) ->
     Ok((sum.finish(), out.finish()))
 }
 
-/// The gradient of [`add_rms_norm`] with respect to `x` and to `residual`, which is one: `d_sum`, the gradient that the sum
-/// has from elsewhere, plus [`rms_norm_backward`] of the sum.
+/// The gradient of [`add_rms_norm`] with respect to `x` and to `residual`, which is one: `d_sum`, the gradient that the
+/// sum has from elsewhere, plus [`rms_norm_backward`] of the sum.
 ///
 /// # Errors
 /// As [`rms_norm_backward`], for `d_sum` too.

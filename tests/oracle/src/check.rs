@@ -43,8 +43,12 @@ pub enum Scope {
 }
 
 /// Cases whose CUDA kernels add up in another order than the CPU's, for these dtypes of the data: they are held to the
-/// tolerance only. All others have the CPU's bits.
-const OTHER_ORDER: [(&str, &[DType]); 1] = [("matmul", &[DType::BF16, DType::F16])];
+/// tolerance only: products of 16-bit matrices, on tensor cores, and attention, whose softmax goes tile by tile. All others
+/// have the CPU's bits.
+const OTHER_ORDER: [(&str, &[DType]); 4] =
+    [("attention ", FLOATS), ("matmul ", HALVES), ("linear ", HALVES), ("lora ", HALVES)];
+const FLOATS: &[DType] = &[DType::F32, DType::BF16, DType::F16];
+const HALVES: &[DType] = &[DType::BF16, DType::F16];
 
 /// What a check found out.
 #[derive(Clone, Copy, Debug, Default)]

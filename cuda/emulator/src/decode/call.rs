@@ -171,7 +171,7 @@ fn argument<'a>(i: &mut Reader<'_, '_, 'a>, operand: &'a Operand<'a>, formal: &V
     }
     let slot = temporary(i, formal)?;
     let src = vec![i.value(operand, formal.ty, false)?];
-    i.builder.emit(Op::Store { space: Space::Local, ty: formal.ty, src, address: at(slot) })?;
+    i.builder.emit(Op::Store { space: Space::Local, ty: formal.ty, src, address: at(slot), strong: false })?;
     Ok(slot)
 }
 
@@ -185,7 +185,7 @@ fn result<'a>(i: &mut Reader<'_, '_, 'a>, operand: &'a Operand<'a>, formal: &Var
     if *name != "_" {
         let (ty, reg_bytes) = (formal.ty, formal.ty.bytes());
         let dst = vec![Some(i.register_of(name, ty, false)?.0)];
-        i.builder.after.push(Op::Load { space: Space::Local, ty, reg_bytes, dst, address: at(slot) });
+        i.builder.after.push(Op::Load { space: Space::Local, ty, reg_bytes, dst, address: at(slot), strong: false });
     }
     Ok(slot)
 }

@@ -53,7 +53,14 @@ impl<'a> Builder<'_, 'a> {
             if let Some(Symbol::Register { first, .. }) = self.find(variable.name) {
                 let address = Address { base: Src::Imm(slot.offset.into()), offset: 0 };
                 let (ty, reg_bytes) = (variable.ty, variable.ty.bytes());
-                self.emit(Op::Load { space: Space::Local, ty, reg_bytes, dst: vec![Some(first)], address })?;
+                self.emit(Op::Load {
+                    space: Space::Local,
+                    ty,
+                    reg_bytes,
+                    dst: vec![Some(first)],
+                    address,
+                    strong: false,
+                })?;
             }
         }
         Ok(())
@@ -81,7 +88,13 @@ impl<'a> Builder<'_, 'a> {
             }
             if let Some(Symbol::Register { first, .. }) = self.find(variable.name) {
                 let address = Address { base: Src::Imm(slot.offset.into()), offset: 0 };
-                self.emit(Op::Store { space: Space::Local, ty: variable.ty, src: vec![Src::Reg(first)], address })?;
+                self.emit(Op::Store {
+                    space: Space::Local,
+                    ty: variable.ty,
+                    src: vec![Src::Reg(first)],
+                    address,
+                    strong: false,
+                })?;
             }
         }
         Ok(())

@@ -9,10 +9,10 @@ use crate::error::FaultKind::{IllegalInstruction, Misaligned, OutOfBounds, Unini
 use crate::memory::{Marker, Region, Table, UNTAGGED, WordWriter, bits, space_of, tag};
 use crate::program::{Pc, Reg, Space, Src, Type};
 
-/// What a load fills: its type, the width of its registers, and the registers.
-pub(super) type Loaded<'a> = (Type, u32, &'a [Option<Reg>]);
-/// What a store writes: its type and the values.
-pub(super) type Stored<'a> = (Type, &'a [Src]);
+/// What a load fills: its type, the width of its registers, the registers, and whether it is strong.
+pub(super) type Loaded<'a> = (Type, u32, &'a [Option<Reg>], bool);
+/// What a store writes: its type, the values, and whether it is strong.
+pub(super) type Stored<'a> = (Type, &'a [Src], bool);
 
 /// The regions that an instruction's addresses lie in: mostly one.
 pub(super) struct Regions<'a> {
@@ -57,7 +57,7 @@ impl<'a> Machine<'a> {
             Space::Local => self.load_local(warp, addresses, to, active)?,
             Space::Shared | Space::SharedCluster => self.load_shared(warp, pc, addresses, to, active)?,
         }
-        let (ty, reg_bytes, registers) = to;
+        let (ty, reg_bytes, registers, _) = to;
         if ty.is_signed() && reg_bytes > ty.bytes() {
             for register in registers.iter().flatten() {
                 let values = warp.registers[*register as usize].map(|value| sign_extend(value, ty.bytes(), reg_bytes));
@@ -195,7 +195,7 @@ impl<'a> Machine<'a> {
     }
 
     fn load_global(&mut self, warp: &mut Warp, pc: Pc, addresses: &Lanes, to: Loaded<'_>, active: u32) -> Step {
-        let (ty, _, registers) = to;
+        let (ty, _, registers, _) = to;
         let each = ty.bytes();
         let bytes = each * registers.len() as u32;
         let regions = self.regions(pc, "a load", addresses, bytes, active)?;
@@ -217,7 +217,7 @@ impl<'a> Machine<'a> {
     }
 
     fn store_global(&mut self, warp: &mut Warp, pc: Pc, addresses: &Lanes, from: Stored<'_>, active: u32) -> Step {
-        let (ty, sources) = from;
+        let (ty, sources, _) = from;
         let each = ty.bytes();
         let bytes = each * sources.len() as u32;
         let regions = self.regions(pc, "a store", addresses, bytes, active)?;
@@ -232,7 +232,7 @@ impl<'a> Machine<'a> {
     }
 
     fn load_param(&mut self, warp: &mut Warp, addresses: &Lanes, to: Loaded<'_>, active: u32) -> Step {
-        let (ty, _, registers) = to;
+        let (ty, _, registers, _) = to;
         let each = u64::from(ty.bytes());
         let bytes = each * registers.len() as u64;
         let params = self.run.params;
@@ -256,7 +256,7 @@ impl<'a> Machine<'a> {
     }
 
     fn load_local(&mut self, warp: &mut Warp, addresses: &Lanes, to: Loaded<'_>, active: u32) -> Step {
-        let (ty, _, registers) = to;
+        let (ty, _, registers, _) = to;
         let each = ty.bytes();
         let bytes = each * registers.len() as u32;
         for lane in bits(active) {
@@ -281,7 +281,7 @@ impl<'a> Machine<'a> {
     }
 
     fn store_local(&mut self, warp: &mut Warp, addresses: &Lanes, from: Stored<'_>, active: u32) -> Step {
-        let (ty, sources) = from;
+        let (ty, sources, _) = from;
         let each = ty.bytes();
         let bytes = each * sources.len() as u32;
         for lane in bits(active) {

@@ -5,7 +5,7 @@ use super::shared::{How, Place};
 use super::warp::Warp;
 use crate::arith::{self, Lanes};
 use crate::error::FaultKind::IllegalInstruction;
-use crate::memory::{Region, bits};
+use crate::memory::{Clocks, Region, bits};
 use crate::program::{AtomicOp, Op, Pc, Space, Src, Type};
 
 /// One value of an atomic.
@@ -81,13 +81,10 @@ impl Machine<'_> {
                 self.touch(warp, pc, How::Atomic, &places, bytes, active)?;
                 self.check_shared_written(How::Atomic, &places, bytes, active)?;
                 self.count_shared(addresses, bytes, active, true);
-                let fences = self.run.loaded.fences && self.run.checks.races;
+                self.signal(warp, &places, active, Clocks::atomic);
                 self.counters.shared_write_bytes += u64::from(bytes * active.count_ones());
                 for lane in bits(active) {
                     let Place { block, offset } = places[lane as usize];
-                    if fences && block == warp.block {
-                        self.blocks[block].clocks.atomic(warp.index, lane, offset);
-                    }
                     for (index, src) in b.iter().enumerate() {
                         let at = offset + index as u32 * each;
                         let old = self.blocks[block].shared.load(at, each);

@@ -7,7 +7,7 @@ use super::machine::{Block, Failure, Machine, Run};
 use super::warp::{Warp, thread_position};
 use crate::counters::Counters;
 use crate::error::Fault;
-use crate::memory::{Clocks, Shadow, Shared};
+use crate::memory::{Clocks, Shadow, Shared, Strong};
 use crate::program::Pc;
 
 /// What a worker keeps from cluster to cluster.
@@ -31,7 +31,8 @@ impl<'a> Worker<'a> {
         let per_block = run.threads().div_ceil(32) as usize;
         let watched = run.shared_bytes > 0 && (run.checks.races || run.checks.async_copies);
         let loaded = run.loaded;
-        let shadow = || Shadow::new(run.shared_bytes, loaded.unit_shift, per_block, loaded.shared_atomics);
+        let marks = Strong { atomics: loaded.shared_atomics, loads: loaded.strong_loads };
+        let shadow = || Shadow::new(run.shared_bytes, loaded.unit_shift, per_block, marks);
         let block = || Block {
             index: [0; 3],
             shared: Shared::new(run.shared_bytes),

@@ -12,9 +12,11 @@ pub(crate) struct Loaded {
     pub(crate) costs: Vec<Cost>,
     /// The smallest store that may go to shared memory is of `1 << unit_shift` bytes: races are looked for in such units.
     pub(crate) unit_shift: u32,
-    /// Whether there are atomics that may go to shared memory.
+    /// Whether there are atomics or strong stores that may go to shared memory.
     pub(crate) shared_atomics: bool,
-    /// Whether there are fences too: together they order threads.
+    /// Whether there are strong loads that may.
+    pub(crate) strong_loads: bool,
+    /// Whether there are strong writes and fences: together they order threads.
     pub(crate) fences: bool,
 }
 
@@ -24,11 +26,15 @@ impl Loaded {
         let smallest = kernel.code.iter().filter_map(|instruction| shared_store_bytes(&instruction.op)).min();
         let unit_shift = smallest.unwrap_or(16).clamp(1, 16).ilog2();
         let shared_atomics = kernel.code.iter().any(|instruction| match &instruction.op {
-            Op::Atomic { space, .. } => may_be_shared(*space),
+            Op::Atomic { space, .. } | Op::Store { space, strong: true, .. } => may_be_shared(*space),
+            _ => false,
+        });
+        let strong_loads = kernel.code.iter().any(|instruction| match &instruction.op {
+            Op::Load { space, strong: true, .. } => may_be_shared(*space),
             _ => false,
         });
         let fences = shared_atomics && kernel.code.iter().any(|instruction| instruction.op == Op::Fence);
-        Self { kernel, costs, unit_shift, shared_atomics, fences }
+        Self { kernel, costs, unit_shift, shared_atomics, strong_loads, fences }
     }
 }
 

@@ -71,7 +71,7 @@ impl Machine<'_> {
                     warp.registers[*register as usize] = values;
                 }
                 let [m, n, k] = [mma.m, mma.n, mma.k].map(u64::from);
-                self.counters.tensor_flops += 2 * m * n * k;
+                self.counters.tensor_flops += 2 * m * n * k * tensor_core::groups(mma) as u64;
             }
             _ => {}
         }

@@ -6,8 +6,8 @@ use super::traffic;
 use super::warp::Warp;
 use crate::arith::Lanes;
 use crate::error::FaultKind::{AsyncCopy, OutOfBounds, Race, Uninitialised};
-use crate::memory::{Clash, Now, Touch, bits};
-use crate::program::{Pc, Src, Type};
+use crate::memory::{Clash, Clocks, Now, Touch, bits};
+use crate::program::{Op, Pc, Src, Type};
 
 /// Where an address in shared memory lies.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -21,7 +21,9 @@ pub(super) struct Place {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum How {
     Load,
+    StrongLoad,
     Store,
+    StrongStore,
     Atomic,
     /// An asynchronous copy sets out.
     Issue,
@@ -32,8 +34,8 @@ pub(super) enum How {
 impl How {
     fn verb(self) -> &'static str {
         match self {
-            How::Load => "a load",
-            How::Store => "a store",
+            How::Load | How::StrongLoad => "a load",
+            How::Store | How::StrongStore => "a store",
             How::Atomic => "an atomic",
             How::Issue | How::Land => "an asynchronous copy",
         }
@@ -165,7 +167,8 @@ impl Machine<'_> {
             let clash = match how {
                 How::Load => shadow.read(clocks, unit, now),
                 How::Store => shadow.write(clocks, unit, now),
-                How::Atomic => shadow.atomic(clocks, unit, now),
+                How::StrongLoad => shadow.strong_read(clocks, unit, now),
+                How::Atomic | How::StrongStore => shadow.atomic(clocks, unit, now),
                 How::Issue => shadow.issue(clocks, unit, now),
                 How::Land => {
                     shadow.land(clocks, unit, now);
@@ -188,6 +191,7 @@ impl Machine<'_> {
         let earlier = match clash.touch {
             Touch::Read => "a load",
             Touch::Write => "a store",
+            Touch::Atomic if matches!(self.op(clash.pc), Op::Store { .. }) => "a strong store",
             Touch::Atomic => "an atomic",
             Touch::Copy => "an asynchronous copy",
         };
@@ -222,12 +226,16 @@ impl Machine<'_> {
         to: Loaded<'_>,
         active: u32,
     ) -> Step {
-        let (ty, _, registers) = to;
+        let (ty, _, registers, strong) = to;
+        let how = if strong { How::StrongLoad } else { How::Load };
         let each = ty.bytes();
         let bytes = each * registers.len() as u32;
-        let places = self.shared_places(warp, How::Load, addresses, bytes, active)?;
-        self.touch(warp, pc, How::Load, &places, bytes, active)?;
-        self.check_shared_written(How::Load, &places, bytes, active)?;
+        let places = self.shared_places(warp, how, addresses, bytes, active)?;
+        self.touch(warp, pc, how, &places, bytes, active)?;
+        self.check_shared_written(how, &places, bytes, active)?;
+        if strong {
+            self.signal(warp, &places, active, Clocks::hear);
+        }
         self.count_shared(addresses, bytes, active, true);
         for (index, register) in (0..).zip(registers) {
             let Some(register) = register else { continue };
@@ -248,12 +256,17 @@ impl Machine<'_> {
         from: Stored<'_>,
         active: u32,
     ) -> Step {
-        let (ty, sources) = from;
+        let (ty, sources, strong) = from;
+        let how = if strong { How::StrongStore } else { How::Store };
         let each = ty.bytes();
         let bytes = each * sources.len() as u32;
-        let places = self.shared_places(warp, How::Store, addresses, bytes, active)?;
-        self.check_one_value(warp, pc, &places, (ty, sources), active)?;
-        self.touch(warp, pc, How::Store, &places, bytes, active)?;
+        let places = self.shared_places(warp, how, addresses, bytes, active)?;
+        if strong {
+            self.signal(warp, &places, active, Clocks::say);
+        } else {
+            self.check_one_value(warp, pc, &places, from, active)?;
+        }
+        self.touch(warp, pc, how, &places, bytes, active)?;
         self.count_shared(addresses, bytes, active, false);
         let mut scratch = [0; 32];
         for (index, src) in (0..).zip(sources) {
@@ -270,13 +283,32 @@ impl Machine<'_> {
         Ok(())
     }
 
+    /// Tells the clocks of strong accesses: what fences around them order. `how` is what each lane does.
+    pub(super) fn signal(
+        &mut self,
+        warp: &Warp,
+        places: &[Place; 32],
+        active: u32,
+        how: impl Fn(&mut Clocks, usize, u32, u32),
+    ) {
+        if !self.run.loaded.fences || !self.run.checks.races {
+            return;
+        }
+        for lane in bits(active) {
+            let Place { block, offset } = places[lane as usize];
+            if block == warp.block {
+                how(&mut self.blocks[block].clocks, warp.index, lane, offset);
+            }
+        }
+    }
+
     /// Lanes that store different values to one place in one instruction: which one stays is not defined.
     fn check_one_value(&self, warp: &Warp, pc: Pc, places: &[Place; 32], from: Stored<'_>, active: u32) -> Step {
         if !self.run.checks.races || ascends(places, active) {
             return Ok(());
         }
         let key = |lane: u32| places[lane as usize];
-        let (ty, sources) = from;
+        let (ty, sources, _) = from;
         for lane in bits(active) {
             let Some(other) = bits(active).take_while(|&other| other < lane).find(|&other| key(other) == key(lane))
             else {

@@ -28,13 +28,13 @@ impl<'a> Machine<'a> {
             Op::Setp { .. } => self.setp(warp, &instruction.op, active),
             Op::Pack { dst, part_bytes, parts } => self.pack(warp, *dst, *part_bytes, parts, active),
             Op::Unpack { part_bytes, parts, src } => self.unpack(warp, *part_bytes, parts, src, active),
-            Op::Load { space, ty, reg_bytes, dst, address } => {
+            Op::Load { space, ty, reg_bytes, dst, address, strong } => {
                 let addresses = self.addresses(warp, *space, address, active)?;
-                self.load(warp, pc, *space, &addresses, (*ty, *reg_bytes, dst), active)?;
+                self.load(warp, pc, *space, &addresses, (*ty, *reg_bytes, dst, *strong), active)?;
             }
-            Op::Store { space, ty, src, address } => {
+            Op::Store { space, ty, src, address, strong } => {
                 let addresses = self.addresses(warp, *space, address, active)?;
-                self.store(warp, pc, *space, &addresses, (*ty, src), active)?;
+                self.store(warp, pc, *space, &addresses, (*ty, src, *strong), active)?;
             }
             Op::Cvta { space, to_generic, bytes, dst, src } => {
                 self.cvta(warp, *space, *to_generic, *bytes, *dst, src, active);

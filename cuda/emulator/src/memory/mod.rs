@@ -18,7 +18,7 @@ mod storage;
 mod table;
 
 pub(crate) use frame::Frame;
-pub(crate) use shadow::{Arrival, Clash, Clocks, Now, Shadow, Touch, bits};
+pub(crate) use shadow::{Arrival, Clash, Clocks, Now, Shadow, Strong, Touch, bits};
 pub(crate) use shared::Shared;
 pub(crate) use storage::{Marker, Storage, WordWriter};
 pub(crate) use table::{Region, Table};

@@ -5,6 +5,9 @@ use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 use super::{POISON, ones};
 
+/// Bytes that a fill or a copy handles at a time: a multiple of every pattern.
+const CHUNK: u64 = 1 << 16;
+
 /// The bytes of one allocation and, a bit a byte, which of them somebody wrote.
 #[derive(Debug)]
 pub(crate) struct Storage {
@@ -13,12 +16,9 @@ pub(crate) struct Storage {
 }
 
 impl Storage {
-    /// Fresh bytes: poison that nobody wrote.
-    pub(crate) fn new(bytes: u64) -> Self {
-        Self {
-            words: (0..bytes.div_ceil(4)).map(|_| AtomicU32::new(POISON)).collect(),
-            written: (0..bytes.div_ceil(32)).map(|_| AtomicU32::new(0)).collect(),
-        }
+    /// Fresh bytes: poison that nobody wrote. `None` when the host has not so much memory.
+    pub(crate) fn new(bytes: u64) -> Option<Self> {
+        Some(Self { words: filled(bytes.div_ceil(4), POISON)?, written: filled(bytes.div_ceil(32), 0)? })
     }
 
     /// The aligned value of `bytes` (1, 2, 4 or 8) bytes at `offset`.
@@ -144,13 +144,53 @@ impl Storage {
         }
     }
 
+    /// Repeats a pattern over `bytes` bytes from `offset` on, and marks them.
+    pub(crate) fn fill(&self, offset: u64, bytes: u64, pattern: [u8; 4]) {
+        let chunk = pattern.repeat(bytes.min(CHUNK).div_ceil(4) as usize);
+        for at in (0..bytes).step_by(CHUNK as usize) {
+            self.write_bytes(offset + at, &chunk[..CHUNK.min(bytes - at) as usize]);
+        }
+    }
+
+    /// Copies `bytes` bytes from another place, perhaps of the same storage, with what nobody wrote of them. `backwards`:
+    /// the last come first, for a destination that overlaps the source behind its start.
+    pub(crate) fn copy_from(&self, offset: u64, source: &Self, from: u64, bytes: u64, backwards: bool) {
+        let mut chunk = vec![0; bytes.min(CHUNK) as usize];
+        let chunks = bytes.div_ceil(CHUNK);
+        for index in 0..chunks {
+            let at = if backwards { chunks - 1 - index } else { index } * CHUNK;
+            let count = CHUNK.min(bytes - at);
+            let data = &mut chunk[..count as usize];
+            source.read_bytes(from + at, data);
+            let missing = source.unwritten(from + at, count);
+            self.write_bytes(offset + at, data);
+            missing.iter().for_each(|missing| self.set_written(offset + at + missing, 1, false));
+        }
+    }
+
+    /// Which of `bytes` bytes from `offset` on nobody wrote.
+    fn unwritten(&self, offset: u64, bytes: u64) -> Vec<u64> {
+        let end = offset + bytes;
+        let next = |from: u64| self.first_unwritten(from, end - from);
+        std::iter::successors(next(offset), |&last| next(last + 1)).map(|at| at - offset).collect()
+    }
+
     /// Makes bytes fresh again: poison that nobody wrote.
     pub(crate) fn poison(&self, offset: u64, bytes: u64) {
-        let poison: [u8; 4] = POISON.to_le_bytes();
-        let pattern: Vec<u8> = (offset..offset + bytes).map(|at| poison[(at % 4) as usize]).collect();
-        self.write_bytes(offset, &pattern);
+        let mut pattern = POISON.to_le_bytes();
+        pattern.rotate_left((offset % 4) as usize);
+        self.fill(offset, bytes, pattern);
         self.set_written(offset, bytes, false);
     }
+}
+
+/// So many words of one value; `None` when the host has not so much memory.
+fn filled(count: u64, value: u32) -> Option<Box<[AtomicU32]>> {
+    let count = usize::try_from(count).ok()?;
+    let mut words = Vec::new();
+    words.try_reserve_exact(count).ok()?;
+    words.extend((0..count).map(|_| AtomicU32::new(value)));
+    Some(words.into_boxed_slice())
 }
 
 /// Writes of one instruction, gathered to whole words where neighbours follow each other: two lanes that write the halves

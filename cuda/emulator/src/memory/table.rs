@@ -101,12 +101,13 @@ impl Table {
         if bytes > free {
             return Err(Error::OutOfMemory { requested: bytes, free });
         }
+        let storage = Storage::new(bytes).ok_or(Error::OutOfMemory { requested: bytes, free })?;
+        let storage = Arc::new(storage);
         let next = if space == Space::Const { &mut self.next_const } else { &mut self.next_global };
         let start = (*next + RED_ZONE).next_multiple_of(align.max(256));
         *next = start + bytes + RED_ZONE;
         self.in_use += bytes;
         self.peak = self.peak.max(self.in_use);
-        let storage = Arc::new(Storage::new(bytes));
         let name: Arc<str> = if name.is_empty() { format!("the allocation at {start:#x}").into() } else { name.into() };
         let region = Region { start, end: start + bytes, base: start, storage: storage.clone(), name: name.clone() };
         self.insert(region);

@@ -39,7 +39,7 @@ fn is_quad_pairs(mma: &Mma) -> bool {
 
 /// How many products the warp makes.
 #[inline(always)]
-pub(super) fn groups(mma: &Mma) -> usize {
+pub(crate) fn groups(mma: &Mma) -> usize {
     if is_quad_pairs(mma) { 4 } else { 1 }
 }
 

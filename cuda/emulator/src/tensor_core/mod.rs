@@ -19,6 +19,7 @@ use crate::arith::format::{E4M3, F32, F64, f16_to_f32, f32_to_f16, f64_to_odd_f3
 use crate::program::{Mma, Type};
 use fragment::{Operand, Place};
 
+pub(crate) use fragment::groups;
 pub use fragment::{fragment_registers, gather, spread};
 
 /// Rows and columns of the largest shape; the others are its corner.

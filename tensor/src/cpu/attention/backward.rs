@@ -114,7 +114,11 @@ fn run_len(segment: &Segment) -> usize {
     segment.q_len.div_ceil(MAX_RUNS).max(MIN_RUN)
 }
 
-fn check_keys(segments: &[Segment]) -> Result<()> {
+/// The gradients of a key are one task's.
+///
+/// # Errors
+/// When segments share keys.
+pub(crate) fn check_keys(segments: &[Segment]) -> Result<()> {
     let mut keys: Vec<_> = segments.iter().filter(|s| s.kv_len > 0).collect();
     keys.sort_by_key(|s| s.kv_start);
     match keys.windows(2).find(|pair| pair[0].kv_start + pair[0].kv_len > pair[1].kv_start) {

@@ -51,6 +51,12 @@ impl Case for Attention {
             // Prefill after a cache, and decoding.
             case([3, 3, 16], &[(4, 30), (1, 17)], Causal),
             case([2, 2, 4], &[(1, 200)], Window(7)),
+            // Widths of real heads, and one beside them.
+            case([2, 1, 64], &[(6, 6)], Causal),
+            case([2, 1, 96], &[(5, 9)], Causal),
+            case([2, 1, 128], &[(6, 6), (2, 2)], Causal),
+            case([2, 2, 131], &[(4, 4)], Full),
+            case([2, 1, 256], &[(5, 5)], Window(3)),
             // Across tiles of keys and blocks of queries.
             case([2, 1, 3], &[(130, 130), (60, 99)], Causal),
         ]

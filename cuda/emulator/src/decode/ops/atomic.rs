@@ -10,7 +10,7 @@ use crate::program::{AtomicOp, Op, Space, Type};
 pub(super) fn decode(name: &str, i: In) -> Decoded {
     let red = name == "red";
     i.refuse("async", " yet")?;
-    order(i, red)?;
+    let order = order(i, red)?;
     let space = i.choice(space).unwrap_or(Space::Generic);
     needs_cluster(i, space)?;
     if !matches!(space, Space::Generic | Space::Global | Space::Shared | Space::SharedCluster) {
@@ -28,18 +28,36 @@ pub(super) fn decode(name: &str, i: In) -> Decoded {
     let b = i.sources(count, ty, false)?;
     let c = if op == AtomicOp::Cas { i.src(ty)? } else { NONE };
     cache_policy(i, policy)?;
+    if order.release {
+        i.builder.emit(Op::Fence)?;
+    }
+    if order.acquire {
+        i.builder.after.push(Op::Fence);
+    }
     Ok(Op::Atomic { space, op, ty, dst, address, b, c })
 }
 
+/// Which sides of an atomic a fence stands on.
+#[derive(Clone, Copy, Default)]
+struct Order {
+    /// Before it.
+    release: bool,
+    /// Behind it.
+    acquire: bool,
+}
+
 /// `.relaxed .acquire .release .acq_rel` and a scope; either may stand alone.
-fn order(i: In, red: bool) -> Decoded<()> {
+fn order(i: In, red: bool) -> Decoded<Order> {
     let known = |name: &str| match name {
-        "relaxed" | "release" => Some(()),
-        "acquire" | "acq_rel" if !red => Some(()),
+        "relaxed" => Some(Order::default()),
+        "release" => Some(Order { release: true, acquire: false }),
+        "acquire" if !red => Some(Order { release: false, acquire: true }),
+        "acq_rel" if !red => Some(Order { release: true, acquire: true }),
         _ => None,
     };
-    i.choice(known);
-    optional_scope(i).map(|_| ())
+    let order = i.choice(known).unwrap_or_default();
+    optional_scope(i)?;
+    Ok(order)
 }
 
 fn operation(name: &str) -> Option<AtomicOp> {

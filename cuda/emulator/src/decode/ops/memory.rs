@@ -71,14 +71,17 @@ pub(super) fn optional_scope(i: In) -> Decoded<bool> {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Order {
     Weak,
-    /// `.relaxed.scope`, `.acquire.scope`, `.release.scope`
-    Strong,
+    /// `.relaxed.scope`
+    Relaxed,
+    /// `.acquire.scope` of a load, `.release.scope` of a store: with a fence.
+    Fenced,
     Volatile,
     /// `.mmio.relaxed.sys`
     Mmio,
 }
 
-fn order(i: In, strong: &str) -> Decoded<Order> {
+/// `fenced` is the order that brings a fence.
+fn order(i: In, fenced: &str) -> Decoded<Order> {
     if i.flag("mmio") {
         i.need("relaxed.sys")?;
         return Ok(Order::Mmio);
@@ -86,9 +89,11 @@ fn order(i: In, strong: &str) -> Decoded<Order> {
     if i.flag("volatile") {
         return Ok(Order::Volatile);
     }
-    if i.flag("relaxed") || i.flag(strong) {
-        scope(i)?;
-        return Ok(Order::Strong);
+    for (name, order) in [("relaxed", Order::Relaxed), (fenced, Order::Fenced)] {
+        if i.flag(name) {
+            scope(i)?;
+            return Ok(order);
+        }
     }
     i.flag("weak");
     Ok(Order::Weak)
@@ -99,7 +104,7 @@ fn check_order(order: Order, space: Space, cache: Cache) -> Decoded<()> {
     let ordered = match order {
         Order::Weak => true,
         Order::Volatile => space != Space::Param,
-        Order::Strong => !matches!(space, Space::Const | Space::Param | Space::Local),
+        Order::Relaxed | Order::Fenced => !matches!(space, Space::Const | Space::Param | Space::Local),
         Order::Mmio => matches!(space, Space::Generic | Space::Global),
     };
     illegal(!ordered, "relaxed or .volatile")?;
@@ -151,7 +156,10 @@ fn load(i: In) -> Decoded {
     }
     let (space, address) = i.address(space)?;
     cache_policy(i, cache.policy)?;
-    Ok(Op::Load { space, ty, reg_bytes, dst, address })
+    if order == Order::Fenced {
+        i.builder.after.push(Op::Fence);
+    }
+    Ok(Op::Load { space, ty, reg_bytes, dst, address, strong: order != Order::Weak })
 }
 
 /// The state space of a load or store, generic without one. `.param::func` is the parameter of a call or of a function:
@@ -174,7 +182,7 @@ fn ldu(i: In) -> Decoded {
     }
     let (dst, reg_bytes) = i.destinations(count, ty, true)?;
     let (space, address) = i.address(space)?;
-    Ok(Op::Load { space, ty, reg_bytes, dst, address })
+    Ok(Op::Load { space, ty, reg_bytes, dst, address, strong: false })
 }
 
 fn store(i: In) -> Decoded {
@@ -198,7 +206,10 @@ fn store(i: In) -> Decoded {
     }
     let src = i.sources(count, ty, true)?;
     cache_policy(i, cache.policy)?;
-    Ok(Op::Store { space, ty, src, address })
+    if order == Order::Fenced {
+        i.builder.emit(Op::Fence)?;
+    }
+    Ok(Op::Store { space, ty, src, address, strong: order != Order::Weak })
 }
 
 fn membar(i: In) -> Decoded {

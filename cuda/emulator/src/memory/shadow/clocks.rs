@@ -8,8 +8,8 @@
 //! - `rows`: what a single thread knows of every other beyond that, made only when a barrier of some threads of the block,
 //!   or a `bar.warp.sync` of some lanes, asks for it. Threads that met at one barrier share one row.
 //!
-//! Atomics order threads where fences stand around them: what a thread did before its fence is known behind the fence of
-//! another that in between read, by an atomic, what the first wrote by one.
+//! Atomics and strong accesses order threads where fences stand around them: what a thread did before its fence is known
+//! behind the fence of another that in between read, by such an access, what the first wrote by one.
 
 use std::collections::HashMap;
 use std::rc::Rc;
@@ -29,9 +29,9 @@ pub(crate) struct Clocks {
     any_rows: bool,
     /// What each thread knew at its last fence.
     fenced: Vec<Option<Row>>,
-    /// What each thread read by atomics since: it knows that behind its next fence.
+    /// What each thread read by atomics and strong loads since: it knows that behind its next fence.
     heard: Vec<Option<Row>>,
-    /// What the atomics on each place passed on.
+    /// What the atomics and strong stores on each place passed on.
     passed: HashMap<u32, Row>,
 }
 
@@ -102,13 +102,26 @@ impl Clocks {
         }
     }
 
-    /// A lane executes an atomic on a place.
-    pub(crate) fn atomic(&mut self, warp: usize, lane: u32, place: u32) {
+    /// A lane reads a place by a strong load.
+    pub(crate) fn hear(&mut self, warp: usize, lane: u32, place: u32) {
         let thread = warp * 32 + lane as usize;
         if let Some(passed) = self.passed.get(&place) {
             self.heard[thread] = Some(merge(self.heard[thread].as_ref(), passed));
         }
-        if let Some(fenced) = &self.fenced[thread] {
+    }
+
+    /// A lane writes a place by a strong store: whoever reads that reads nothing of those who wrote before.
+    pub(crate) fn say(&mut self, warp: usize, lane: u32, place: u32) {
+        match self.fenced[warp * 32 + lane as usize].clone() {
+            Some(fenced) => self.passed.insert(place, fenced),
+            None => self.passed.remove(&place),
+        };
+    }
+
+    /// A lane executes an atomic on a place: it reads, and passes on what others wrote with what it writes.
+    pub(crate) fn atomic(&mut self, warp: usize, lane: u32, place: u32) {
+        self.hear(warp, lane, place);
+        if let Some(fenced) = &self.fenced[warp * 32 + lane as usize] {
             let passed = merge(self.passed.get(&place), fenced);
             self.passed.insert(place, passed);
         }

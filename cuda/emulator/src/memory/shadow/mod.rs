@@ -2,7 +2,7 @@
 //!
 //! The bytes are watched in *units*, as large as the smallest store of the kernel (1 to 16 bytes). Every store then covers
 //! whole units, so two accesses clash on a byte exactly when one is a write and they touch the same unit. A unit keeps its
-//! last write, and for each warp its latest reads and atomics since. An older access is forgotten when a newer one knows it:
+//! last write, and for each warp its latest reads, strong reads and atomics since. An older access is forgotten when a newer one knows it:
 //! whoever is ordered behind the newer is ordered behind both. So nothing is missed, and nothing invented.
 
 mod clocks;
@@ -24,6 +24,7 @@ pub(crate) enum Touch {
     #[default]
     Read,
     Write,
+    /// An atomic or a strong store.
     Atomic,
     /// An asynchronous copy on its way, or landed: a write of the thread that issued it, at the moment of its wait.
     Copy,
@@ -75,6 +76,8 @@ struct Unit {
     write: Access,
     /// The warps that read since the last write: their marks count.
     readers: u32,
+    /// The same for strong reads.
+    strong_readers: u32,
     /// The same for atomics.
     atomics: u32,
 }
@@ -95,18 +98,29 @@ pub(crate) struct Shadow {
     shift: u32,
     units: Vec<Unit>,
     reads: Marks,
+    strong_reads: Marks,
     atomics: Marks,
 }
 
+/// Which strong accesses a kernel has: those that do not race with each other.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Strong {
+    /// Atomics and strong stores.
+    pub(crate) atomics: bool,
+    pub(crate) loads: bool,
+}
+
 impl Shadow {
-    /// For `bytes` of shared memory in units of `1 << shift` bytes and so many warps; `atomics`: whether the kernel has any.
-    pub(crate) fn new(bytes: u32, shift: u32, warps: usize, atomics: bool) -> Self {
+    /// For `bytes` of shared memory in units of `1 << shift` bytes and so many warps.
+    pub(crate) fn new(bytes: u32, shift: u32, warps: usize, strong: Strong) -> Self {
         let units = (bytes as usize).div_ceil(1 << shift);
+        let if_any = |any: bool| if any { units } else { 0 };
         Self {
             shift,
             units: vec![Unit::default(); units],
             reads: Marks::new(Touch::Read, units, warps),
-            atomics: Marks::new(Touch::Atomic, if atomics { units } else { 0 }, warps),
+            strong_reads: Marks::new(Touch::Read, if_any(strong.loads), warps),
+            atomics: Marks::new(Touch::Atomic, if_any(strong.atomics), warps),
         }
     }
 
@@ -124,7 +138,14 @@ impl Shadow {
         clash
     }
 
-    /// Notes an atomic; an earlier read or write, that is not an atomic, that nothing orders before it.
+    /// Notes a strong read; an earlier write, that is no atomic and not strong, that nothing orders before it.
+    pub(crate) fn strong_read(&mut self, clocks: &Clocks, unit: usize, now: Now) -> Option<Clash> {
+        let clash = self.check_write(clocks, unit, now);
+        self.strong_reads.note(clocks, unit, &mut self.units[unit].strong_readers, now);
+        clash
+    }
+
+    /// Notes an atomic or a strong store; an earlier read or write, that is not strong, that nothing orders before it.
     pub(crate) fn atomic(&mut self, clocks: &Clocks, unit: usize, now: Now) -> Option<Clash> {
         let clash = self.check_write(clocks, unit, now).or_else(|| self.check_reads(clocks, unit, now));
         self.atomics.note(clocks, unit, &mut self.units[unit].atomics, now);
@@ -157,12 +178,13 @@ impl Shadow {
 
     fn set_write(&mut self, unit: usize, now: Now, label: u32, touch: Touch) {
         let write = Access { label, lanes: now.lanes, pc: now.pc, warp: now.warp as u8, touch };
-        self.units[unit] = Unit { write, readers: 0, atomics: 0 };
+        self.units[unit] = Unit { write, ..Unit::default() };
     }
 
     fn check_all(&self, clocks: &Clocks, unit: usize, now: Now) -> Option<Clash> {
         let earlier = self.check_write(clocks, unit, now).or_else(|| self.check_atomics(clocks, unit, now));
-        earlier.or_else(|| self.check_reads(clocks, unit, now))
+        let strong = || self.strong_reads.check(clocks, unit, self.units[unit].strong_readers, now);
+        earlier.or_else(|| self.check_reads(clocks, unit, now)).or_else(strong)
     }
 
     #[inline]

@@ -9,10 +9,29 @@ const WARPS: usize = 3;
 const THREADS: usize = WARPS * 32;
 const UNITS: usize = 3;
 
+/// The kinds of accesses, as the definition tells them apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Read,
+    StrongRead,
+    Write,
+    /// And strong stores.
+    Atomic,
+}
+
+impl Kind {
+    /// Whether two accesses never race: both read, or both are strong.
+    fn agrees_with(self, other: Self) -> bool {
+        let reads = |kind| matches!(kind, Kind::Read | Kind::StrongRead);
+        let strong = |kind| matches!(kind, Kind::StrongRead | Kind::Atomic);
+        reads(self) && reads(other) || strong(self) && strong(other)
+    }
+}
+
 #[derive(Clone, Debug)]
 enum Event {
     Touch {
-        touch: Touch,
+        touch: Kind,
         unit: usize,
         warp: usize,
         lanes: u32,
@@ -31,8 +50,10 @@ enum Event {
         warp: usize,
         lanes: u32,
     },
-    /// Passes on what fences before it hold; touches nothing.
+    /// A strong access as fences see it: reads, writes or (both) is an atomic; touches nothing.
     Signal {
+        reads: bool,
+        writes: bool,
         warp: usize,
         lane: u32,
         place: u32,
@@ -49,11 +70,13 @@ fn masks() -> impl Strategy<Value = [u32; WARPS]> {
 }
 
 fn event() -> impl Strategy<Value = Event> {
-    let touch = prop_oneof![Just(Touch::Read), Just(Touch::Read), Just(Touch::Write), Just(Touch::Atomic)];
+    let touch =
+        prop_oneof![Just(Kind::Read), Just(Kind::Read), Just(Kind::StrongRead), Just(Kind::Write), Just(Kind::Atomic)];
+    let signal = prop_oneof![Just((true, true)), Just((true, false)), Just((false, true))];
     prop_oneof![
         6 => (touch, 0..UNITS, 0..WARPS, lanes()).prop_map(|(touch, unit, warp, lanes)| {
             // A write of several lanes of one instruction to one unit is another matter.
-            let lanes = if touch == Touch::Write { lanes & lanes.wrapping_neg() } else { lanes };
+            let lanes = if touch == Kind::Write { lanes & lanes.wrapping_neg() } else { lanes };
             Event::Touch { touch, unit, warp, lanes }
         }),
         3 => (0..WARPS, lanes()).prop_map(|(warp, lanes)| Event::WarpSync { warp, lanes }),
@@ -63,7 +86,13 @@ fn event() -> impl Strategy<Value = Event> {
             passing: std::array::from_fn(|warp| passing[warp] & !waiting[warp]),
         }),
         1 => (0..WARPS, lanes()).prop_map(|(warp, lanes)| Event::Fence { warp, lanes }),
-        2 => (0..WARPS, 0..4u32, 0..2u32).prop_map(|(warp, lane, place)| Event::Signal { warp, lane, place }),
+        3 => (signal, 0..WARPS, 0..4u32, 0..2u32).prop_map(|((reads, writes), warp, lane, place)| Event::Signal {
+            reads,
+            writes,
+            warp,
+            lane,
+            place,
+        }),
     ]
 }
 
@@ -76,7 +105,7 @@ struct Model {
     heard: Vec<Option<Clock>>,
     passed: [Option<Clock>; 2],
     /// (thread, its time, touch) of every access to each unit.
-    history: Vec<Vec<(usize, u32, Touch)>>,
+    history: Vec<Vec<(usize, u32, Kind)>>,
 }
 
 fn join(one: &mut Clock, other: &Clock) {
@@ -107,10 +136,10 @@ impl Model {
     }
 
     /// Whether an earlier access of another thread clashes.
-    fn races(&self, touch: Touch, unit: usize, threads: &[usize]) -> bool {
-        let clashes = |&(other, time, earlier): &(usize, u32, Touch)| {
-            let compatible = touch == earlier && touch != Touch::Write;
-            !compatible && threads.iter().any(|&thread| thread != other && time > self.clocks[thread][other])
+    fn races(&self, touch: Kind, unit: usize, threads: &[usize]) -> bool {
+        let clashes = |&(other, time, earlier): &(usize, u32, Kind)| {
+            !touch.agrees_with(earlier)
+                && threads.iter().any(|&thread| thread != other && time > self.clocks[thread][other])
         };
         self.history[unit].iter().any(clashes)
     }
@@ -133,9 +162,10 @@ fn step(model: &mut Model, clocks: &mut Clocks, shadow: &mut Shadow, event: &Eve
             let now = Now { warp: *warp, lanes: *lanes, pc: 0 };
             let mut tried = shadow.clone();
             let clash = match touch {
-                Touch::Read => tried.read(clocks, *unit, now),
-                Touch::Atomic => tried.atomic(clocks, *unit, now),
-                _ => tried.write(clocks, *unit, now),
+                Kind::Read => tried.read(clocks, *unit, now),
+                Kind::StrongRead => tried.strong_read(clocks, *unit, now),
+                Kind::Atomic => tried.atomic(clocks, *unit, now),
+                Kind::Write => tried.write(clocks, *unit, now),
             };
             if !expected {
                 *shadow = tried;
@@ -172,14 +202,21 @@ fn step(model: &mut Model, clocks: &mut Clocks, shadow: &mut Shadow, event: &Eve
                 model.clocks[thread][thread] += 1;
             }
         }
-        Event::Signal { warp, lane, place } => {
-            clocks.atomic(*warp, *lane, *place);
+        Event::Signal { reads, writes, warp, lane, place } => {
+            match (reads, writes) {
+                (true, true) => clocks.atomic(*warp, *lane, *place),
+                (true, false) => clocks.hear(*warp, *lane, *place),
+                _ => clocks.say(*warp, *lane, *place),
+            }
             let thread = warp * 32 + *lane as usize;
             let passed = &mut model.passed[*place as usize];
-            if let Some(passed) = passed {
+            if let Some(passed) = passed.as_ref().filter(|_| *reads) {
                 join(model.heard[thread].get_or_insert_with(|| vec![0; THREADS]), passed);
             }
-            if let Some(fenced) = &model.fenced[thread] {
+            if !reads {
+                *passed = None;
+            }
+            if let Some(fenced) = model.fenced[thread].as_ref().filter(|_| *writes) {
                 join(passed.get_or_insert_with(|| vec![0; THREADS]), fenced);
             }
         }
@@ -193,7 +230,7 @@ proptest! {
     #[test]
     fn shadow_finds_exactly_the_races_of_the_definition(events in prop::collection::vec(event(), 1..60)) {
         let (mut model, mut clocks) = (Model::new(), Clocks::new(WARPS));
-        let mut shadow = Shadow::new(UNITS as u32 * 4, 2, WARPS, true);
+        let mut shadow = Shadow::new(UNITS as u32 * 4, 2, WARPS, Strong { atomics: true, loads: true });
         for (index, event) in events.iter().enumerate() {
             prop_assert!(step(&mut model, &mut clocks, &mut shadow, event), "event {index}: {event:?}");
         }

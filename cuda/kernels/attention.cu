@@ -1,0 +1,429 @@
+// Attention over segments and its gradients (tensor/src/ops/attention.rs): out = softmax(q kT scale) v.
+//
+//   attention_f32_D               out, and lse = log sum(e^score) of each row, by online softmax (Milakov and Gimelshein
+//                                 2018; Dao et al., "FlashAttention", 2022)
+//   attention_backward_delta_f32  delta = sum(d_out out) of each row
+//   attention_backward_q_f32_D    dq = dS k, with P = e^(score - lse) and dS = P (d_out vT - delta) scale
+//   attention_backward_kv_f32_D   dv = PT d_out and dk = dST q
+//
+// q, d_out, out and dq are [tokens, heads, width] of f32, k, v, dk and dv [entries, kv_heads, width], lse and delta
+// [tokens, heads]; all contiguous. D is 64, 128 or 256: width is at most that, but for _kv_, whose blocks own D columns
+// each. `segments` is a table which the launcher makes, of `count` entries, at least one. A query sees all keys of its
+// segment if `full`, else the last `window` (less than 2^31) of those up to its own place; the last query stands at the
+// last key. Keys of no segment are not written.
+// A row is a query and a head of those that share a key head, so that a group reads its keys once. A block owns 64 rows
+// (dq, out) or 64 keys (dk, dv) of one key head and walks over tiles of the others in order; scores live for one tile.
+// Bits: by shape only, and a row's do not depend on what is beside it in its block; sums have another order than the
+// CPU's, which takes tiles of 96.
+// Bytes: a block reads its rows once a tile and each tile's keys and values once (twice in the backward pass), mostly
+// from L2, and writes what it owns once. Nothing of rows x keys is stored.
+// Geometry: 256 threads in 16 x 16. Forward and q: kv_heads sum(ceil(q_len group / 64)) blocks; kv: kv_heads
+// sum(ceil(kv_len / 64)) ceil(width / D) blocks; delta: ceil(tokens heads / 4) blocks of 128 threads, one warp a row.
+#include "math.cuh"
+
+// Rows and keys of a tile. Thread (x, y) has rows y, y + 16, .. and keys (or columns) x, x + 16, ..
+constexpr i32 SIDE = 64;
+constexpr i32 STEP = 16;
+constexpr i32 PER_SIDE = SIDE / STEP;
+// Columns of q, k, .. that are in shared memory at a time: a warp reads one row of them.
+constexpr u32 DEPTH = WARP;
+
+// Part of 64 rows or keys; the odd pitch puts the columns of 32 rows into different banks.
+using Chunk = f32[SIDE][DEPTH + 1];
+// A tile of weights (rows x keys); the two rows that a warp writes at a time lie in different halves of the banks.
+using Weights = f32[SIDE][SIDE + STEP];
+using Scores = f32[PER_SIDE][PER_SIDE];
+
+INLINE i32 thread_x() { return threadIdx.x % STEP; }
+INLINE i32 thread_y() { return threadIdx.x / STEP; }
+
+struct Range {
+    i32 start, end;
+
+    INLINE bool contains(i32 i) const { return start <= i && i < end; }
+};
+
+// As the launcher writes it: which queries see which keys, and the number of tiles before it, of rows and of keys.
+struct Segment {
+    i32 q_start, q_len, kv_start, kv_len, row_tile, key_tile;
+};
+
+struct Mask {
+    u32 full, window;
+};
+
+// One key head of one segment.
+struct Part {
+    Segment segment;
+    Mask mask;
+    i32 heads, kv_heads, kv_head, group;
+
+    INLINE i32 rows() const { return segment.q_len * group; }
+
+    // Where row r is among all [tokens, heads].
+    INLINE u64 row(i32 r) const {
+        return (u64)(segment.q_start + r / group) * heads + kv_head * group + r % group;
+    }
+
+    // Where key j is among all [entries, kv_heads].
+    INLINE u64 key(i32 j) const { return (u64)(segment.kv_start + j) * kv_heads + kv_head; }
+
+    // The keys that row r sees, counted from the segment's first; none for a row that is not there. Both ends grow
+    // with r.
+    INLINE Range visible(i32 r) const {
+        if (r >= rows()) return {0, 0};
+        if (mask.full) return {0, segment.kv_len};
+        i32 past = max(segment.kv_len + (r / group + 1 - segment.q_len), 0);
+        return {max(past - (i32)mask.window, 0), past};
+    }
+
+    // The rows that see one of SIDE keys from `key` on, and those between.
+    INLINE Range viewers(i32 key) const {
+        if (mask.full) return {0, rows()};
+        i64 before = segment.kv_len - segment.q_len;
+        i64 start = max(key - before, (i64)0);
+        i64 end = min(key + SIDE - 1 + (i64)mask.window - before, (i64)segment.q_len);
+        return {(i32)start * group, (i32)max(end, start) * group};
+    }
+};
+
+// The part that tile `tile` belongs to; number(segment) is the segment's first tile. Every segment has one.
+template <typename Number>
+INLINE Part find_part(const Segment* segments, u32 count, Mask mask, u32 heads, u32 kv_heads, u32 kv_head, i32 tile,
+                      Number number) {
+    u32 low = 0, high = count;
+    while (high - low > 1) {
+        u32 middle = (low + high) / 2;
+        if (number(segments[middle]) <= tile) low = middle;
+        else high = middle;
+    }
+    return {segments[low], mask, (i32)heads, (i32)kv_heads, (i32)kv_head, (i32)(heads / kv_heads)};
+}
+
+// Columns first .. first + DEPTH of 64 rows; row(i) is where the i-th begins, or null for zeros.
+template <typename Row> INLINE void load(Chunk& chunk, u32 first, u32 width, Row row) {
+    u32 column = first + lane_index();
+#pragma unroll
+    for (u32 i = threadIdx.x / WARP; i < SIDE; i += THREADS / WARP) {
+        const f32* from = row(i);
+        chunk[i][lane_index()] = from != nullptr && column < width ? from[column] : 0.0f;
+    }
+}
+
+// The products of 64 rows of `left` and 64 of `right`.
+template <typename Left, typename Right>
+INLINE void dots(Scores& sums, Chunk& a, Chunk& b, u32 width, Left left, Right right) {
+#pragma unroll
+    for (u32 i = 0; i < PER_SIDE; i++) {
+#pragma unroll
+        for (u32 j = 0; j < PER_SIDE; j++) sums[i][j] = 0.0f;
+    }
+#pragma unroll 1
+    for (u32 first = 0; first < width; first += DEPTH) {
+        __syncthreads();
+        load(a, first, width, left);
+        load(b, first, width, right);
+        __syncthreads();
+        u32 depths = min(DEPTH, width - first);
+#pragma unroll 4
+        for (u32 depth = 0; depth < depths; depth++) {
+#pragma unroll
+            for (u32 i = 0; i < PER_SIDE; i++) {
+#pragma unroll
+                for (u32 j = 0; j < PER_SIDE; j++) {
+                    f32 x = a[thread_y() + STEP * i][depth], y = b[thread_x() + STEP * j][depth];
+                    sums[i][j] = fmaf(x, y, sums[i][j]);
+                }
+            }
+        }
+    }
+}
+
+// Adds the 64 rows of `right`, columns `column` + 16 c + x, times their weights for this thread's rows of the result:
+// weight(i, k) is that of right's row k.
+template <u32 COLUMNS, typename Right, typename Weight>
+INLINE void add_weighted(f32 (&sums)[PER_SIDE][COLUMNS], Chunk& b, u32 column, u32 width, Right right, Weight weight) {
+    constexpr u32 AT_ONCE = DEPTH / STEP;
+#pragma unroll
+    for (u32 c = 0; c < COLUMNS; c += AT_ONCE) {
+        if (column + STEP * c < width) {
+            __syncthreads();
+            load(b, column + STEP * c, width, right);
+            __syncthreads();
+#pragma unroll 4
+            for (u32 k = 0; k < SIDE; k++) {
+#pragma unroll
+                for (u32 i = 0; i < PER_SIDE; i++) {
+                    f32 w = weight(thread_y() + STEP * i, k);
+#pragma unroll
+                    for (u32 j = 0; j < AT_ONCE; j++) {
+                        sums[i][c + j] = fmaf(w, b[k][thread_x() + STEP * j], sums[i][c + j]);
+                    }
+                }
+            }
+        }
+    }
+}
+
+// Writes columns `column` + 16 c + x of a row of the result.
+template <u32 COLUMNS> INLINE void store(f32* row, const f32 (&sums)[COLUMNS], u32 column, u32 width, f32 factor) {
+#pragma unroll
+    for (u32 c = 0; c < COLUMNS; c++) {
+        u32 at = column + STEP * c + thread_x();
+        if (at < width) row[at] = sums[c] * factor;
+    }
+}
+
+// 64 rows from `row` on and 64 keys from `key` on.
+struct Tile {
+    const Part& part;
+    i32 row, key;
+    u32 width;
+
+    // Where the i-th row begins in a tensor like q, and the j-th key in one like k; null if it is not there.
+    INLINE auto rows_of(const f32* x) const {
+        return [*this, x](i32 i) { return row + i < part.rows() ? x + part.row(row + i) * width : nullptr; };
+    }
+    INLINE auto keys_of(const f32* x) const {
+        return [*this, x](i32 j) { return key + j < part.segment.kv_len ? x + part.key(key + j) * width : nullptr; };
+    }
+
+    // The keys that this thread's i-th row sees, and whether its j-th key is among them.
+    INLINE Range seen_by(u32 i) const { return part.visible(row + thread_y() + STEP * i); }
+    INLINE bool sees(Range seen, u32 j) const { return seen.contains(key + thread_x() + STEP * j); }
+};
+
+// ---- Forward.
+
+// What a row has seen so far: its largest score, and the sum of e^(score - largest).
+struct Online {
+    f32 max, sum;
+};
+
+// What is subtracted from scores: a row that has seen nothing yet takes any finite number, to give zeros.
+INLINE f32 shift_of(f32 max) { return max == -math::infinity() ? 0.0f : max; }
+
+// Scores of one row become e^(score - largest); returns the factor of what was summed before. The 16 threads of a row
+// come to the same numbers: both sides of an exchange join the same two.
+INLINE f32 advance(Online& row, f32 (&scores)[PER_SIDE]) {
+    f32 max = row.max, sum = 0.0f;
+#pragma unroll
+    for (u32 j = 0; j < PER_SIDE; j++) max = larger(max, scores[j]);
+#pragma unroll
+    for (u32 distance = STEP / 2; distance > 0; distance /= 2) max = larger(max, shuffle_xor(max, distance));
+    f32 shift = shift_of(max);
+#pragma unroll
+    for (u32 j = 0; j < PER_SIDE; j++) {
+        scores[j] = math::exp(scores[j] - shift);
+        sum += scores[j];
+    }
+#pragma unroll
+    for (u32 distance = STEP / 2; distance > 0; distance /= 2) sum += shuffle_xor(sum, distance);
+    f32 keep = math::exp(row.max - shift);
+    row.max = max;
+    row.sum = fmaf(row.sum, keep, sum);
+    return keep;
+}
+
+template <u32 D>
+INLINE void forward(const f32* q, const f32* k, const f32* v, const Part& part, i32 first, f32 scale, f32* out,
+                    f32* lse, u32 width) {
+    __shared__ Chunk a, b;
+    __shared__ Weights p;
+    f32 sums[PER_SIDE][D / STEP] = {};
+    Online online[PER_SIDE];
+#pragma unroll
+    for (u32 i = 0; i < PER_SIDE; i++) online[i] = {-math::infinity(), 0.0f};
+    // Tiles are counted from the segment's first key, so that a row's bits do not depend on the rows beside it.
+    i32 start = part.visible(first).start / SIDE * SIDE;
+    i32 end = part.visible(min(first + SIDE, part.rows()) - 1).end;
+#pragma unroll 1
+    for (i32 key = start; key < end; key += SIDE) {
+        Tile tile = {part, first, key, width};
+        Scores scores;
+        dots(scores, a, b, width, tile.rows_of(q), tile.keys_of(k));
+#pragma unroll
+        for (u32 i = 0; i < PER_SIDE; i++) {
+            Range seen = tile.seen_by(i);
+#pragma unroll
+            for (u32 j = 0; j < PER_SIDE; j++) {
+                scores[i][j] = tile.sees(seen, j) ? scores[i][j] * scale : -math::infinity();
+            }
+            f32 keep = advance(online[i], scores[i]);
+#pragma unroll
+            for (u32 c = 0; c < D / STEP; c++) sums[i][c] *= keep;
+#pragma unroll
+            for (u32 j = 0; j < PER_SIDE; j++) p[thread_y() + STEP * i][thread_x() + STEP * j] = scores[i][j];
+        }
+        add_weighted(sums, b, 0, width, tile.keys_of(v), [&](u32 i, u32 k) { return p[i][k]; });
+    }
+#pragma unroll
+    for (u32 i = 0; i < PER_SIDE; i++) {
+        i32 r = first + thread_y() + STEP * i;
+        if (r < part.rows()) {
+            auto [max, sum] = online[i];
+            store(out + part.row(r) * width, sums[i], 0, width, sum == 0.0f ? 0.0f : 1.0f / sum);
+            if (thread_x() == 0) lse[part.row(r)] = max + math::log(sum);
+        }
+    }
+}
+
+// ---- Backward.
+
+// What the backward pass reads.
+struct Saved {
+    const f32 *d_out, *q, *k, *v, *lse, *delta;
+    f32 scale;
+};
+
+// Each weight of this thread becomes weight(i, j, x, what it was), where x is of_rows at its row; 0 where it is hidden.
+template <typename Weight> INLINE void set_weights(Weights& p, const Tile& tile, const f32* of_rows, Weight weight) {
+#pragma unroll
+    for (u32 i = 0; i < PER_SIDE; i++) {
+        i32 r = tile.row + thread_y() + STEP * i;
+        Range seen = tile.seen_by(i);
+        f32 x = r < tile.part.rows() ? of_rows[tile.part.row(r)] : 0.0f;
+#pragma unroll
+        for (u32 j = 0; j < PER_SIDE; j++) {
+            f32& at = p[thread_y() + STEP * i][thread_x() + STEP * j];
+            at = tile.sees(seen, j) ? weight(i, j, x, at) : 0.0f;
+        }
+    }
+}
+
+// P of a tile. Every thread reads its own weights only, until a barrier.
+INLINE void probabilities(Weights& p, Chunk& a, Chunk& b, const Tile& tile, const Saved& saved) {
+    Scores scores;
+    dots(scores, a, b, tile.width, tile.rows_of(saved.q), tile.keys_of(saved.k));
+    set_weights(p, tile, saved.lse,
+                [&](u32 i, u32 j, f32 lse, const f32&) { return math::exp(scores[i][j] * saved.scale - lse); });
+}
+
+// From P to dS.
+INLINE void score_gradients(Weights& p, Chunk& a, Chunk& b, const Tile& tile, const Saved& saved) {
+    Scores dp;
+    dots(dp, a, b, tile.width, tile.rows_of(saved.d_out), tile.keys_of(saved.v));
+    set_weights(p, tile, saved.delta, [&](u32 i, u32 j, f32 delta, const f32& probability) {
+        return probability * (dp[i][j] - delta) * saved.scale;
+    });
+}
+
+template <u32 D> INLINE void backward_q(const Saved& saved, const Part& part, i32 first, f32* dq, u32 width) {
+    __shared__ Chunk a, b;
+    __shared__ Weights p;
+    f32 sums[PER_SIDE][D / STEP] = {};
+    i32 start = part.visible(first).start / SIDE * SIDE;
+    i32 end = part.visible(min(first + SIDE, part.rows()) - 1).end;
+#pragma unroll 1
+    for (i32 key = start; key < end; key += SIDE) {
+        Tile tile = {part, first, key, width};
+        probabilities(p, a, b, tile, saved);
+        score_gradients(p, a, b, tile, saved);
+        add_weighted(sums, b, 0, width, tile.keys_of(saved.k), [&](u32 i, u32 k) { return p[i][k]; });
+    }
+#pragma unroll
+    for (u32 i = 0; i < PER_SIDE; i++) {
+        i32 r = first + thread_y() + STEP * i;
+        if (r < part.rows()) store(dq + part.row(r) * width, sums[i], 0, width, 1.0f);
+    }
+}
+
+// Columns `column` .. `column` + D of the gradients of 64 keys.
+template <u32 D>
+INLINE void backward_kv(const Saved& saved, const Part& part, i32 first, f32* dk, f32* dv, u32 column, u32 width) {
+    __shared__ Chunk a, b;
+    __shared__ Weights p;
+    f32 k_sums[PER_SIDE][D / STEP] = {}, v_sums[PER_SIDE][D / STEP] = {};
+    Range rows = part.viewers(first);
+    auto transposed = [&](u32 i, u32 k) { return p[k][i]; };
+#pragma unroll 1
+    for (i32 row = rows.start; row < rows.end; row += SIDE) {
+        Tile tile = {part, row, first, width};
+        probabilities(p, a, b, tile, saved);
+        add_weighted(v_sums, b, column, width, tile.rows_of(saved.d_out), transposed);
+        score_gradients(p, a, b, tile, saved);
+        add_weighted(k_sums, b, column, width, tile.rows_of(saved.q), transposed);
+    }
+#pragma unroll
+    for (u32 i = 0; i < PER_SIDE; i++) {
+        i32 j = first + thread_y() + STEP * i;
+        if (j < part.segment.kv_len) {
+            store(dk + part.key(j) * width, k_sums[i], column, width, 1.0f);
+            store(dv + part.key(j) * width, v_sums[i], column, width, 1.0f);
+        }
+    }
+}
+
+// ---- Entry points.
+
+// The part of this block of rows, and its first row.
+INLINE Part part_of_rows(const Segment* segments, u32 count, Mask mask, u32 heads, u32 kv_heads, i32& first) {
+    i32 tile = blockIdx.x / kv_heads;
+    Part part = find_part(segments, count, mask, heads, kv_heads, blockIdx.x % kv_heads, tile,
+                          [](const Segment& segment) { return segment.row_tile; });
+    first = (tile - part.segment.row_tile) * SIDE;
+    return part;
+}
+
+#define ATTENTION_ROWS(D)                                                                                             \
+    KERNEL(THREADS, 128)                                                                                              \
+    attention_f32_##D(const f32* __restrict__ q, const f32* __restrict__ k, const f32* __restrict__ v,                \
+                      const Segment* __restrict__ segments, u32 count, u32 full, u32 window, f32 scale,               \
+                      f32* __restrict__ out, f32* __restrict__ lse, u32 heads, u32 kv_heads, u32 width) {             \
+        i32 first;                                                                                                    \
+        Part part = part_of_rows(segments, count, {full, window}, heads, kv_heads, first);                            \
+        forward<D>(q, k, v, part, first, scale, out, lse, width);                                                     \
+    }                                                                                                                 \
+    KERNEL(THREADS, 128)                                                                                              \
+    attention_backward_q_f32_##D(const f32* __restrict__ d_out, const f32* __restrict__ q, const f32* __restrict__ k, \
+                                 const f32* __restrict__ v, const f32* __restrict__ lse,                              \
+                                 const f32* __restrict__ delta, const Segment* __restrict__ segments, u32 count,      \
+                                 u32 full, u32 window, f32 scale, f32* __restrict__ dq, u32 heads, u32 kv_heads,      \
+                                 u32 width) {                                                                         \
+        i32 first;                                                                                                    \
+        Part part = part_of_rows(segments, count, {full, window}, heads, kv_heads, first);                            \
+        backward_q<D>({d_out, q, k, v, lse, delta, scale}, part, first, dq, width);                                   \
+    }
+ATTENTION_ROWS(64)
+ATTENTION_ROWS(128)
+ATTENTION_ROWS(256)
+
+#define ATTENTION_KEYS(D)                                                                                             \
+    KERNEL(THREADS, 128)                                                                                              \
+    attention_backward_kv_f32_##D(const f32* __restrict__ d_out, const f32* __restrict__ q,                           \
+                                  const f32* __restrict__ k, const f32* __restrict__ v, const f32* __restrict__ lse,  \
+                                  const f32* __restrict__ delta, const Segment* __restrict__ segments, u32 count,     \
+                                  u32 full, u32 window, f32 scale, f32* __restrict__ dk, f32* __restrict__ dv,        \
+                                  u32 heads, u32 kv_heads, u32 width) {                                               \
+        u32 slices = (width + D - 1) / D, head = blockIdx.x / slices;                                                 \
+        i32 tile = head / kv_heads;                                                                                   \
+        Part part = find_part(segments, count, {full, window}, heads, kv_heads, head % kv_heads, tile,                \
+                              [](const Segment& segment) { return segment.key_tile; });                               \
+        i32 first = (tile - part.segment.key_tile) * SIDE;                                                            \
+        u32 column = blockIdx.x % slices * D;                                                                         \
+        backward_kv<D>({d_out, q, k, v, lse, delta, scale}, part, first, dk, dv, column, width);                      \
+    }
+ATTENTION_KEYS(64)
+ATTENTION_KEYS(128)
+
+KERNEL(ROW_THREADS)
+attention_backward_delta_f32(const f32* __restrict__ d_out, const f32* __restrict__ out, f32* __restrict__ delta,
+                             u64 rows, u32 width) {
+    u64 row = warp_row();
+    if (row >= rows) return;
+    bool paired = in_pairs(d_out, width) && in_pairs(out, width);
+    d_out += row * width;
+    out += row * width;
+    Pair<f32> lanes = {0.0f, 0.0f};
+    each_pair(
+        width,
+        [&](u32 i) {
+            auto [x, y] = read2(d_out, i, paired);
+            auto [a, b] = read2(out, i, paired);
+            lanes.a = fmaf(x, a, lanes.a);
+            lanes.b = fmaf(y, b, lanes.b);
+        },
+        [&](u32 i) { lanes.a = fmaf(d_out[i], out[i], lanes.a); });
+    f32 sum = fold_sum(lanes);
+    if (lane_index() == 0) delta[row] = sum;
+}
