@@ -76,6 +76,10 @@ fn replace_kernels(device: &kinglet_cuda::Device, folder: &Path) -> Result<()> {
         return Err(Error::invalid(format!("--kernels {}: there is no .cu or .ptx file in it", folder.display())));
     }
     files.sort();
+    if let Some(pair) = files.windows(2).find(|pair| pair[0].file_stem() == pair[1].file_stem()) {
+        let (one, other) = (pair[0].display(), pair[1].display());
+        return Err(Error::invalid(format!("--kernels: {one} and {other} replace the same kernels: take one away")));
+    }
     let options = compiler_options();
     for file in files {
         let shown = file.display().to_string();
@@ -94,7 +98,7 @@ fn compiler_options() -> CompilerOptions {
     let folder = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
     let cache = folder("XDG_CACHE_HOME").or_else(|| Some(folder("HOME")?.join(".cache")));
     CompilerOptions {
-        nvrtc: std::env::var_os("KINGLET_NVRTC").map(PathBuf::from),
+        nvrtc: std::env::var_os("KINGLET_NVRTC").filter(|path| !path.is_empty()).map(PathBuf::from),
         cache: cache.map(|cache| cache.join("kinglet/kernels")),
     }
 }

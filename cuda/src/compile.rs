@@ -1,10 +1,10 @@
 //! From CUDA source to PTX and machine code, with results kept on disk.
 
+use crate::Result;
 use crate::driver::Image;
 use crate::driver::nvrtc::Nvrtc;
 use crate::ptx::{self, HEADERS};
 use crate::replace::CompilerOptions;
-use crate::{Error, Result};
 use std::path::Path;
 
 /// What to compile for.
@@ -24,20 +24,33 @@ pub(crate) fn image(file: &str, source: &str, target: Target, options: &Compiler
     let mut flags = vec![format!("--gpu-architecture={kind}_{arch}")];
     flags.extend(ptx::options().map(str::to_owned));
     let nvrtc = Nvrtc::open(options.nvrtc.as_deref())?;
-    let Some(folder) = &options.cache else { return nvrtc.compile(file, source, HEADERS, &flags) };
+    let Some(folder) = options.cache.as_ref().filter(|_| includes_nothing_else(source)) else {
+        return nvrtc.compile(file, source, HEADERS, &flags);
+    };
     let name = format!("{:016x}", key(file, source, nvrtc.version(), &flags));
     if let Some(image) = kept(folder, &name, target) {
         return Ok(image);
     }
     let image = nvrtc.compile(file, source, HEADERS, &flags)?;
-    let failed = |e: std::io::Error| Error::Compile(format!("the kernel cache {}: {e}", folder.display()));
-    std::fs::create_dir_all(folder).map_err(failed)?;
-    // The PTX last: it says that the entry is complete.
-    if let Some(cubin) = &image.cubin {
-        keep(folder, &format!("{name}.cubin"), cubin).map_err(failed)?;
-    }
-    keep(folder, &format!("{name}.ptx"), image.ptx.as_bytes()).map_err(failed)?;
+    // A folder that cannot be written costs the next compilation, and nothing else.
+    let _ = keep_all(folder, &name, &image);
     Ok(image)
+}
+
+/// Whether the source includes kinglet's headers only: what else it includes may change, and is not part of the key.
+fn includes_nothing_else(source: &str) -> bool {
+    let mut includes =
+        source.lines().filter_map(|line| line.trim_start().strip_prefix('#')?.trim_start().strip_prefix("include"));
+    includes.all(|rest| HEADERS.iter().any(|(name, _)| rest.trim() == format!("\"{name}\"")))
+}
+
+/// The PTX last: it says that the entry is complete.
+fn keep_all(folder: &Path, name: &str, image: &Image) -> std::io::Result<()> {
+    std::fs::create_dir_all(folder)?;
+    if let Some(cubin) = &image.cubin {
+        keep(folder, &format!("{name}.cubin"), cubin)?;
+    }
+    keep(folder, &format!("{name}.ptx"), image.ptx.as_bytes())
 }
 
 /// What an earlier compilation left; nothing if that is not complete and whole.
@@ -88,6 +101,13 @@ fn fnv(bytes: &[u8]) -> u64 {
 mod tests {
     use super::*;
     use std::path::PathBuf;
+
+    #[test]
+    fn sources_with_headers_of_their_own_are_compiled_every_time() {
+        assert!(includes_nothing_else("#include \"common.cuh\"\n  # include \"math.cuh\"\nint x;"));
+        assert!(!includes_nothing_else("#include \"common.cuh\"\n#include \"mine.cuh\""));
+        assert!(!includes_nothing_else("#include <cuda_fp16.h>"));
+    }
 
     #[test]
     fn only_whole_files_are_taken() {

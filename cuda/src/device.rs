@@ -396,7 +396,11 @@ impl Device {
         if let Some(ptx) = crate::ptx::ptx(module) {
             return Ok(ptx);
         }
-        Err(Error::invalid(format!("no module is called {module}")))
+        #[cfg(feature = "kernels")]
+        let known = crate::ptx::MODULES.iter().map(|module| module.name).collect::<Vec<_>>().join(" ");
+        #[cfg(not(feature = "kernels"))]
+        let known = String::new();
+        Err(Error::invalid(format!("no module is called {module}; there are {known}")))
     }
 
     /// A point in the order of work.

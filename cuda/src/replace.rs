@@ -43,6 +43,7 @@ impl Device {
         source: KernelSource<'_>,
         options: &CompilerOptions,
     ) -> Result<Vec<String>> {
+        self.ensure_loaded(&mut lock(self.kernels()), module).map_err(|e| Error::Compile(format!("{file}: {e}")))?;
         let (image, declared) = match source {
             KernelSource::Ptx(ptx) => (Image { ptx: ptx.to_owned(), cubin: None }, None),
             KernelSource::Cuda(text) => {
@@ -51,7 +52,6 @@ impl Device {
             }
         };
         let mut kernels = lock(self.kernels());
-        self.ensure_loaded(&mut kernels, module)?;
         let replacing = self.loaded(file, &image)?;
         match plan(&kernels, module, &replacing.signatures, declared.as_deref(), file) {
             Ok(orders) => {
@@ -115,7 +115,9 @@ fn plan(
         let Some(wanted) = built_in.get(entry) else {
             let mut names: Vec<&str> = built_in.keys().map(String::as_str).collect();
             names.sort_unstable();
-            return Err(Error::Compile(format!("{file}: {entry} is none of {module}'s kernels: {}", names.join(" "))));
+            let hint = if entry.starts_with("_Z") { " (its name is mangled: extern \"C\" is missing)" } else { "" };
+            let names = names.join(" ");
+            return Err(Error::Compile(format!("{file}: {entry}{hint} is none of {module}'s kernels: {names}")));
         };
         let order = match (declared, &heads) {
             (Some(declared), Some(heads)) => by_name(entry, declared, heads).map_err(|e| in_file(file, entry, &e))?,

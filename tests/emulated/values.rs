@@ -173,3 +173,62 @@ fn products_are_added_to_what_is_there() {
         }
     }
 }
+
+#[test]
+fn losses_of_infinite_logits_are_the_cpus() {
+    let rows = [[f32::INFINITY, 0.0, 1.0], [f32::NEG_INFINITY, 0.0, 1.0], [f32::NEG_INFINITY; 3], [f32::NAN, 0.0, 1.0]];
+    for logits in rows {
+        for backward in [false, true] {
+            same(&format!("{logits:?}, backward: {backward}"), |d| {
+                let logits = Tensor::from_slice(&logits, &[1, 3], d)?;
+                let targets = Tensor::from_slice(&[1i32], &[1], d)?;
+                let (loss, lse) = ops::cross_entropy(&logits, &targets, 1.0)?;
+                match backward {
+                    false => Ok(loss),
+                    true => ops::cross_entropy_backward(
+                        &Tensor::full(1.0, loss.shape(), DType::F32, d)?,
+                        &logits,
+                        &targets,
+                        &lse,
+                        1.0,
+                    ),
+                }
+            });
+        }
+    }
+}
+
+#[test]
+fn a_norm_that_is_not_finite_stops_the_optimiser() {
+    use kinglet::optim::kernels::{ADAMW, AdamwArgs};
+    use kinglet::tensor::cpu::adamw::AdamWStep;
+    for norm in [1.5, f32::INFINITY, f32::NAN] {
+        same(&format!("a norm of {norm}"), |d| {
+            let vector = |value: f32| Tensor::full(value, &[300], DType::F32, d);
+            let (mut p, mut m, mut v, gradient) = (vector(0.5)?, vector(0.1)?, vector(0.2)?, vector(0.3)?);
+            let norm = Tensor::full(norm, &[1], DType::F32, d)?;
+            let step = AdamWStep {
+                clip: 1.0,
+                weight1: 0.1,
+                beta2: 0.999,
+                weight2: 0.001,
+                decay: 1.0,
+                step_size: 0.01,
+                sqrt_bias2: 0.9,
+                eps: 1e-8,
+            };
+            let nobody = "nobody else holds it";
+            let args = AdamwArgs {
+                step,
+                max_norm: 1.0,
+                norm: &norm,
+                p: p.as_mut().expect(nobody),
+                m: m.as_mut().expect(nobody),
+                v: v.as_mut().expect(nobody),
+                gradient: &gradient,
+            };
+            d.run(&ADAMW, args)?;
+            ops::cat(&[&p, &m, &v], 0)
+        });
+    }
+}

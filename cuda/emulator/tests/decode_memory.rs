@@ -255,7 +255,7 @@ fn what_is_illegal_is_refused() {
 fn guarded(text: &str) -> Vec<Op> {
     let program = common::parse(&format!("@p1 {text}")).expect("it parses");
     let code = &program.kernels[0].code;
-    let (ret, code) = code.split_last().expect("code ends with ret");
+    let (ret, code) = code.split_last().expect("the closing ret");
     assert_eq!((&ret.op, ret.guard), (&Op::Return, None));
     assert!(code.iter().all(|instruction| instruction.guard == Some((p(1), false))), "{text}");
     assert!(program.kernels[0].lines[..code.len()].iter().all(|line| line.ptx == common::FIRST_LINE), "{text}");

@@ -161,7 +161,7 @@ fn stores_to_what_is_read_only() {
     block(1).caught(IllegalInstruction, &param("param", "n"), &["a store", "Param memory", "read-only"]);
     block(1).clean(&param("local", "l"));
     // By name it is refused before it runs.
-    let refused = Program::parse(&kernel("", "st.param.u32 [n], 5;")).unwrap_err();
+    let refused = Program::parse(&kernel("", "st.param.u32 [n], 5;")).expect_err("it is refused");
     assert!(refused.to_string().contains("the parameters of a kernel are not written"), "{refused}");
 }
 

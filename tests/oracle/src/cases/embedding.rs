@@ -23,6 +23,8 @@ impl Case for Embedding {
             case([7, 33], 20, DType::F32, false),
             case([7, 33], 20, DType::BF16, false),
             case([300, 5], 100, DType::F32, false),
+            // More tokens than a block of threads looks at in one go.
+            case([9, 3], 600, DType::F32, false),
             case([7, 33], 20, DType::F32, true),
             case([7, 33], 20, DType::BF16, true),
         ]

@@ -18,7 +18,7 @@ impl Case for LayerNorm {
 
     fn instances() -> Vec<Self> {
         let case = |shape, weight| LayerNorm { shape, weight };
-        let plain: [&[usize]; 4] = [&[2], &[5, 67], &[3, 4, 16], &[70, 300]];
+        let plain: [&[usize]; 5] = [&[2], &[5, 67], &[3, 4, 16], &[70, 300], &[600, 7]];
         let mixed = [DType::F32, DType::BF16].map(|w| case(&[9, 33], Some(w)));
         plain.map(|s| case(s, None)).into_iter().chain(mixed).collect()
     }

@@ -27,7 +27,7 @@ impl Case for RmsNorm {
 
     fn instances() -> Vec<Self> {
         let case = |shape, weight| RmsNorm { shape, weight };
-        let plain: [&[usize]; 5] = [&[1], &[1, 1], &[5, 67], &[3, 4, 16], &[70, 300]];
+        let plain: [&[usize]; 6] = [&[1], &[1, 1], &[5, 67], &[3, 4, 16], &[70, 300], &[600, 7]];
         let mixed = [DType::F32, DType::BF16, DType::F16].map(|w| case(&[9, 33], Some(w)));
         plain.map(|s| case(s, None)).into_iter().chain(mixed).collect()
     }
