@@ -5,41 +5,10 @@ use crate::event::{Event, Graph};
 use crate::launch::{Arg, Launch};
 use crate::pool::Pool;
 use crate::signature::{self, Signatures};
-use crate::{Buffer, Error, Result};
+use crate::{Buffer, EmulatorOptions, Error, Result};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-
-/// How to make a virtual GPU.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct EmulatorOptions {
-    /// What it is to be: 80, 89 or 90.
-    pub arch: u32,
-    /// Bytes of its memory.
-    pub memory_bytes: u64,
-    /// Threads of the host that run blocks, at least 1; `None` is one a core.
-    pub threads: Option<usize>,
-    /// Chooses among the orders in which threads may run.
-    pub seed: u64,
-    /// The most instructions that the warps of a block, or of a cluster of blocks, may run in one launch: an endless loop ends
-    /// there.
-    pub instruction_limit: u64,
-    /// For tests: the call of the driver, counted from 0, that fails as if memory had run out.
-    pub fail_at: Option<u64>,
-}
-
-impl Default for EmulatorOptions {
-    fn default() -> Self {
-        EmulatorOptions {
-            arch: 90,
-            memory_bytes: 4 << 30,
-            threads: None,
-            seed: 0,
-            instruction_limit: 1 << 28,
-            fail_at: None,
-        }
-    }
-}
 
 /// What a device is.
 #[derive(Clone, Debug, PartialEq, Eq)]

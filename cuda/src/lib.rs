@@ -16,6 +16,7 @@ mod error;
 mod event;
 mod handles;
 mod launch;
+mod options;
 mod pool;
 #[cfg(feature = "kernels")]
 pub mod ptx;
@@ -27,9 +28,10 @@ mod source;
 mod text;
 
 pub use buffer::Buffer;
-pub use device::{Counts, Device, DeviceInfo, EmulatorOptions, MemoryUse};
+pub use device::{Counts, Device, DeviceInfo, MemoryUse};
 pub use error::{Error, Result};
 pub use event::{Event, Graph};
 pub use launch::{Arg, Launch};
+pub use options::EmulatorOptions;
 #[cfg(feature = "kernels")]
 pub use replace::{CompilerOptions, KernelSource};
