@@ -150,6 +150,10 @@ fn buffers_of_a_pool() {
     gpu.announce(pool + 512, 1000).unwrap();
     caught(get(&gpu, &module, pool + 512), Uninitialised, "nobody wrote byte 0");
     put(&gpu, &module, pool + 512).unwrap();
+    // A smaller buffer in its place: what lies behind its end is told as that.
+    gpu.retire(pool + 512).unwrap();
+    gpu.announce(pool + 512, 64).unwrap();
+    caught(put(&gpu, &module, pool + 576), OutOfBounds, "0 bytes behind the end of the buffer");
     gpu.free(pool).unwrap();
     caught(get(&gpu, &module, pool + 512), OutOfBounds, "was freed");
     assert_eq!(gpu.memory_in_use(), 0);

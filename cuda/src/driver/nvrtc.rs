@@ -107,6 +107,7 @@ impl Nvrtc {
     ) -> Result<Image> {
         let text =
             |text: &str| CString::new(text).map_err(|_| Error::Compile(format!("{file}: a zero byte in the source")));
+        let wants_cubin = options.iter().any(|option| option.starts_with("--gpu-architecture=sm_"));
         let (name, source) = (text(file)?, text(source)?);
         let header_names = headers.iter().map(|(name, _)| text(name)).collect::<Result<Vec<_>>>()?;
         let header_texts = headers.iter().map(|(_, body)| text(body)).collect::<Result<Vec<_>>>()?;
@@ -131,14 +132,18 @@ impl Nvrtc {
         // SAFETY: `program` was made above; the array has the length given.
         let compiled = unsafe { (self.compile)(program, options.len() as c_int, options.as_ptr()) };
         let result = match compiled {
-            0 => {
-                let cubin = Some(bytes_of(program, self.cubin_size, self.cubin)).filter(|bytes| !bytes.is_empty());
-                Ok(Image { ptx: text_of(program, self.ptx_size, self.ptx), cubin })
-            }
-            _ => {
-                let log = text_of(program, self.log_size, self.log);
-                Err(Error::Compile(format!("{file} does not compile: {}", first_lines(&log))))
-            }
+            0 => text_of(program, self.ptx_size, self.ptx).and_then(|ptx| {
+                // A virtual architecture has no machine code, which some versions call an error.
+                let cubin = match wants_cubin {
+                    true => Some(bytes_of(program, self.cubin_size, self.cubin)?),
+                    false => None,
+                };
+                Ok(Image { ptx, cubin })
+            }),
+            _ => Err(match text_of(program, self.log_size, self.log) {
+                Ok(log) => Error::Compile(format!("{file} does not compile: {}", first_lines(&log))),
+                Err(error) => error,
+            }),
         };
         // SAFETY: made above, destroyed once, not used after.
         unsafe { (self.destroy)(&raw mut program) };
@@ -150,23 +155,27 @@ type Size = unsafe extern "C" fn(Program, *mut usize) -> c_int;
 type Get = unsafe extern "C" fn(Program, *mut c_char) -> c_int;
 
 /// What a pair of NVRTC's functions gives: its size, and its bytes.
-fn bytes_of(program: Program, size: Size, get: Get) -> Vec<u8> {
+fn bytes_of(program: Program, size: Size, get: Get) -> Result<Vec<u8>> {
+    let checked = |code: c_int| match code {
+        0 => Ok(()),
+        code => Err(Error::Compile(format!("NVRTC does not give its result (error {code})"))),
+    };
     let mut bytes = 0;
     // SAFETY: `program` lives; the function writes one number.
-    unsafe { size(program, &raw mut bytes) };
+    checked(unsafe { size(program, &raw mut bytes) })?;
     let mut content = vec![0u8; bytes];
     if bytes > 0 {
         // SAFETY: `content` has room for the size that was just told.
-        unsafe { get(program, content.as_mut_ptr().cast()) };
+        checked(unsafe { get(program, content.as_mut_ptr().cast()) })?;
     }
-    content
+    Ok(content)
 }
 
 /// The same for a text, which ends in a zero byte.
-fn text_of(program: Program, size: Size, get: Get) -> String {
-    let mut bytes = bytes_of(program, size, get);
+fn text_of(program: Program, size: Size, get: Get) -> Result<String> {
+    let mut bytes = bytes_of(program, size, get)?;
     bytes.push(0);
-    CStr::from_bytes_until_nul(&bytes).map(|text| text.to_string_lossy().into_owned()).unwrap_or_default()
+    Ok(CStr::from_bytes_until_nul(&bytes).map(|text| text.to_string_lossy().into_owned()).unwrap_or_default())
 }
 
 /// The first errors of a compiler's log, in one line.

@@ -150,6 +150,8 @@ impl Table {
             let end = base + allocation.bytes;
             self.regions.retain(|region| region.start < base || region.start >= end);
         }
+        // What lay here before says nothing about an access beside the new buffer.
+        self.freed.retain(|&(freed, size, _)| freed + size <= start || start + bytes <= freed);
         let name = format!("the buffer at {start:#x} in {}", allocation.name).into();
         let storage = allocation.storage.clone();
         self.insert(Region { start, end: start + bytes, base, storage, name });
