@@ -7,7 +7,7 @@ use crate::pool::Pool;
 use crate::signature::{self, Signatures};
 use crate::{Buffer, EmulatorOptions, Error, Result};
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// What a device is.
@@ -43,7 +43,7 @@ pub struct MemoryUse {
 pub struct Counts {
     /// Kernels started one by one; those of a graph count at its capture only.
     pub launches: u64,
-    /// Times the host waited for the device: reads, `synchronize`.
+    /// Times the host waited for the device: reads, writes, `synchronize`.
     pub synchronisations: u64,
     /// Chunks taken from the driver.
     pub driver_allocations: u64,
@@ -59,6 +59,8 @@ struct Context {
     pool: Mutex<Pool>,
     usage: Mutex<MemoryUse>,
     kernels: Mutex<Kernels>,
+    /// Whether work is noted, not done: then the host may neither wait nor lend its memory.
+    capturing: AtomicBool,
     launches: AtomicU64,
     synchronisations: AtomicU64,
     driver_allocations: AtomicU64,
@@ -107,6 +109,7 @@ impl Device {
             pool,
             usage: Mutex::default(),
             kernels: Mutex::default(),
+            capturing: AtomicBool::new(false),
             launches: AtomicU64::new(0),
             synchronisations: AtomicU64::new(0),
             driver_allocations: AtomicU64::new(0),
@@ -180,6 +183,7 @@ impl Device {
 
     /// A chunk that holds `footprint` bytes: a large one, or just what is needed once memory is scarce.
     fn grow(&self, pool: &mut Pool, footprint: u64) -> Result<()> {
+        self.not_capturing("memory is asked for")?;
         let roomy = footprint.max(CHUNK);
         let chunk = self.driver().alloc(roomy).map(|address| (address, roomy)).or_else(|error| {
             if !error.is_out_of_memory() {
@@ -209,14 +213,18 @@ impl Device {
     }
 
     pub(crate) fn write(&self, address: u64, bytes: &[u8]) -> Result<()> {
-        if bytes.is_empty() { Ok(()) } else { self.driver().write(address, bytes) }
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        self.wait("a write from the host")?;
+        self.driver().write(address, bytes)
     }
 
     pub(crate) fn read(&self, address: u64, bytes: &mut [u8]) -> Result<()> {
         if bytes.is_empty() {
             return Ok(());
         }
-        self.0.synchronisations.fetch_add(1, Ordering::Relaxed);
+        self.wait("a read by the host")?;
         self.driver().read(address, bytes)
     }
 
@@ -233,8 +241,23 @@ impl Device {
     /// # Errors
     /// When a kernel has failed since the last wait.
     pub fn synchronize(&self) -> Result<()> {
-        self.0.synchronisations.fetch_add(1, Ordering::Relaxed);
+        self.wait("the host waits")?;
         self.driver().synchronize()
+    }
+
+    /// Counts a wait of the host, which cannot be in the middle of a capture.
+    fn wait(&self, what: &str) -> Result<()> {
+        self.not_capturing(what)?;
+        self.0.synchronisations.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// An error in the middle of a capture: what it notes is done long after this call, if ever.
+    pub(crate) fn not_capturing(&self, what: &str) -> Result<()> {
+        match self.0.capturing.load(Ordering::Acquire) {
+            true => Err(Error::invalid(format!("{what} in the middle of a capture"))),
+            false => Ok(()),
+        }
     }
 
     /// Bytes in use.
@@ -390,16 +413,20 @@ impl Device {
         struct Capturing<'a>(&'a Device);
         impl Drop for Capturing<'_> {
             fn drop(&mut self) {
+                self.0.0.capturing.store(false, Ordering::Release);
                 if let Ok(id) = self.0.driver().end_capture() {
                     self.0.driver().drop_graph(id);
                 }
             }
         }
+        self.not_capturing("a capture begins")?;
         self.driver().begin_capture()?;
+        self.0.capturing.store(true, Ordering::Release);
         let capturing = Capturing(self);
         work()?;
         let id = self.driver().end_capture()?;
         std::mem::forget(capturing);
+        self.0.capturing.store(false, Ordering::Release);
         Ok(Graph { id, device: self.clone() })
     }
 

@@ -41,6 +41,7 @@ impl Graph {
     /// # Errors
     /// When the device fails.
     pub fn launch(&self) -> Result<()> {
+        self.device.not_capturing("a graph is launched")?;
         self.device.driver().launch_graph(self.id)
     }
 }

@@ -30,8 +30,8 @@ pub(crate) struct Image {
     pub(crate) cubin: Option<Vec<u8>>,
 }
 
-/// One device with one stream. Everything but `read` and `synchronize` may return before it is done, and happens in the order
-/// of the calls.
+/// One device with one stream. Everything but `read`, `write` and `synchronize` may return before it is done, and happens in the
+/// order of the calls. Between `begin_capture` and `end_capture` the device asks for launches, copies and fills only.
 pub(crate) trait Driver: Send + Sync {
     fn info(&self) -> &DeviceInfo;
 
@@ -72,7 +72,7 @@ pub(crate) trait Driver: Send + Sync {
     fn elapsed(&self, from: EventId, to: EventId) -> Result<f32>;
     fn drop_event(&self, event: EventId);
 
-    /// From here on launches, copies and fills are noted, not done.
+    /// From here on launches, copies and fills are noted, not done. Never called twice without `end_capture` between.
     fn begin_capture(&self) -> Result<()>;
     fn end_capture(&self) -> Result<GraphId>;
     fn launch_graph(&self, graph: GraphId) -> Result<()>;

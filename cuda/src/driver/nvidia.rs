@@ -16,7 +16,6 @@ use crate::{DeviceInfo, Error, Result};
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys::{self, CUresult};
 use std::ffi::{CStr, CString, c_void};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// The oldest driver that is taken: CUDA 12.0, which knows `cuLaunchKernelEx` and every PTX version that is embedded.
@@ -33,8 +32,6 @@ pub(crate) struct Nvidia {
     device: sys::CUdevice,
     context: sys::CUcontext,
     stream: sys::CUstream,
-    /// Whether the stream is being captured: then nothing may touch the host's memory.
-    capturing: AtomicBool,
     events: Mutex<Handles<sys::CUevent>>,
     graphs: Mutex<Handles<sys::CUgraphExec>>,
 }
@@ -64,15 +61,9 @@ impl Nvidia {
         let stream = unsafe { result::ctx::set_current(context) }
             .and_then(|()| result::stream::create(result::stream::StreamKind::NonBlocking));
         match stream {
-            Ok(stream) => Ok(Nvidia {
-                info,
-                device,
-                context,
-                stream,
-                capturing: AtomicBool::new(false),
-                events: Mutex::default(),
-                graphs: Mutex::default(),
-            }),
+            Ok(stream) => {
+                Ok(Nvidia { info, device, context, stream, events: Mutex::default(), graphs: Mutex::default() })
+            }
             Err(error) => {
                 // SAFETY: retained above and given to nobody.
                 let _ = unsafe { result::primary_ctx::release(device) };
@@ -119,14 +110,6 @@ impl Nvidia {
         }
     }
 
-    /// An error while a capture is under way: what it notes would use the host's memory long after this call.
-    fn not_capturing(&self, what: &str) -> Result<()> {
-        match self.capturing.load(Ordering::Acquire) {
-            true => Err(Error::invalid(format!("{what} in the middle of a capture"))),
-            false => Ok(()),
-        }
-    }
-
     fn failed(&self, what: &str, error: DriverError) -> Error {
         let name = &self.info.name;
         match error.0 {
@@ -152,7 +135,6 @@ impl Driver for Nvidia {
     }
 
     fn alloc(&self, bytes: u64) -> Result<u64> {
-        self.not_capturing("memory is asked for")?;
         self.enter()?;
         // SAFETY: the memory is uninitialised, as the trait says; it is freed by `free`.
         unsafe { result::malloc_sync(bytes as usize) }.map_err(|e| match self.failed("alloc", e) {
@@ -176,9 +158,9 @@ impl Driver for Nvidia {
     }
 
     fn write(&self, address: u64, bytes: &[u8]) -> Result<()> {
-        self.not_capturing("a write from the host")?;
         self.enter()?;
-        // SAFETY: the caller's range lies in a live chunk (`Buffer` checks); `bytes` is borrowed until the wait below is over.
+        // SAFETY: the caller's range lies in a live chunk (`Buffer` checks); `bytes` is borrowed until the wait below is over,
+        // and no graph keeps the copy: `Device` lets none of these calls through in the middle of a capture.
         let sent = unsafe { result::memcpy_htod_async(address, bytes, self.stream) };
         // SAFETY: the stream lives as long as `self`. Waited for also where the copy was refused: nothing of it may be left.
         let waited = unsafe { result::stream::synchronize(self.stream) };
@@ -186,7 +168,6 @@ impl Driver for Nvidia {
     }
 
     fn read(&self, address: u64, bytes: &mut [u8]) -> Result<()> {
-        self.not_capturing("a read by the host")?;
         self.enter()?;
         // SAFETY: the range lies in a live chunk; `bytes` is borrowed until the wait below is over.
         let sent = unsafe { result::memcpy_dtoh_async(bytes, address, self.stream) };
@@ -209,7 +190,6 @@ impl Driver for Nvidia {
     }
 
     fn synchronize(&self) -> Result<()> {
-        self.not_capturing("the host waits")?;
         self.enter()?;
         // SAFETY: the stream lives as long as `self`.
         unsafe { result::stream::synchronize(self.stream) }.map_err(|e| self.failed("synchronize", e))
@@ -331,14 +311,11 @@ impl Driver for Nvidia {
         self.enter()?;
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         // SAFETY: the stream lives as long as `self`.
-        unsafe { result::stream::begin_capture(self.stream, mode) }.map_err(|e| self.failed("capture", e))?;
-        self.capturing.store(true, Ordering::Release);
-        Ok(())
+        unsafe { result::stream::begin_capture(self.stream, mode) }.map_err(|e| self.failed("capture", e))
     }
 
     fn end_capture(&self) -> Result<GraphId> {
         self.enter()?;
-        self.capturing.store(false, Ordering::Release);
         // SAFETY: the stream lives as long as `self`; the driver checks that a capture is under way.
         let graph = unsafe { result::stream::end_capture(self.stream) }.map_err(|e| self.failed("capture", e))?;
         if graph.is_null() {
@@ -355,7 +332,6 @@ impl Driver for Nvidia {
     }
 
     fn launch_graph(&self, graph: GraphId) -> Result<()> {
-        self.not_capturing("a graph is launched")?;
         self.enter()?;
         let graph = lock(&self.graphs).get(graph).ok_or_else(|| Error::invalid("launch: the graph is gone"))?;
         // SAFETY: the graph lives: its owner holds it during this call.
