@@ -52,6 +52,7 @@ pub const MODULES: &[Module] = modules![
     "gather",
     "grad_norm",
     "layer_norm",
+    "linear_cross_entropy",
     "matmul",
     "nf4",
     "random",

@@ -311,18 +311,18 @@ fn not_finite() -> Error {
 
 fn quantize_cuda(cuda: &Cuda, args: Quantize4bitArgs<'_>) -> Result<()> {
     let Quantize4bitArgs { weight, format, blocksize, codes, absmax } = args;
-    let mut flag = Flag::zero(weight.device())?;
+    let flag = Flag::zero(weight.device())?;
     let args = [
         cuda::read(weight)?,
         Arg::U32(format as u32),
         Arg::U32(blocksize.trailing_zeros()),
         cuda::written(&codes)?,
         cuda::written(&absmax)?,
-        flag.arg()?,
+        flag.arg(),
         cuda::count(weight.len()),
     ];
     cuda::over_rows(cuda, "nf4", &format!("quantize_4bit_{}", weight.dtype()), absmax.len(), &args)?;
-    flag.check(|_| Ok(not_finite()))
+    flag.check_now(|_| not_finite())
 }
 
 /// Arguments of [`QUANTIZE_ABSMAX`]: scales quantised once more, 256 a block.

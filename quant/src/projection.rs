@@ -1,7 +1,7 @@
 //! A weight as the two tables at the ends of a language model: embedding and output projection.
 
 use crate::weight::{Direction, Weight};
-use kinglet_tensor::cpu::gemm::Panels;
+use kinglet_tensor::cpu::gemm::{Accumulate, Panels};
 use kinglet_tensor::cpu::{Cpu, Simd};
 use kinglet_tensor::ops::Projection;
 use kinglet_tensor::{DType, Error, Float, Result, Tensor, TensorMut, dispatch, kernel, ops};
@@ -17,6 +17,14 @@ impl Projection for Weight {
 
     fn to_hidden(&self, simd: Simd) -> Result<Box<dyn Panels + '_>> {
         self.panels(simd, Direction::Backward)
+    }
+
+    fn logits_into(&self, x: &Tensor, out: TensorMut<'_>, accumulate: Accumulate) -> Result<()> {
+        self.matmul_into(x, Direction::Forward, out, accumulate, 1.0)
+    }
+
+    fn hidden_into(&self, g: &Tensor, out: TensorMut<'_>) -> Result<()> {
+        self.matmul_into(g, Direction::Backward, out, Accumulate::Store, 1.0)
     }
 }
 

@@ -23,7 +23,7 @@ pub use crate::ops::layer_norm::{
     LayerNormBackwardWeightArgs,
 };
 pub use crate::ops::linear_cross_entropy::{
-    LINEAR_CROSS_ENTROPY, LOGITS, LinearCrossEntropyArgs, LogitsArgs, TermRoom,
+    LINEAR_CROSS_ENTROPY, LOGITS, LinearCrossEntropyArgs, LogitsArgs, Room, TermGradientsMut,
 };
 pub use crate::ops::matmul::{MATMUL, MatmulArgs};
 pub use crate::ops::random::{Distribution, RANDOM, RandomArgs};

@@ -6,10 +6,11 @@ use kinglet::{DType, Device, Error, Result, Tensor};
 use kinglet_oracle::{device, emulated};
 use std::sync::Arc;
 
-/// The error that `run` reports on both kinds of device.
+/// The error that `run` reports on both kinds of device: at once on a host, which a GPU does not wait for.
 fn error(run: impl Fn(&Device) -> Result<Tensor>) -> Error {
     let gpu = emulated(80, 1);
-    let [want, got] = [&device(1), &gpu].map(|device| run(device).unwrap_err());
+    let [want, got] =
+        [&device(1), &gpu].map(|device| run(device).and_then(|out| device.synchronize().map(|()| out)).unwrap_err());
     assert_eq!(got.to_string(), want.to_string());
     assert!(Tensor::full(2.0, &[3], DType::F32, &gpu).unwrap().to_vec::<f32>().unwrap() == [2.0; 3]);
     got
@@ -74,6 +75,33 @@ fn targets_that_are_no_class() {
             ops::cross_entropy_backward(&dy, &logits, &targets(device)?, &lse, 2.0)
         });
     }
+}
+
+#[test]
+fn the_first_read_tells_and_nobody_waits_before() {
+    let gpu = emulated(80, 1);
+    let other = Tensor::full(2.0, &[3], DType::F32, &gpu).unwrap();
+    let weight = Tensor::full(1.0, &[5, 3], DType::F32, &gpu).unwrap();
+    let ids = [ids(&[1, 9, 7], &gpu).unwrap(), ids(&[8, 1, 1], &gpu).unwrap()];
+    let waits = || gpu.as_cuda().unwrap().counts().synchronisations;
+    let before = waits();
+    let rows = ids.each_ref().map(|ids| ops::embedding(&weight, ids, DType::F32).unwrap());
+    assert_eq!(waits(), before);
+    let told = other.to_vec::<f32>().unwrap_err().to_string();
+    assert_eq!(told, "embedding: id 9 at index 1 is not in a vocabulary of 5");
+    // What is wrong is told once; a row of a stray id is zero.
+    assert_eq!(other.to_vec::<f32>().unwrap(), [2.0; 3]);
+    assert_eq!(rows[0].to_vec::<f32>().unwrap(), [1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]);
+}
+
+#[test]
+fn what_nobody_asked_for_keeps_nothing_alive() {
+    let gpu = emulated(80, 1);
+    let cuda = gpu.as_cuda().unwrap().clone();
+    let weight = Tensor::full(1.0, &[5, 3], DType::F32, &gpu).unwrap();
+    drop(ops::embedding(&weight, &ids(&[9], &gpu).unwrap(), DType::F32).unwrap());
+    drop((weight, gpu));
+    assert_eq!(cuda.memory().live, 0);
 }
 
 #[test]

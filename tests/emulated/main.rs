@@ -72,6 +72,7 @@ tests! {
     gather: "gather";
     layer_norm: "layer_norm";
     linear:;
+    linear_cross_entropy: "linear_cross_entropy";
     matmul: "matmul";
     random: "random";
     reduce: "reduce";

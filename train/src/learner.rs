@@ -7,7 +7,7 @@ use kinglet_models::{AdapterMap, AdapterSet, Batch, Ctx, Decoder};
 use kinglet_optim::{AdamW, grad_norm};
 use kinglet_peft::{Adapter, LoraConfig, Targets, full};
 use kinglet_tensor::philox::Key;
-use kinglet_tensor::{DType, Error, Result, Tensor};
+use kinglet_tensor::{DType, Error, Result, Tensor, ops};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -134,7 +134,7 @@ impl Learner {
     /// Adds one micro-batch's gradient; returns its share of the loss.
     fn backward(&mut self, batch: &TokenBatch, divisor: usize, ctx: &Ctx, options: Options) -> Result<f64> {
         let device = self.model.device();
-        let targets = Tensor::from_slice(&batch.targets, &[batch.targets.len()], device)?;
+        let targets = ops::Targets::new(&batch.targets, device)?;
         let input = Batch::new(&batch.ids, &batch.segments, device)?;
         let tape = Tape::with(options);
         let loss = self.model.loss(&tape, &input, &targets, divisor as f32, ctx)?;
