@@ -75,10 +75,10 @@ fn what_a_caller_gets_wrong_is_an_error_that_names_it() {
     for p in [-0.1, 1.0, f32::NAN] {
         assert!(ops::dropout(&x, p, Key([0; 2])).is_err_and(|e| e.is_invalid()));
     }
-    let (cos, sin) = ops::rope_table(&[0, 1], &[1.0], 1.0, &d).unwrap();
+    let (cos, sin) = ops::rope_table(&vector(&[0, 1], &d), &[1.0], 1.0).unwrap();
     assert!(ops::rope(&random(&[3, 1, 2], 4, &d), &cos, &sin).is_err_and(|e| e.is_shape()));
     assert!(ops::rope(&random(&[2, 1, 1], 4, &d), &cos, &sin).is_err_and(|e| e.is_shape()));
-    assert!(error(ops::rope_table(&[3, -1], &[1.0], 1.0, &d)).contains("position -1"));
+    assert!(error(ops::rope_table(&vector(&[3, -1], &d), &[1.0], 1.0)).contains("position -1"));
     assert!(ops::rms_norm(&x, &random(&[6], 5, &cpu()), 1e-5).is_err_and(|e| e.is_device()));
 }
 
@@ -182,7 +182,7 @@ fn rope_angles_equal_f64_of_the_product_in_f32() {
     let d = cpu();
     let inv_freq: Vec<f32> = (0..32).map(|i| 10_000f32.powf(-i as f32 / 32.0)).collect();
     let positions: Vec<i32> = (0..600).chain([4095, 32_767, 131_071, 1_000_000]).collect();
-    let (cos, sin) = ops::rope_table(&positions, &inv_freq, 1.5, &d).unwrap();
+    let (cos, sin) = ops::rope_table(&vector(&positions, &d), &inv_freq, 1.5).unwrap();
     let (cos, sin) = (cos.to_vec::<f32>().unwrap(), sin.to_vec::<f32>().unwrap());
     let angles = positions.iter().flat_map(|&p| inv_freq.iter().map(move |&f| f64::from(p as f32 * f)));
     for (angle, (c, s)) in angles.zip(cos.into_iter().zip(sin)) {

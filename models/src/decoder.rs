@@ -127,14 +127,14 @@ impl Decoder {
         let (cos, sin) = if rope.depends_on_length() {
             // Each sequence has frequencies of its own, so that none depends on its neighbours in the batch.
             let tables = batch.segments.list().iter().map(|s| {
-                let positions = &batch.positions[s.q_start..s.q_start + s.q_len];
+                let positions = batch.positions.narrow(0, s.q_start, s.q_len)?;
                 let f = rope.frequencies(d, s.kv_len.max(batch.reach));
-                tensor_ops::rope_table(positions, &f.inv_freq, f.attention_factor, &self.device)
+                tensor_ops::rope_table(&positions, &f.inv_freq, f.attention_factor)
             });
             let (cos, sin): (Vec<_>, Vec<_>) = tables.collect::<Result<Vec<_>>>()?.into_iter().unzip();
             (rows(&cos)?, rows(&sin)?)
         } else {
-            tensor_ops::rope_table(&batch.positions, &whole.inv_freq, whole.attention_factor, &self.device)?
+            tensor_ops::rope_table(&batch.positions, &whole.inv_freq, whole.attention_factor)?
         };
         Ok(Sequence { cos, sin, segments: batch.segments.clone() })
     }

@@ -7,6 +7,9 @@
 mod errors;
 mod four_bit;
 mod fused;
+mod models;
+#[path = "../support/mod.rs"]
+mod support;
 mod training;
 mod values;
 
