@@ -8,9 +8,9 @@
 //
 // q, d_out, out and dq are [tokens, heads, width] of f32, k, v, dk and dv [entries, kv_heads, width], lse and delta
 // [tokens, heads]; all contiguous. D is 64, 128 or 256: width is at most that, but for _kv_, whose blocks own D columns
-// each. `segments` is a table which the launcher makes, of `count` entries, at least one. A query sees all keys of its
-// segment if `full`, else the last `window` (less than 2^31) of those up to its own place; the last query stands at the
-// last key. Keys of no segment are not written.
+// each. `segments` is a table of `count` entries, at least one; a block finds its own by adding up their tiles. A query
+// sees all keys of its segment if `full`, else the last `window` (less than 2^31) of those up to its own place; the last
+// query stands at the last key. Keys of no segment are not written.
 // A row is a query and a head of those that share a key head, so that a group reads its keys once. A block owns 64 rows
 // (dq, out) or 64 keys (dk, dv) of one key head and walks over tiles of the others in order; scores live for one tile.
 // Bits: by shape only, and a row's do not depend on what is beside it in its block; sums have another order than the
@@ -43,9 +43,9 @@ struct Range {
     INLINE bool contains(i32 i) const { return start <= i && i < end; }
 };
 
-// As the launcher writes it: which queries see which keys, and the number of tiles before it, of rows and of keys.
-struct Segment {
-    i32 q_start, q_len, kv_start, kv_len, row_tile, key_tile;
+// As the table has it: which queries see which keys.
+struct alignas(16) Segment {
+    i32 q_start, q_len, kv_start, kv_len;
 };
 
 struct Mask {
@@ -87,17 +87,30 @@ struct Part {
     }
 };
 
-// The part that tile `tile` belongs to; number(segment) is the segment's first tile. Every segment has one.
-template <typename Number>
-INLINE Part find_part(const Segment* segments, u32 count, Mask mask, u32 heads, u32 kv_heads, u32 kv_head, i32 tile,
-                      Number number) {
-    u32 low = 0, high = count;
-    while (high - low > 1) {
-        u32 middle = (low + high) / 2;
-        if (number(segments[middle]) <= tile) low = middle;
-        else high = middle;
+// The segment that tile `tile` of all belongs to; `tile` becomes its number within the segment. tiles(segment) is how many
+// a segment has. A warp adds up those of 32 segments at a time.
+template <typename Tiles>
+INLINE Segment find_segment(const Segment* segments, u32 count, i32& tile, Tiles tiles) {
+    u32 found = count - 1;
+#pragma unroll 1
+    for (u32 first = 0; first < count; first += WARP) {
+        u32 index = first + lane_index();
+        i32 own = index < count ? tiles(segments[index]) : 0, end = own;
+#pragma unroll
+        for (u32 distance = 1; distance < WARP; distance *= 2) {
+            i32 before = __shfl_up_sync(0xFFFFFFFF, end, distance);
+            if (lane_index() >= distance) end += before;
+        }
+        u32 behind = __ballot_sync(0xFFFFFFFF, tile < end);
+        if (behind != 0) {
+            u32 lane = __ffs(behind) - 1;
+            tile -= __shfl_sync(0xFFFFFFFF, end - own, lane);
+            found = first + lane;
+            break;
+        }
+        tile -= __shfl_sync(0xFFFFFFFF, end, WARP - 1);
     }
-    return {segments[low], mask, (i32)heads, (i32)kv_heads, (i32)kv_head, (i32)(heads / kv_heads)};
+    return segments[found];
 }
 
 // Columns first .. first + DEPTH of 64 rows; row(i) is where the i-th begins, or null for zeros.
@@ -358,11 +371,20 @@ INLINE void backward_kv(const Saved& saved, const Part& part, i32 first, f32* dk
 
 // The part of this block of rows, and its first row.
 INLINE Part part_of_rows(const Segment* segments, u32 count, Mask mask, u32 heads, u32 kv_heads, i32& first) {
-    i32 tile = blockIdx.x / kv_heads;
-    Part part = find_part(segments, count, mask, heads, kv_heads, blockIdx.x % kv_heads, tile,
-                          [](const Segment& segment) { return segment.row_tile; });
-    first = (tile - part.segment.row_tile) * SIDE;
-    return part;
+    i32 tile = blockIdx.x / kv_heads, group = heads / kv_heads;
+    Segment segment = find_segment(segments, count, tile,
+                                   [=](const Segment& s) { return (s.q_len * group + SIDE - 1) / SIDE; });
+    first = tile * SIDE;
+    return {segment, mask, (i32)heads, (i32)kv_heads, (i32)(blockIdx.x % kv_heads), group};
+}
+
+// The part of this block of keys, its first key and its first column.
+INLINE Part part_of_keys(const Segment* segments, u32 count, Mask mask, u32 heads, u32 kv_heads, u32 slices, i32& first) {
+    u32 head = blockIdx.x / slices;
+    i32 tile = head / kv_heads;
+    Segment segment = find_segment(segments, count, tile, [](const Segment& s) { return (s.kv_len + SIDE - 1) / SIDE; });
+    first = tile * SIDE;
+    return {segment, mask, (i32)heads, (i32)kv_heads, (i32)(head % kv_heads), (i32)(heads / kv_heads)};
 }
 
 #define ATTENTION_ROWS(D)                                                                                             \
@@ -395,12 +417,9 @@ ATTENTION_ROWS(256)
                                   const f32* __restrict__ delta, const Segment* __restrict__ segments, u32 count,     \
                                   u32 full, u32 window, f32 scale, f32* __restrict__ dk, f32* __restrict__ dv,        \
                                   u32 heads, u32 kv_heads, u32 width) {                                               \
-        u32 slices = (width + D - 1) / D, head = blockIdx.x / slices;                                                 \
-        i32 tile = head / kv_heads;                                                                                   \
-        Part part = find_part(segments, count, {full, window}, heads, kv_heads, head % kv_heads, tile,                \
-                              [](const Segment& segment) { return segment.key_tile; });                               \
-        i32 first = (tile - part.segment.key_tile) * SIDE;                                                            \
-        u32 column = blockIdx.x % slices * D;                                                                         \
+        u32 slices = (width + D - 1) / D, column = blockIdx.x % slices * D;                                           \
+        i32 first;                                                                                                    \
+        Part part = part_of_keys(segments, count, {full, window}, heads, kv_heads, slices, first);                    \
         backward_kv<D>({d_out, q, k, v, lse, delta, scale}, part, first, dk, dv, column, width);                      \
     }
 ATTENTION_KEYS(64)

@@ -4,6 +4,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod attention;
 mod errors;
 mod four_bit;
 mod fused;

@@ -6,7 +6,9 @@ use crate::cpu::attention::{self, Attention, Gradients, Mask, Segment};
 use crate::cuda::{self, Arg, Cuda};
 use crate::ops::fill;
 use crate::{DType, Error, Result, Tensor, TensorMut, kernel, same_device};
-use std::sync::Arc;
+
+mod segments;
+pub use segments::Segments;
 
 /// Keys and values [entries, key heads, d]. Contiguous now; pages with a block table are to come here.
 #[derive(Clone, Copy)]
@@ -17,65 +19,6 @@ pub struct KvView<'a> {
     pub v: &'a Tensor,
 }
 
-/// Which query rows see which key rows: a list of segments, checked when made and cheap to clone.
-#[derive(Clone, Debug)]
-pub struct Segments {
-    list: Arc<[Segment]>,
-    queries: usize,
-    keys: usize,
-}
-
-impl Segments {
-    /// The queries of the segments follow each other without gaps from row 0; keys may lie anywhere. Under a causal
-    /// or window mask the last query of a segment stands at its last key.
-    ///
-    /// # Errors
-    /// When a segment is empty, queries have gaps or overlap, or a number is too large.
-    pub fn new(list: Vec<Segment>) -> Result<Self> {
-        let (mut queries, mut keys) = (0usize, 0usize);
-        for (i, s) in list.iter().enumerate() {
-            let ends = s.q_start.checked_add(s.q_len).zip(s.kv_start.checked_add(s.kv_len));
-            let Some((q_end, kv_end)) = ends.filter(|_| s.q_start == queries && s.q_len > 0 && s.kv_len > 0) else {
-                return Err(Error::invalid(format!("attention: segment {i} is {s:?}, its queries start at {queries}")));
-            };
-            (queries, keys) = (q_end, keys.max(kv_end));
-        }
-        Ok(Segments { list: list.into(), queries, keys })
-    }
-
-    /// Rows packed one after another, each seeing itself alone: row i is tokens `offsets[i]..offsets[i + 1]`.
-    ///
-    /// # Errors
-    /// When the offsets do not start at 0 and rise.
-    pub fn packed(offsets: &[usize]) -> Result<Self> {
-        if offsets.first() != Some(&0) || offsets.windows(2).any(|w| w[0] >= w[1]) {
-            return Err(Error::invalid(format!("attention: packed rows at offsets {offsets:?}")));
-        }
-        let row = |w: &[usize]| Segment { q_start: w[0], q_len: w[1] - w[0], kv_start: w[0], kv_len: w[1] - w[0] };
-        Self::new(offsets.windows(2).map(row).collect())
-    }
-
-    /// One sequence of `queries` tokens at the end of `keys` (all of which they may see).
-    ///
-    /// # Errors
-    /// When there are none of either.
-    pub fn one(queries: usize, keys: usize) -> Result<Self> {
-        Self::new(vec![Segment { q_start: 0, q_len: queries, kv_start: 0, kv_len: keys }])
-    }
-
-    /// The segments in the order of their queries.
-    #[must_use]
-    pub fn list(&self) -> &[Segment] {
-        &self.list
-    }
-
-    /// How many query rows there are.
-    #[must_use]
-    pub fn queries(&self) -> usize {
-        self.queries
-    }
-}
-
 /// Arguments of [`ATTENTION`]: out = softmax(q kᵀ · scale) v within segments.
 pub struct AttentionArgs<'a> {
     /// [tokens, heads, d], f32, contiguous.
@@ -83,7 +26,7 @@ pub struct AttentionArgs<'a> {
     /// Keys and values [entries, key heads, d], f32, contiguous.
     pub kv: KvView<'a>,
     /// Which queries see which keys, in the order of the queries.
-    pub segments: &'a [Segment],
+    pub segments: &'a Segments,
     /// Which keys of its segment a query sees.
     pub mask: Mask,
     /// Factor of the scores.
@@ -108,7 +51,7 @@ pub struct AttentionBackwardArgs<'a> {
     /// As the forward pass gave it: [tokens, heads], f32, contiguous.
     pub lse: &'a Tensor,
     /// Which queries see which keys, in the order of the queries.
-    pub segments: &'a [Segment],
+    pub segments: &'a Segments,
     /// Which keys of its segment a query sees.
     pub mask: Mask,
     /// Factor of the scores.
@@ -135,7 +78,6 @@ pub fn attention(q: &Tensor, kv: KvView<'_>, segments: &Segments, mask: Mask, sc
     let mut out = device.alloc(q.shape(), DType::F32)?;
     let mut lse = device.alloc(&q.shape()[..2], DType::F32)?;
     let kv = KvView { k: &k32, v: &v32 };
-    let segments = segments.list();
     device.run(&ATTENTION, AttentionArgs { q: &q32, kv, segments, mask, scale, out: out.view(), lse: lse.view() })?;
     Ok((out.finish().to_dtype(q.dtype())?, lse.finish()))
 }
@@ -172,7 +114,7 @@ pub fn attention_backward(
         kv: KvView { k: &k32, v: &v32 },
         out: &out,
         lse: &lse,
-        segments: segments.list(),
+        segments,
         mask,
         scale,
         dq: dq.view(),
@@ -195,8 +137,8 @@ fn check(q: &Tensor, kv: KvView<'_>, segments: &Segments, mask: Mask) -> Result<
         let shapes = format!("q {:?}, k {:?}, v {:?}", q.shape(), kv.k.shape(), kv.v.shape());
         return Err(Error::shape("attention", shapes));
     }
-    if segments.queries != tokens || segments.keys > entries {
-        let needs = format!("segments of {} queries and {} keys", segments.queries, segments.keys);
+    if segments.queries() != tokens || segments.keys() > entries {
+        let needs = format!("segments of {} queries and {} keys", segments.queries(), segments.keys());
         return Err(Error::shape("attention", format!("{needs}, with q {:?} and k {:?}", q.shape(), kv.k.shape())));
     }
     if !q.dtype().is_float() || kv.k.dtype() != q.dtype() || kv.v.dtype() != q.dtype() {
@@ -204,7 +146,7 @@ fn check(q: &Tensor, kv: KvView<'_>, segments: &Segments, mask: Mask) -> Result<
         return Err(Error::dtype("attention", dtypes));
     }
     let blind = |s: &&Segment| mask != Mask::Full && s.q_len > s.kv_len;
-    if let Some(s) = segments.list.iter().find(blind) {
+    if let Some(s) = segments.list().iter().find(blind) {
         return Err(Error::invalid(format!("attention: under {mask:?} {s:?} has queries before its first key")));
     }
     if mask == Mask::Window(0) {
@@ -221,7 +163,7 @@ fn attention_of(q: &Tensor, kv: KvView<'_>, mask: Mask, scale: f32) -> Result<At
 fn forward_cpu(cpu: &Cpu, mut args: AttentionArgs<'_>) -> Result<()> {
     let of = attention_of(args.q, args.kv, args.mask, args.scale)?;
     let (q, k, v) = (args.q.as_slice()?, args.kv.k.as_slice()?, args.kv.v.as_slice()?);
-    attention::forward(cpu, &of, args.segments, q, k, v, args.out.as_mut_slice()?, args.lse.as_mut_slice()?)
+    attention::forward(cpu, &of, args.segments.list(), q, k, v, args.out.as_mut_slice()?, args.lse.as_mut_slice()?)
 }
 
 fn backward_cpu(cpu: &Cpu, mut args: AttentionBackwardArgs<'_>) -> Result<()> {
@@ -229,7 +171,7 @@ fn backward_cpu(cpu: &Cpu, mut args: AttentionBackwardArgs<'_>) -> Result<()> {
     let (q, k, v) = (args.q.as_slice()?, args.kv.k.as_slice()?, args.kv.v.as_slice()?);
     let (out, lse, d_out) = (args.out.as_slice()?, args.lse.as_slice()?, args.d_out.as_slice()?);
     let (dq, dk, dv) = (args.dq.as_mut_slice()?, args.dk.as_mut_slice()?, args.dv.as_mut_slice()?);
-    attention::backward(cpu, &of, args.segments, q, k, v, out, lse, d_out, Gradients { q: dq, k: dk, v: dv })
+    attention::backward(cpu, &of, args.segments.list(), q, k, v, out, lse, d_out, Gradients { q: dq, k: dk, v: dv })
 }
 
 /// Rows and keys of a tile of attention.cu.
@@ -239,7 +181,8 @@ const SLICE: usize = 128;
 
 /// The segments as attention.cu takes them, and what else its kernels share.
 struct Plan {
-    segments: Tensor,
+    /// i32 [segments, 4]; see [`Segments::to_device`].
+    table: Tensor,
     mask: Mask,
     heads: usize,
     kv_heads: usize,
@@ -249,24 +192,16 @@ struct Plan {
 }
 
 impl Plan {
-    /// The table of segments is copied to the device here, once a call; with a step's state prepared before it starts, that
-    /// copy moves off the path.
-    fn new(q: &Tensor, kv: KvView<'_>, segments: &[Segment], mask: Mask) -> Result<Self> {
+    fn new(q: &Tensor, kv: KvView<'_>, segments: &Segments, mask: Mask) -> Result<Self> {
         let ((tokens, heads, width), (entries, kv_heads, _)) = (q.dims3("attention")?, kv.k.dims3("attention")?);
         if width > 256 || i32::try_from((tokens * heads).max(entries)).is_err() {
             let shapes = format!("q {:?} and k {:?}", q.shape(), kv.k.shape());
             return Err(Error::unsupported(format!("attention on a CUDA device: {shapes} (heads of at most 256)")));
         }
-        let (mut row_tiles, mut key_tiles) = (0, 0);
-        let mut table = Vec::with_capacity(6 * segments.len());
-        for s in segments {
-            // All of them are below 2³¹, as the tokens and entries are.
-            table.extend([s.q_start, s.q_len, s.kv_start, s.kv_len, row_tiles, key_tiles].map(|n| n as i32));
-            row_tiles += (s.q_len * (heads / kv_heads)).div_ceil(SIDE);
-            key_tiles += s.kv_len.div_ceil(SIDE);
-        }
-        let segments = Tensor::from_vec(table, &[segments.len(), 6], q.device())?;
-        Ok(Plan { segments, mask, heads, kv_heads, width, row_tiles, key_tiles })
+        // As the kernels count them.
+        let row_tiles = segments.list().iter().map(|s| (s.q_len * (heads / kv_heads)).div_ceil(SIDE)).sum();
+        let key_tiles = segments.list().iter().map(|s| s.kv_len.div_ceil(SIDE)).sum();
+        Ok(Plan { table: segments.table(q.device())?, mask, heads, kv_heads, width, row_tiles, key_tiles })
     }
 
     /// `segments, count, full, window, scale`
@@ -276,8 +211,8 @@ impl Plan {
             Mask::Causal => (0, i32::MAX as usize),
             Mask::Window(n) => (0, n.min(i32::MAX as usize)),
         };
-        let count = cuda::number(self.segments.dim(0)?)?;
-        Ok([cuda::read(&self.segments)?, count, Arg::U32(full), cuda::number(window)?, Arg::F32(scale)])
+        let count = cuda::number(self.table.dim(0)?)?;
+        Ok([cuda::read(&self.table)?, count, Arg::U32(full), cuda::number(window)?, Arg::F32(scale)])
     }
 
     /// `heads, kv_heads, width`
@@ -311,10 +246,10 @@ fn forward_cuda(cuda: &Cuda, args: AttentionArgs<'_>) -> Result<()> {
 
 fn backward_cuda(cuda: &Cuda, args: AttentionBackwardArgs<'_>) -> Result<()> {
     let AttentionBackwardArgs { d_out, q, kv, out, lse, segments, mask, scale, dq, mut dk, mut dv } = args;
-    attention::check_keys(segments)?;
+    attention::check_keys(segments.list())?;
     let plan = Plan::new(q, kv, segments, mask)?;
     // No block owns the entries between segments.
-    if segments.iter().map(|s| s.kv_len).sum::<usize>() < kv.k.dim(0)? {
+    if segments.list().iter().map(|s| s.kv_len).sum::<usize>() < kv.k.dim(0)? {
         fill(&mut dk, 0.0)?;
         fill(&mut dv, 0.0)?;
     }

@@ -59,6 +59,8 @@ impl Case for Attention {
             case([2, 1, 256], &[(5, 5)], Window(3)),
             // Across tiles of keys and blocks of queries.
             case([2, 1, 3], &[(130, 130), (60, 99)], Causal),
+            // More segments than a warp looks at at a time.
+            case([2, 2, 4], &[(2, 3); 70], Causal),
         ]
     }
 
