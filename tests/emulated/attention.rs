@@ -28,3 +28,18 @@ fn one_table_of_segments_serves_each_device() {
         assert!((want - got).abs() < 1e-5, "{got}, not {want}");
     }
 }
+
+#[test]
+#[ignore = "timing"]
+fn time_cases() {
+    use kinglet_oracle::*;
+    for case in cases::of("attention") {
+        let mut line = String::new();
+        for devices in [vec![], vec![emulated(80, 1)]] {
+            let start = std::time::Instant::now();
+            Checker::new(simd()).unwrap().with_cuda(devices).with_scope(Scope::Quick).check_all(std::slice::from_ref(&case)).unwrap();
+            line += &format!("{:.2} ", start.elapsed().as_secs_f64());
+        }
+        println!("{line} {}", case.label());
+    }
+}
