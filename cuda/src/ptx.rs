@@ -42,6 +42,8 @@ pub const MODULES: &[Module] = modules![
     "adamw",
     "affine",
     "attention",
+    "attention_cores",
+    "attention_cores_backward",
     "binary",
     "cat",
     "compare",
@@ -70,7 +72,8 @@ macro_rules! headers {
 }
 
 /// What a source may include, by the name that it includes it by.
-pub const HEADERS: &[(&str, &str)] = headers!["common.cuh", "math.cuh", "mma.cuh", "philox.cuh"];
+pub const HEADERS: &[(&str, &str)] =
+    headers!["attention.cuh", "attention_cores.cuh", "common.cuh", "math.cuh", "mma.cuh", "philox.cuh"];
 
 /// What `scripts/build-kernels` wrote of how the kernels were compiled.
 const MANIFEST: &str = include_str!("../ptx/manifest.txt");

@@ -23,6 +23,7 @@ impl Batch {
     /// When `offsets` do not cut `ids` into pieces, or an id is negative.
     pub fn new(ids: &[i32], offsets: &[usize], device: &Device) -> Result<Self> {
         let segments = Segments::packed(offsets)?;
+        segments.to_device(device)?;
         if offsets.last() != Some(&ids.len()) {
             return Err(Error::shape(
                 "batch",
@@ -47,6 +48,7 @@ impl Batch {
     /// When `ids` is empty.
     pub fn next(ids: &[i32], cached: usize, device: &Device) -> Result<Self> {
         let segments = Segments::one(ids.len(), cached + ids.len())?;
+        segments.to_device(device)?;
         let positions = (cached..cached + ids.len()).map(|p| p as i32).collect();
         Self::of(ids, positions, segments, device)
     }

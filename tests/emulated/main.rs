@@ -4,6 +4,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod attention;
 mod errors;
 mod four_bit;
 mod fused;
@@ -64,7 +65,7 @@ macro_rules! tests {
 tests! {
     adamw: "adamw", "grad_norm";
     affine: "affine";
-    attention: "attention";
+    attention: "attention", "attention_cores", "attention_cores_backward";
     binary: "binary";
     cat: "cat";
     compare: "compare";
