@@ -1,153 +1,113 @@
-// Products of matrices and of batches of matrices (tensor/src/ops/matmul.rs): out = a b, or out = out + a b in f32,
-// rounded once; any strides, any sizes.
+// Products of matrices and of batches of matrices (tensor/src/ops/matmul.rs), any strides, any sizes:
 //
-//   matmul_A_B_C        a [m, k] of type A times b [k, n] of B to out [m, n] of C, for more than 8 rows
-//   matmul_rows_A_B_C   the same for few rows: a dot product an element
+//   out = alpha a b + scale u v^T + bias + out, added up in f32 and rounded once
 //
-// bf16 times bf16 or f32 (rounded to bf16 first) and f16 times f16 run on tensor cores, everything else in f32. An
-// operand is its element [0, 0] of batch 0, its strides (`a_m`: from row to row of a, ..), and the offset of each batch
-// as a view over the batches; out is contiguous: [batches, m, n]. k may be 0, m and n not. accumulate is 0 or 1.
-// Bits: matmul_rows and the f32 path of matmul equal the CPU's; the tensor-core path adds in the hardware's order.
-// Bytes: matmul reads a ceil(n / 64) times and b ceil(m / 64) times (mostly from L2); matmul_rows reads b once a row.
-// Geometry: matmul: batches ceil(m / 64) ceil(n / 64) blocks, of 128 threads on tensor cores, of 256 in f32;
-// matmul_rows: ceil(batches m n / 4) blocks of 128 threads, one warp an element.
-#include "mma.cuh"
+//   matmul_TILE_A_B     a [m, k] of type A times b [k, n] of B to out [m, n] of A, or of f32 if `wide`, on tensor cores, in
+//                       tiles of 64x64, 128x128 or 128x256: bf16 times bf16 or f32 (rounded to bf16 first), f16 times f16,
+//                       and f32 times f32, both rounded to TF32
+//   matmul_plain_A_B_C  everything else, and f32 times f32, in f32
+//   matmul_rows_A_B_C   for few rows: a dot product an element
+//   matmul_sum_C        adds up what matmul_TILE made of parts of k, and does what comes behind
+//
+// An operand is its element [0, 0] of batch 0, its strides (`a_m`: from row to row of a, ..), and the offset of each batch
+// as a view over the batches. Rows of out are `out_m` apart, and batches m out_m. accumulate, 0 or 1: whether out is added.
+// u [m, rank] is f32, contiguous, v [n, rank] f32 of any strides; bias is null or one f32 a column; for one batch only.
+// k and rank may be 0, m and n not. matmul_TILE cuts k into parts of `depth` steps (a
+// multiple of 32), one a split; if there are several, out is [splits, batches, m, n].
+// The tiles of 128 ask for operands whose rows or columns are contiguous, and of which each 16 bytes are aligned.
+// Bits: matmul_rows and matmul_plain equal the CPU's; the tensor-core path adds in the hardware's order, step by step along
+// k, so that all tiles give the same.
+// Bytes: matmul_TILE reads a n / columns times and b m / rows times (mostly from L2); matmul_rows reads b once a row.
+// Geometry: matmul_TILE: splits batches ceil(m / rows) ceil(n / columns) blocks, of 128 threads, for 128x256 of 256, with
+// 32, 48 or 96 KiB of dynamic shared memory; matmul_plain as 64x64, of 256 threads, without shared memory; matmul_rows: ceil(batches m n / 4) blocks of 128 threads, one warp an element; matmul_sum: one thread four elements of a
+// row, ceil(batches m ceil(n / 4) / 256) blocks of 256 threads.
+#include "gemm.cuh"
+
+using gemm::Epilogue;
+using gemm::Matrix;
 
 // Whether b is rounded to the type of a before it is multiplied.
 template <typename A, typename B> constexpr bool ROUNDED = false;
 template <> constexpr bool ROUNDED<bf16, f32> = true;
 
-// A block makes a tile of SIDE x SIDE.
+// ---- Tensor cores.
+
+// Whether neighbours in global memory are neighbours along the side.
+template <typename T> INLINE bool across(const Matrix<T>& x) { return x.outer < x.along; }
+
+// Whether x can be copied in chunks.
+template <typename T> INLINE bool direct(const Matrix<T>& x) {
+    u64 near = across(x) ? x.outer : x.along, far = across(x) ? x.along : x.outer;
+    return near == 1 && far % 8 == 0 && aligned<8>(x.start);
+}
+
+// How an operand of elements X comes to a tile of T.
+template <typename S, typename T, typename X, u32 SIDE> struct Source : gemm::Gathered<X, T, SIDE, S::THREADS> {
+    INLINE Source(const Matrix<X>& x, u32 first) : gemm::Gathered<X, T, SIDE, S::THREADS>(x, first, across(x)) {}
+};
+template <typename T, u32 SIDE> struct Source<gemm::Small, T, T, SIDE> : gemm::Either<T, SIDE, gemm::Small::THREADS> {
+    INLINE Source(const Matrix<T>& x, u32 first)
+        : gemm::Either<T, SIDE, gemm::Small::THREADS>(x, first, across(x), direct(x)) {}
+};
+template <typename T, u32 SIDE> struct Source<gemm::Large, T, T, SIDE> : gemm::Direct<T, SIDE, gemm::Large::THREADS> {
+    INLINE Source(const Matrix<T>& x, u32 first) : gemm::Direct<T, SIDE, gemm::Large::THREADS>(x, first, across(x)) {}
+};
+template <typename T, u32 SIDE> struct Source<gemm::Wide, T, T, SIDE> : gemm::Direct<T, SIDE, gemm::Wide::THREADS> {
+    INLINE Source(const Matrix<T>& x, u32 first) : gemm::Direct<T, SIDE, gemm::Wide::THREADS>(x, first, across(x)) {}
+};
+
+template <typename S, typename T, typename A, typename B>
+INLINE void by_cores(const Matrix<A>& a, const Matrix<B>& b, const gemm::Out<A>& out, const Epilogue& epilogue,
+                     const gemm::Place& place, u32 k, u32 depth) {
+    Source<S, T, A, S::ROWS> left(a, place.row);
+    Source<S, T, B, S::COLUMNS> right(b, place.column);
+    gemm::Sums<S> sums = {};
+    u32 first = (u32)place.split * depth;
+    gemm::multiply<T, S>(sums, left, right, first, min(k, first + depth));
+    gemm::store<S>(sums, epilogue, out, place, a.size, b.size);
+}
+
+// ---- f32: tiles of 64 x 64 by 256 threads of 4 x 4 elements each, 16 apart.
+
 constexpr u32 SIDE = 64;
-
-// One matrix operand.
-template <typename T> struct Matrix {
-    const T* start;
-    u64 outer;  // from row to row of a, from column to column of b
-    u64 along;  // from one k to the next
-    u32 size;   // rows of a, columns of b
-};
-
-// Where a block works: its batch, and the first row and column of its tile.
-struct Tile {
-    u32 batch, row, column;
-};
-
-INLINE Tile tile_of_block(u32 m, u32 n) {
-    u32 across = (n + SIDE - 1) / SIDE, tiles = (m + SIDE - 1) / SIDE * across;
-    u32 tile = blockIdx.x % tiles;
-    return {blockIdx.x / tiles, tile / across * SIDE, tile % across * SIDE};
-}
-
-// Calls store(i, depth, value) for SIDE rows (or columns) from `first` on, times DEPTH steps from k_first on; zero
-// where the matrix ends. Neighbouring threads read neighbouring addresses, whichever way the matrix lies.
-template <u32 DEPTH, u32 BLOCK, typename T, typename Store>
-INLINE void each_of_tile(const Matrix<T>& x, u32 first, u32 k_first, u32 k, Store store) {
-    bool along = x.along <= x.outer;
-#pragma unroll 8
-    for (u32 t = threadIdx.x; t < SIDE * DEPTH; t += BLOCK) {
-        u32 i = along ? t / DEPTH : t % SIDE, depth = along ? t % DEPTH : t / SIDE;
-        bool inside = first + i < x.size && k_first + depth < k;
-        store(i, depth, inside ? to_f32(x.start[(first + i) * x.outer + (k_first + depth) * x.along]) : 0.0f);
-    }
-}
-
-template <typename C> INLINE void store_result(C* out, f32 result, u32 accumulate) {
-    *out = from_f32<C>(accumulate ? to_f32(*out) + result : result);
-}
-
-// ---- Tensor cores: four warps, each 32 x 32 of the tile; both operands lie in shared memory with k contiguous.
-
-constexpr u32 CORE_THREADS = 128;
-constexpr u32 CORE_DEPTH = 32;
-// Rows are padded to 80 bytes: the eight rows of an 8 x 8 matrix then lie in different banks.
-constexpr u32 CORE_PITCH = CORE_DEPTH + 8;
-
-template <typename T, typename A, typename B, typename C>
-INLINE void by_cores(const Matrix<A>& a, const Matrix<B>& b, C* out, u32 accumulate, u32 k, Tile tile) {
-    alignas(16) __shared__ T as[SIDE][CORE_PITCH], bs[SIDE][CORE_PITCH];
-    u32 lane = lane_index(), warp = threadIdx.x / WARP;
-    u32 warp_row = warp / 2 * 32, warp_column = warp % 2 * 32;
-    f32 sums[2][4][4] = {};
-    for (u32 k_first = 0; k_first < k; k_first += CORE_DEPTH) {
-        each_of_tile<CORE_DEPTH, CORE_THREADS>(a, tile.row, k_first, k,
-                                               [&](u32 i, u32 depth, f32 x) { as[i][depth] = from_f32<T>(x); });
-        each_of_tile<CORE_DEPTH, CORE_THREADS>(b, tile.column, k_first, k,
-                                               [&](u32 i, u32 depth, f32 x) { bs[i][depth] = from_f32<T>(x); });
-        __syncthreads();
-#pragma unroll
-        for (u32 depth = 0; depth < CORE_DEPTH; depth += 16) {
-            // Matrices of a: rows 0-7 and 8-15 at depth 0-7, then at depth 8-15.
-            u32 a_part[2][4];
-#pragma unroll
-            for (u32 i = 0; i < 2; i++) {
-                mma::load_matrices(a_part[i], &as[warp_row + 16 * i + lane % 16][depth + lane / 16 * 8]);
-            }
-#pragma unroll
-            for (u32 j = 0; j < 2; j++) {
-                // Matrices of b: columns 0-7 at depth 0-7 and 8-15, then columns 8-15.
-                u32 b_part[4];
-                mma::load_matrices(b_part,
-                                   &bs[warp_column + 16 * j + lane / 16 * 8 + lane % 8][depth + lane / 8 % 2 * 8]);
-                u32 left[2] = {b_part[0], b_part[1]}, right[2] = {b_part[2], b_part[3]};
-#pragma unroll
-                for (u32 i = 0; i < 2; i++) {
-                    mma::multiply(sums[i][2 * j], a_part[i], left, T());
-                    mma::multiply(sums[i][2 * j + 1], a_part[i], right, T());
-                }
-            }
-        }
-        __syncthreads();
-    }
-#pragma unroll
-    for (u32 i = 0; i < 2; i++) {
-#pragma unroll
-        for (u32 j = 0; j < 4; j++) {
-#pragma unroll
-            for (u32 part = 0; part < 4; part++) {
-                u32 row = tile.row + warp_row + 16 * i + lane / 4 + part / 2 * 8;
-                u32 column = tile.column + warp_column + 8 * j + lane % 4 * 2 + part % 2;
-                if (row < a.size && column < b.size) {
-                    store_result(out + (u64)row * b.size + column, sums[i][j][part], accumulate);
-                }
-            }
-        }
-    }
-}
-
-// ---- f32: 256 threads of 4 x 4 elements each, 16 apart.
-
+using Plain = gemm::Shape<SIDE, SIDE, SIDE, SIDE, 1>;
 constexpr u32 PLAIN_DEPTH = 16;
 // The CPU adds up chains of this many fused steps.
 constexpr u32 CHAIN = 256;
 
-template <typename A, typename B, typename C>
-INLINE void by_steps(const Matrix<A>& a, const Matrix<B>& b, C* out, u32 accumulate, u32 k, Tile tile) {
+struct PlainTile {
     // One column of padding: tiles that are read along k are stored across it.
-    __shared__ f32 as[PLAIN_DEPTH][SIDE + 1], bs[PLAIN_DEPTH][SIDE + 1];
-    u32 x = threadIdx.x % 16, y = threadIdx.x / 16;
-    auto place = [&](u32 i, u32 j) { return out + (u64)(tile.row + y + 16 * i) * b.size + tile.column + x + 16 * j; };
-    auto inside = [&](u32 i, u32 j) { return tile.row + y + 16 * i < a.size && tile.column + x + 16 * j < b.size; };
-    // What is in f32 is added to chain by chain; the 16-bit types get the whole sum.
-    bool in_place = accumulate && sizeof(C) == sizeof(f32);
-    f32 sums[4][4], chain[4][4];
+    f32 at[PLAIN_DEPTH][SIDE + 1];
+};
+
+// PLAIN_DEPTH steps from k_first on of SIDE rows (or columns) from `first` on; zero where the matrix ends. Neighbouring
+// threads read neighbouring addresses, whichever way the matrix lies.
+template <typename T>
+INLINE void load_plain(PlainTile& tile, const Matrix<T>& x, u32 first, u32 k_first, u32 k) {
+    bool along = x.along <= x.outer;
 #pragma unroll
-    for (u32 i = 0; i < 4; i++) {
-#pragma unroll
-        for (u32 j = 0; j < 4; j++) sums[i][j] = in_place && inside(i, j) ? to_f32(*place(i, j)) : 0.0f;
+    for (u32 part = 0; part < SIDE * PLAIN_DEPTH; part += THREADS) {
+        u32 t = part + threadIdx.x;
+        u32 i = along ? t / PLAIN_DEPTH : t % SIDE, depth = along ? t % PLAIN_DEPTH : t / SIDE;
+        bool inside = first + i < x.size && k_first + depth < k;
+        tile.at[depth][i] = inside ? to_f32(x.start[(first + i) * x.outer + (k_first + depth) * x.along]) : 0.0f;
     }
+}
+
+// sums = sums + factor a b, chain by chain; while `empty` there is nothing in sums yet.
+template <typename A, typename B>
+INLINE void add_chains(f32 (&sums)[4][4], bool& empty, const Matrix<A>& a, const Matrix<B>& b, u32 k, f32 factor,
+                       const gemm::Place& place) {
+    __shared__ PlainTile as, bs;
+    u32 x = threadIdx.x % 16, y = threadIdx.x / 16;
+#pragma unroll 1
     for (u32 chain_first = 0; chain_first < k; chain_first += CHAIN) {
-#pragma unroll
-        for (u32 i = 0; i < 4; i++) {
-#pragma unroll
-            for (u32 j = 0; j < 4; j++) chain[i][j] = 0.0f;
-        }
+        f32 chain[4][4] = {};
         u32 chain_end = min(chain_first + CHAIN, k);
+#pragma unroll 1
         for (u32 k_first = chain_first; k_first < chain_end; k_first += PLAIN_DEPTH) {
-            each_of_tile<PLAIN_DEPTH, THREADS>(a, tile.row, k_first, k,
-                                               [&](u32 i, u32 depth, f32 v) { as[depth][i] = v; });
-            each_of_tile<PLAIN_DEPTH, THREADS>(b, tile.column, k_first, k,
-                                               [&](u32 i, u32 depth, f32 v) { bs[depth][i] = v; });
+            load_plain(as, a, place.row, k_first, k);
+            load_plain(bs, b, place.column, k_first, k);
             __syncthreads();
 #pragma unroll 4
             for (u32 depth = 0; depth < PLAIN_DEPTH; depth++) {
@@ -155,7 +115,7 @@ INLINE void by_steps(const Matrix<A>& a, const Matrix<B>& b, C* out, u32 accumul
                 for (u32 i = 0; i < 4; i++) {
 #pragma unroll
                     for (u32 j = 0; j < 4; j++) {
-                        chain[i][j] = fmaf(as[depth][y + 16 * i], bs[depth][x + 16 * j], chain[i][j]);
+                        chain[i][j] = fmaf(as.at[depth][y + 16 * i], bs.at[depth][x + 16 * j], chain[i][j]);
                     }
                 }
             }
@@ -164,27 +124,56 @@ INLINE void by_steps(const Matrix<A>& a, const Matrix<B>& b, C* out, u32 accumul
 #pragma unroll
         for (u32 i = 0; i < 4; i++) {
 #pragma unroll
-            for (u32 j = 0; j < 4; j++) sums[i][j] += chain[i][j];
+            for (u32 j = 0; j < 4; j++) {
+                sums[i][j] = empty ? factor * chain[i][j] : fmaf(factor, chain[i][j], sums[i][j]);
+            }
         }
+        empty = false;
+    }
+}
+
+template <typename A, typename B, typename C>
+INLINE void by_steps(const Matrix<A>& a, const Matrix<B>& b, C* out, u64 out_m, const Epilogue& e,
+                     const gemm::Place& place, u32 k) {
+    u32 row = place.row + threadIdx.x / 16, column = place.column + threadIdx.x % 16;
+    // What is in f32 is added to chain by chain; the 16-bit types get the whole sum.
+    bool in_place = e.accumulate && sizeof(C) == sizeof(f32), empty = !in_place;
+    f32 sums[4][4];
+#pragma unroll
+    for (u32 i = 0; i < 4; i++) {
+#pragma unroll
+        for (u32 j = 0; j < 4; j++) {
+            bool inside = row + 16 * i < a.size && column + 16 * j < b.size;
+            sums[i][j] = in_place && inside ? to_f32(out[(row + 16 * i) * out_m + column + 16 * j]) : 0.0f;
+        }
+    }
+    add_chains(sums, empty, a, b, k, e.alpha, place);
+    if (e.rank > 0) {
+        add_chains(sums, empty, Matrix<f32>{e.u, e.rank, 1, a.size}, Matrix<f32>{e.v, e.v_n, e.v_r, b.size}, e.rank,
+                   e.scale, place);
     }
 #pragma unroll
     for (u32 i = 0; i < 4; i++) {
 #pragma unroll
         for (u32 j = 0; j < 4; j++) {
-            if (inside(i, j)) store_result(place(i, j), sums[i][j], accumulate && !in_place);
+            if (row + 16 * i >= a.size || column + 16 * j >= b.size) continue;
+            C* to = out + (row + 16 * i) * out_m + column + 16 * j;
+            f32 result = e.accumulate && !in_place ? to_f32(*to) + sums[i][j] : sums[i][j];
+            *to = from_f32<C>(e.bias ? result + e.bias[column + 16 * j] : result);
         }
     }
 }
 
-// ---- Few rows.
+// ---- Few rows: one warp an element.
 
-template <typename A, typename B, typename C>
-INLINE void by_dots(const Matrix<A>& a, const Matrix<B>& b, C* out, u32 accumulate, u32 k, u32 row, u32 column) {
-    const A* x = a.start + row * a.outer;
-    const B* y = b.start + column * b.outer;
+// The dot product of row i of a with column j of b, rounded to bf16 first if `rounded`.
+template <bool ROUND, typename A, typename B>
+INLINE f32 dot(const Matrix<A>& a, u64 i, const Matrix<B>& b, u64 j, u32 k) {
+    const A* x = a.start + i * a.outer;
+    const B* y = b.start + j * b.outer;
     auto at = [&](u32 i) {
         f32 v = to_f32(y[i * b.along]);
-        return ROUNDED<A, B> ? round_to<bf16>(v) : v;
+        return ROUND ? round_to<bf16>(v) : v;
     };
     Pair<f32> lanes = {0.0f, 0.0f};
     each_pair(
@@ -194,44 +183,135 @@ INLINE void by_dots(const Matrix<A>& a, const Matrix<B>& b, C* out, u32 accumula
             lanes.b = fmaf(to_f32(x[(i + 1) * a.along]), at(i + 1), lanes.b);
         },
         [&](u32 i) { lanes.a = fmaf(to_f32(x[i * a.along]), at(i), lanes.a); });
-    f32 sum = fold_sum(lanes);
-    if (lane_index() == 0) store_result(out, sum, accumulate);
+    return fold_sum(lanes);
 }
+
+template <typename A, typename B, typename C>
+INLINE void by_dots(const Matrix<A>& a, const Matrix<B>& b, C* out, const Epilogue& e, u32 k, u32 row, u32 column) {
+    f32 sum = dot<ROUNDED<A, B>>(a, row, b, column, k), old = e.accumulate ? to_f32(*out) : 0.0f;
+    f32 result = e.accumulate ? fmaf(e.alpha, sum, old) : e.alpha * sum;
+    if (e.rank > 0) {
+        Matrix<f32> u = {e.u, e.rank, 1, a.size}, v = {e.v, e.v_n, e.v_r, b.size};
+        f32 more = dot<false>(u, row, v, column, e.rank);
+        result = fmaf(e.scale, more, result);
+    }
+    if (e.bias) result += e.bias[column];
+    // All have read what they add to.
+    __syncwarp();
+    if (lane_index() == 0) *out = from_f32<C>(result);
+}
+
+// ---- The sum of parts.
+
+template <typename C>
+INLINE void sum_parts(const f32* parts, u32 splits, C* out, u64 out_m, const Epilogue& e, u64 rows, u32 n) {
+    u32 fours = (n + 3) / 4;
+    u64 row = thread_index() / fours;
+    u32 column = (u32)(thread_index() % fours) * 4, count = n - column;
+    if (row >= rows) return;
+    f32 sums[4] = {}, part[4];
+    for (u32 s = 0; s < splits; s++) {
+        read4(parts + (s * rows + row) * n + column, 0, count, part);
+#pragma unroll
+        for (u32 i = 0; i < 4; i++) sums[i] += part[i];
+    }
+#pragma unroll
+    for (u32 i = 0; i < 4; i++) sums[i] *= e.alpha;
+    for (u32 r = 0; r < e.rank; r++) {
+        f32 u = e.scale * e.u[row * e.rank + r];
+#pragma unroll
+        for (u32 i = 0; i < 4; i++) {
+            f32 v = e.v[min(column + i, n - 1) * e.v_n + r * e.v_r];
+            sums[i] = fmaf(u, v, sums[i]);
+        }
+    }
+    gemm::store_four(out + row * out_m + column, e, column, count, sums);
+}
+
+#define SUM(C)                                                                                                        \
+    KERNEL(THREADS)                                                                                                   \
+    matmul_sum_##C(const f32* __restrict__ parts, u32 splits, C* __restrict__ out, u64 out_m, u32 accumulate,         \
+        f32 alpha, const f32* __restrict__ bias, const f32* __restrict__ u, const f32* __restrict__ v, u64 v_n,       \
+        u64 v_r, u32 rank, f32 scale, u64 rows, u32 n) {                                                              \
+        Epilogue epilogue = {accumulate, alpha, bias, u, v, v_n, v_r, rank, scale};                                   \
+        sum_parts(parts, splits, out, out_m, epilogue, rows, n);                                                      \
+    }
+FLOATS(SUM)
 
 // ---- Entry points.
 
-#define MATMUL(A, B, C, BLOCK, BY)                                                                                    \
-    KERNEL(BLOCK, 128)                                                                                                \
-    matmul_##A##_##B##_##C(const A* __restrict__ a, u64 a_m, u64 a_k, VIEW a_batch, const B* __restrict__ b, u64 b_k, \
-        u64 b_n, VIEW b_batch, C* __restrict__ out, u32 accumulate, u32 batches, u32 m, u32 n, u32 k) {               \
-        Tile tile = tile_of_block(m, n);                                                                              \
-        Matrix<A> left = {a + a_batch.offset(tile.batch), a_m, a_k, m};                                               \
-        Matrix<B> right = {b + b_batch.offset(tile.batch), b_n, b_k, n};                                              \
-        BY(left, right, out + (u64)tile.batch * m * n, accumulate, k, tile);                                          \
-    }                                                                                                                 \
-    KERNEL(ROW_THREADS)                                                                                               \
-    matmul_rows_##A##_##B##_##C(const A* __restrict__ a, u64 a_m, u64 a_k, VIEW a_batch, const B* __restrict__ b,     \
-        u64 b_k, u64 b_n, VIEW b_batch, C* __restrict__ out, u32 accumulate, u32 batches, u32 m, u32 n, u32 k) {      \
-        u64 element = warp_row(), batch = element / ((u64)m * n);                                                     \
-        if (batch >= batches) return;                                                                                 \
-        u32 row = (u32)(element / n % m), column = (u32)(element % n);                                                \
-        Matrix<A> left = {a + a_batch.offset(batch), a_m, a_k, m};                                                    \
-        Matrix<B> right = {b + b_batch.offset(batch), b_n, b_k, n};                                                   \
-        by_dots(left, right, out + element, accumulate, k, row, column);                                              \
+// The operands of a batch, and what else every kernel makes of its arguments.
+#define OPERANDS(BATCH)                                                                                               \
+    Matrix<A> left = {a + a_batch.offset(BATCH), a_m, a_k, m};                                                        \
+    Matrix<B> right = {b + b_batch.offset(BATCH), b_n, b_k, n};                                                       \
+    Epilogue epilogue = {accumulate, alpha, bias, u, v, v_n, v_r, rank, scale};
+
+#define CORES(NAME, SHAPE, REGISTERS, T, A_, B_)                                                                      \
+    KERNEL(SHAPE::THREADS, REGISTERS)                                                                                 \
+    NAME(const A_* __restrict__ a, u64 a_m, u64 a_k, VIEW a_batch, const B_* __restrict__ b, u64 b_k, u64 b_n,        \
+        VIEW b_batch, A_* __restrict__ out, u64 out_m, u32 wide, u32 accumulate, f32 alpha,                           \
+        const f32* __restrict__ bias, const f32* __restrict__ u, const f32* __restrict__ v, u64 v_n, u64 v_r,         \
+        u32 rank, f32 scale, u32 batches, u32 m, u32 n, u32 k, u32 depth) {                                           \
+        using A = A_;                                                                                                 \
+        using B = B_;                                                                                                 \
+        gemm::Place place = gemm::place_of_block<SHAPE>(batches, m, n);                                               \
+        OPERANDS(place.batch)                                                                                         \
+        u64 first = (place.split * batches + place.batch) * m * out_m;                                                \
+        A* to = wide ? reinterpret_cast<A*>(reinterpret_cast<f32*>(out) + first) : out + first;                       \
+        by_cores<SHAPE, T>(left, right, gemm::Out<A>{to, out_m, wide != 0}, epilogue, place, k, depth);               \
     }
 
-MATMUL(bf16, bf16, bf16, CORE_THREADS, by_cores<bf16>)
-MATMUL(bf16, bf16, f32, CORE_THREADS, by_cores<bf16>)
-MATMUL(bf16, f32, bf16, CORE_THREADS, by_cores<bf16>)
-MATMUL(bf16, f32, f32, CORE_THREADS, by_cores<bf16>)
-MATMUL(f16, f16, f16, CORE_THREADS, by_cores<f16>)
-MATMUL(f16, f16, f32, CORE_THREADS, by_cores<f16>)
-MATMUL(f32, f32, f32, THREADS, by_steps)
-MATMUL(f32, bf16, f32, THREADS, by_steps)
-MATMUL(f32, f16, f32, THREADS, by_steps)
-MATMUL(bf16, f16, bf16, THREADS, by_steps)
-MATMUL(bf16, f16, f32, THREADS, by_steps)
-MATMUL(f16, bf16, f16, THREADS, by_steps)
-MATMUL(f16, bf16, f32, THREADS, by_steps)
-MATMUL(f16, f32, f16, THREADS, by_steps)
-MATMUL(f16, f32, f32, THREADS, by_steps)
+#define PLAIN(A_, B_, C_)                                                                                             \
+    KERNEL(THREADS, 128)                                                                                              \
+    matmul_plain_##A_##_##B_##_##C_(const A_* __restrict__ a, u64 a_m, u64 a_k, VIEW a_batch,                         \
+        const B_* __restrict__ b, u64 b_k, u64 b_n, VIEW b_batch, C_* __restrict__ out, u64 out_m, u32 accumulate,    \
+        f32 alpha, const f32* __restrict__ bias, const f32* __restrict__ u, const f32* __restrict__ v, u64 v_n,       \
+        u64 v_r, u32 rank, f32 scale, u32 batches, u32 m, u32 n, u32 k) {                                             \
+        using A = A_;                                                                                                 \
+        using B = B_;                                                                                                 \
+        gemm::Place place = gemm::place_of_block<Plain>(batches, m, n);                                               \
+        OPERANDS(place.batch)                                                                                         \
+        by_steps(left, right, out + place.batch * m * out_m, out_m, epilogue, place, k);                              \
+    }
+
+#define ROWS(A_, B_, C_)                                                                                              \
+    KERNEL(ROW_THREADS)                                                                                               \
+    matmul_rows_##A_##_##B_##_##C_(const A_* __restrict__ a, u64 a_m, u64 a_k, VIEW a_batch,                          \
+        const B_* __restrict__ b, u64 b_k, u64 b_n, VIEW b_batch, C_* __restrict__ out, u64 out_m, u32 accumulate,    \
+        f32 alpha, const f32* __restrict__ bias, const f32* __restrict__ u, const f32* __restrict__ v, u64 v_n,       \
+        u64 v_r, u32 rank, f32 scale, u32 batches, u32 m, u32 n, u32 k) {                                             \
+        using A = A_;                                                                                                 \
+        using B = B_;                                                                                                 \
+        u64 row = warp_row() / n, batch = row / m;                                                                    \
+        u32 column = (u32)(warp_row() % n);                                                                           \
+        if (batch >= batches) return;                                                                                 \
+        OPERANDS(batch)                                                                                               \
+        by_dots(left, right, out + row * out_m + column, epilogue, k, (u32)(row % m), column);                        \
+    }
+
+// REGISTERS such that three blocks of 64x64, two of 128x128 and one of 128x256 fit a multiprocessor.
+CORES(matmul_64x64_bf16_bf16, gemm::Small, 168, bf16, bf16, bf16)
+CORES(matmul_64x64_bf16_f32, gemm::Small, 168, bf16, bf16, f32)
+CORES(matmul_64x64_f16_f16, gemm::Small, 168, f16, f16, f16)
+CORES(matmul_64x64_f32_f32, gemm::Small, 168, mma::tf32, f32, f32)
+CORES(matmul_128x128_bf16_bf16, gemm::Large, 255, bf16, bf16, bf16)
+CORES(matmul_128x128_f16_f16, gemm::Large, 255, f16, f16, f16)
+CORES(matmul_128x256_bf16_bf16, gemm::Wide, 255, bf16, bf16, bf16)
+CORES(matmul_128x256_f16_f16, gemm::Wide, 255, f16, f16, f16)
+
+ROWS(bf16, bf16, bf16)
+ROWS(bf16, bf16, f32)
+ROWS(bf16, f32, bf16)
+ROWS(bf16, f32, f32)
+ROWS(f16, f16, f16)
+ROWS(f16, f16, f32)
+#define PLAIN_ALL(A, B, C) PLAIN(A, B, C) ROWS(A, B, C)
+PLAIN_ALL(f32, f32, f32)
+PLAIN_ALL(f32, bf16, f32)
+PLAIN_ALL(f32, f16, f32)
+PLAIN_ALL(bf16, f16, bf16)
+PLAIN_ALL(bf16, f16, f32)
+PLAIN_ALL(f16, bf16, f16)
+PLAIN_ALL(f16, bf16, f32)
+PLAIN_ALL(f16, f32, f16)
+PLAIN_ALL(f16, f32, f32)

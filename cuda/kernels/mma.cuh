@@ -17,6 +17,17 @@ INLINE void multiply(f32 (&d)[4], const u32 (&a)[4], const u32 (&b)[2], f16) { K
 INLINE void multiply(f32 (&d)[4], const u32 (&a)[4], const u32 (&b)[2], bf16) { KINGLET_MMA("bf16"); }
 #undef KINGLET_MMA
 
+// f32 with 10 bits of mantissa, in the bits of an f32. a is 16 x 8 and b 8 x 8 here: as above, but that a register holds
+// one element, of column (a) or row (b) t or t + 4.
+struct tf32 {
+    u32 bits;
+};
+INLINE void multiply(f32 (&d)[4], const u32 (&a)[4], const u32 (&b)[2], tf32) {
+    asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
 // The address of a shared variable in the shared window, as instructions on shared memory take it.
 INLINE u32 shared_address(const void* p) { return (u32)__cvta_generic_to_shared(p); }
 
@@ -26,6 +37,17 @@ INLINE void load_matrices(u32 (&out)[4], const void* row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
                  : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
                  : "r"(shared_address(row))
+                 : "memory");
+}
+
+// The same; if `transposed` (for all threads alike) each matrix is turned: elements 2t and 2t + 1 are those of rows 2t and
+// 2t + 1 in column g. A run-time choice: one kernel takes operands that lie either way, for one idle slot a load.
+INLINE void load_matrices(u32 (&out)[4], const void* row, bool transposed) {
+    asm volatile("{ .reg .pred turned; setp.ne.u32 turned, %5, 0;"
+                 "@!turned ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 "@turned ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4]; }"
+                 : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
+                 : "r"(shared_address(row)), "r"((u32)transposed)
                  : "memory");
 }
 
@@ -44,3 +66,10 @@ INLINE void commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <u32 PENDING> INLINE void wait() { asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory"); }
 
 }  // namespace mma
+
+// To nearest, ties away from zero, as cuBLAS does.
+template <> INLINE mma::tf32 from_f32<mma::tf32>(f32 x) {
+    mma::tf32 y;
+    asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(y.bits) : "f"(x));
+    return y;
+}

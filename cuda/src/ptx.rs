@@ -73,7 +73,7 @@ macro_rules! headers {
 
 /// What a source may include, by the name that it includes it by.
 pub const HEADERS: &[(&str, &str)] =
-    headers!["attention.cuh", "attention_cores.cuh", "common.cuh", "math.cuh", "mma.cuh", "philox.cuh"];
+    headers!["attention.cuh", "attention_cores.cuh", "common.cuh", "gemm.cuh", "math.cuh", "mma.cuh", "philox.cuh"];
 
 /// What `scripts/build-kernels` wrote of how the kernels were compiled.
 const MANIFEST: &str = include_str!("../ptx/manifest.txt");

@@ -1,23 +1,116 @@
 //! Products of matrices and of batches of matrices.
 
 use crate::cpu::Cpu;
-use crate::cpu::gemm::{self, Dense, Elems, Mat, Options, Out};
-use crate::cuda::{self, Arg, Cuda, View};
-use crate::{DType, Error, Float, Result, Tensor, TensorMut, broadcast_shape, kernel, ops, same_device};
+use crate::cpu::gemm::{self, Accumulate, Dense, Elems, Mat, Options, Out};
+use crate::{
+    DType, Element, Error, Float, Result, Tensor, TensorMut, broadcast_shape, dispatch, kernel, ops, same_device,
+};
 use std::ops::Range;
 
-/// Arguments of [`MATMUL`]: out = a b or out += a b.
+mod cuda;
+mod plan;
+
+pub use plan::{Machine, Plan, Sizes, Tile};
+
+/// Arguments of [`MATMUL`]: out = a b, and what the epilogue makes of it.
 pub struct MatmulArgs<'a> {
     /// [batch.., m, k], any float dtype; any layout whose last two strides are not negative.
     pub a: &'a Tensor,
     /// [batch.., k, n], with the batch of `a` (broadcast: strides of 0), float dtype and layout as for `a`.
     pub b: &'a Tensor,
-    /// [batch.., m, n], any float dtype; read only to be added to.
+    /// [batch.., m, n], any float dtype (on a CUDA device f32 or that of `a`); read only to be added to. For one matrix it may be wider.
     pub out: TensorMut<'a>,
-    /// Overwrite `out` or add to it.
-    pub accumulate: gemm::Accumulate,
+    /// The first column of `out` that results go to: 0, unless it is wider.
+    pub column: usize,
+    /// What is done with the product.
+    pub epilogue: Epilogue<'a>,
+    /// Whether a CUDA device may round f32 operands to TF32 (10 bits of mantissa), to multiply them on tensor cores. A CPU does
+    /// not.
+    pub tf32: bool,
+    /// How tensor cores go about it; `None` leaves that to [`Machine::plan`]. Nothing to a CPU.
+    pub plan: Option<Plan>,
 }
-kernel!(pub MATMUL = "matmul", MatmulArgs, matmul_cpu, matmul_cuda);
+kernel!(pub MATMUL = "matmul", MatmulArgs, matmul_cpu, cuda::matmul_cuda);
+
+impl<'a> MatmulArgs<'a> {
+    /// out = a b.
+    #[must_use]
+    pub fn new(a: &'a Tensor, b: &'a Tensor, out: TensorMut<'a>) -> Self {
+        MatmulArgs { a, b, out, column: 0, epilogue: Epilogue::default(), tf32: false, plan: None }
+    }
+}
+
+/// What is done with a product a b before it is stored: out = alpha a b + scale u vᵀ + bias, or out += that.
+#[derive(Clone, Copy, Debug)]
+pub struct Epilogue<'a> {
+    /// The factor of the product.
+    pub alpha: f32,
+    /// Overwrite `out` or add to it.
+    pub accumulate: Accumulate,
+    /// A product of narrow matrices that is added, as an adapter's; for one matrix only.
+    pub low_rank: Option<LowRank<'a>>,
+    /// `[n]`, float, contiguous: added to every row; for one matrix only.
+    pub bias: Option<&'a Tensor>,
+}
+
+impl Default for Epilogue<'_> {
+    fn default() -> Self {
+        Epilogue { alpha: 1.0, accumulate: Accumulate::Store, low_rank: None, bias: None }
+    }
+}
+
+/// The product scale u vᵀ, in f32.
+#[derive(Clone, Copy, Debug)]
+pub struct LowRank<'a> {
+    /// [m, r], float, of any layout.
+    pub u: &'a Tensor,
+    /// [n, r], float, of any layout.
+    pub v: &'a Tensor,
+    /// Its factor.
+    pub scale: f32,
+}
+
+impl Epilogue<'_> {
+    /// Whether it fits a product of one matrix [m, n], or a batch of them.
+    fn check(&self, batches: usize, m: usize, n: usize) -> Result<()> {
+        let fits = |x: &Tensor, shape: &[usize]| x.dtype().is_float() && x.shape() == shape;
+        let low_rank = self.low_rank.is_none_or(|LowRank { u, v, .. }| match u.shape() {
+            [_, r] => fits(u, &[m, *r]) && fits(v, &[n, *r]),
+            _ => false,
+        });
+        let bias = self.bias.is_none_or(|bias| fits(bias, &[n]) && bias.is_contiguous());
+        let plain = self.low_rank.is_none() && self.bias.is_none();
+        if (low_rank && bias && batches == 1) || plain {
+            return Ok(());
+        }
+        Err(Error::shape("matmul", format!("{self:?} behind {batches} products [{m}, {n}]")))
+    }
+
+    /// The low-rank term, then the bias, added to a product whose first row begins `out`, rows `ldc` apart: what
+    /// is in 16 bits is rounded after each.
+    ///
+    /// # Errors
+    /// When shapes do not fit, or a part is not on the host.
+    pub fn add_on_cpu(&self, cpu: &Cpu, mut out: TensorMut<'_>, ldc: usize) -> Result<()> {
+        if let Some(LowRank { u, v, scale }) = self.low_rank {
+            let options = Options { alpha: scale, accumulate: Accumulate::Add, round_bf16: false };
+            let v = Dense::new(cpu.simd(), v.as_mat("matmul")?.transposed());
+            gemm::gemm(cpu, &u.as_mat("matmul")?, &v, out.as_out("matmul")?, ldc, options)?;
+        }
+        let Some(bias) = self.bias else { return Ok(()) };
+        dispatch!(float bias.dtype(), "matmul", B => {
+            let bias = bias.as_slice::<B>()?;
+            dispatch!(float out.dtype(), "matmul", T => {
+                cpu.chunks(out.as_mut_slice::<T>()?, ldc.max(1), |_, row| {
+                    for (y, b) in row.iter_mut().zip(bias) {
+                        *y = T::from_f32(y.to_f32() + b.to_f32());
+                    }
+                });
+                Ok(())
+            })
+        })
+    }
+}
 
 /// Products of fewer multiplications than this are handed out whole, one a task; larger ones are cut themselves.
 const SMALL: usize = 1 << 18;
@@ -36,7 +129,7 @@ pub fn matmul(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     }
     let (a, b, shape) = operands(a, b)?;
     let mut out = device.alloc(&shape, a.dtype())?;
-    device.run(&MATMUL, MatmulArgs { a: &a, b: &b, out: out.view(), accumulate: gemm::Accumulate::Store })?;
+    device.run(&MATMUL, MatmulArgs::new(&a, &b, out.view()))?;
     Ok(out.finish())
 }
 
@@ -50,45 +143,67 @@ pub fn matmul_into(a: &Tensor, b: &Tensor, out: TensorMut<'_>) -> Result<()> {
     if shape != out.shape() || device != out.device() {
         return Err(Error::shape("matmul", format!("a product {shape:?} into {:?}", out.shape())));
     }
-    device.run(&MATMUL, MatmulArgs { a: &a, b: &b, out, accumulate: gemm::Accumulate::Add })
+    let epilogue = Epilogue { accumulate: Accumulate::Add, ..Epilogue::default() };
+    device.run(&MATMUL, MatmulArgs { epilogue, ..MatmulArgs::new(&a, &b, out) })
 }
 
 /// The most f32 values that [`product_into`] holds beside its operands: 16 MiB.
 const SCRATCH: usize = 1 << 22;
 
 /// `out` = alpha a b, or `out` += that, for matrices a [m, k] and b [k, n]: how ops that are made of products run where no
-/// kernel of their own does all at once. What [`MATMUL`] leaves out (a factor, a 16-bit `out` of another dtype than
-/// `a`) passes through f32 a chunk of rows at a time. As everywhere, bf16 `a` rounds an f32 `b` and no other.
+/// kernel of their own does all at once. As everywhere, bf16 `a` rounds an f32 `b` and no other.
 ///
 /// # Errors
 /// When shapes or devices do not fit, a dtype is no float, or `options` ask for other roundings.
-pub fn product_into(a: &Tensor, b: &Tensor, mut out: TensorMut<'_>, options: gemm::Options) -> Result<()> {
+pub fn product_into(a: &Tensor, b: &Tensor, out: TensorMut<'_>, options: gemm::Options) -> Result<()> {
     let gemm::Options { alpha, accumulate, round_bf16 } = options;
-    let device = same_device("matmul", &[a, b])?;
-    let (a, b, shape) = operands(a, b)?;
-    let &[m, n] = &shape[..] else { return Err(Error::shape("matmul", format!("a product {shape:?}, no matrix"))) };
-    if shape != out.shape() || device != out.device() {
-        return Err(Error::shape("matmul", format!("a product {shape:?} into {:?}", out.shape())));
-    }
     if round_bf16 != (a.dtype() == DType::BF16 && b.dtype() != DType::F16) {
         let dtypes = (a.dtype(), b.dtype());
         return Err(Error::unsupported(format!("matmul of {dtypes:?}, rounded to bf16: {round_bf16}")));
     }
-    if alpha == 1.0 && (out.dtype() == DType::F32 || out.dtype() == a.dtype()) {
-        return device.run(&MATMUL, MatmulArgs { a: &a, b: &b, out, accumulate });
+    product_with(a, b, out, 0, Epilogue { alpha, accumulate, ..Epilogue::default() })
+}
+
+/// The product of matrices a [m, k] and b [k, n] with an epilogue, into columns `column` .. column + n of `out`. An `out` of 16 bits
+/// and of another dtype than `a` is reached through f32, a chunk of rows at a time.
+///
+/// # Errors
+/// When shapes or devices do not fit, or a dtype is no float.
+pub fn product_with(a: &Tensor, b: &Tensor, out: TensorMut<'_>, column: usize, epilogue: Epilogue<'_>) -> Result<()> {
+    let device = same_device("matmul", &[a, b])?;
+    let (a, b, shape) = operands(a, b)?;
+    let &[m, n] = &shape[..] else { return Err(Error::shape("matmul", format!("a product {shape:?}, no matrix"))) };
+    let &[rows, columns] = &out.shape() else { return Err(Error::shape("matmul", format!("into {:?}", out.shape()))) };
+    if m != *rows || column > *columns || n > columns - column || device != out.device() {
+        return Err(Error::shape("matmul", format!("a product {shape:?} into {:?} from column {column}", out.shape())));
     }
-    let factor = Tensor::full(alpha, &[1], DType::F32, device)?;
+    epilogue.check(1, m, n)?;
+    let dtype = out.dtype();
+    if dtype != DType::F32 && dtype != a.dtype() && n == *columns {
+        return through_f32(out, epilogue.accumulate, |rows, out| {
+            let u = epilogue.low_rank.map(|low_rank| low_rank.u.narrow(0, rows.start, rows.len())).transpose()?;
+            let low_rank = epilogue.low_rank.zip(u.as_ref()).map(|(low_rank, u)| LowRank { u, ..low_rank });
+            let epilogue = Epilogue { accumulate: Accumulate::Store, low_rank, ..epilogue };
+            product_with(&a.narrow(0, rows.start, rows.len())?, &b, out, 0, epilogue)
+        });
+    }
+    device.run(&MATMUL, MatmulArgs { column, epilogue, ..MatmulArgs::new(&a, &b, out) })
+}
+
+/// Forms rows of `out` [m, n] in f32, a chunk at a time, and stores or adds them. `form` gets the rows and a place for them.
+pub(crate) fn through_f32(
+    mut out: TensorMut<'_>,
+    accumulate: Accumulate,
+    mut form: impl FnMut(Range<usize>, TensorMut<'_>) -> Result<()>,
+) -> Result<()> {
+    let (m, n) = (out.shape()[0], out.shape()[1]);
     for rows in even_chunks(m, (SCRATCH / n.max(1)).max(LEAST_ROWS)) {
-        let mut product = device.alloc(&[rows.len(), n], DType::F32)?;
-        let a = a.narrow(0, rows.start, rows.len())?;
-        let store = gemm::Accumulate::Store;
-        device.run(&MATMUL, MatmulArgs { a: &a, b: &b, out: product.view(), accumulate: store })?;
-        let product = product.finish();
-        let mut out = out.part(rows.start * n, &[rows.len(), n])?;
-        match (accumulate, out.dtype()) {
-            (gemm::Accumulate::Add, DType::F32) => ops::add_scaled(&product, &factor, out)?,
-            (gemm::Accumulate::Add, _) => ops::accumulate(&mut out, &ops::scale(&product, &factor)?)?,
-            (gemm::Accumulate::Store, _) => ops::copy_into(&ops::scale(&product, &factor)?, out)?,
+        let mut formed = out.device().alloc(&[rows.len(), n], DType::F32)?;
+        form(rows.clone(), formed.view())?;
+        let mut part = out.part(rows.start * n, &[rows.len(), n])?;
+        match accumulate {
+            Accumulate::Add => ops::accumulate(&mut part, &formed.finish())?,
+            Accumulate::Store => ops::copy_into(&formed.finish(), part)?,
         }
     }
     Ok(())
@@ -133,14 +248,24 @@ fn operands(a: &Tensor, b: &Tensor) -> Result<(Tensor, Tensor, Vec<usize>)> {
 }
 
 fn matmul_cpu(cpu: &Cpu, mut args: MatmulArgs<'_>) -> Result<()> {
-    let round_bf16 = args.a.dtype() == DType::BF16 && args.b.dtype() == DType::F32;
-    let options = Options { accumulate: args.accumulate, round_bf16, ..Options::default() };
-    let pairs: Vec<(Mat<'_>, Mat<'_>)> = mats(args.a)?.into_iter().zip(mats(args.b)?).collect();
-    match args.out.dtype() {
-        DType::F32 => products(cpu, &pairs, args.out.as_mut_slice()?, |c| Out::F32(c), options),
-        DType::BF16 => products(cpu, &pairs, args.out.as_mut_slice()?, |c| Out::Bf16(c), options),
-        DType::F16 => products(cpu, &pairs, args.out.as_mut_slice()?, |c| Out::F16(c), options),
-        other => Err(Error::dtype("matmul", format!("a product in {other}"))),
+    let MatmulArgs { a, b, column, epilogue, .. } = args;
+    let Epilogue { alpha, accumulate, .. } = epilogue;
+    let options = Options { alpha, accumulate, round_bf16: a.dtype() == DType::BF16 && b.dtype() == DType::F32 };
+    let pairs: Vec<(Mat<'_>, Mat<'_>)> = mats(a)?.into_iter().zip(mats(b)?).collect();
+    match &pairs[..] {
+        [] => Ok(()),
+        [(a, b)] => {
+            let ldc = *args.out.shape().last().expect("a product has columns");
+            let mut out = args.out.part(column, &[args.out.len().saturating_sub(column)])?;
+            gemm::gemm(cpu, a, &Dense::new(cpu.simd(), *b), out.as_out("matmul")?, ldc, options)?;
+            epilogue.add_on_cpu(cpu, out, ldc)
+        }
+        _ => match args.out.dtype() {
+            DType::F32 => products(cpu, &pairs, args.out.as_mut_slice()?, |c| Out::F32(c), options),
+            DType::BF16 => products(cpu, &pairs, args.out.as_mut_slice()?, |c| Out::Bf16(c), options),
+            DType::F16 => products(cpu, &pairs, args.out.as_mut_slice()?, |c| Out::F16(c), options),
+            other => Err(Error::dtype("matmul", format!("a product in {other}"))),
+        },
     }
 }
 
@@ -181,63 +306,4 @@ fn mats(x: &Tensor) -> Result<Vec<Mat<'_>>> {
         Mat::new(elements, shape[0], shape[1], strides[0].unsigned_abs(), strides[1].unsigned_abs())
     };
     starts.map(mat).collect()
-}
-
-/// Few rows go the way that they go on the CPU, so that they have its bits.
-fn matmul_cuda(cuda: &Cuda, args: MatmulArgs<'_>) -> Result<()> {
-    let MatmulArgs { a, b, out, accumulate } = args;
-    let (Operand { batch: a_batch, strides: [a_m, a_k] }, Operand { batch: b_batch, strides: [b_k, b_n] }) =
-        (Operand::new(a)?, Operand::new(b)?);
-    let [batch @ .., m, n] = out.shape() else { return Err(Error::shape("matmul", "a product is a matrix")) };
-    let (batches, k) = (batch.iter().product::<usize>(), a.dim(a.rank() - 1)?);
-    let args = [
-        cuda::read(a)?,
-        Arg::U64(a_m),
-        Arg::U64(a_k),
-        a_batch.arg(),
-        cuda::read(b)?,
-        Arg::U64(b_k),
-        Arg::U64(b_n),
-        b_batch.arg(),
-        cuda::written(&out)?,
-        Arg::U32((accumulate == gemm::Accumulate::Add).into()),
-        cuda::number(batches)?,
-        cuda::number(*m)?,
-        cuda::number(*n)?,
-        cuda::number(k)?,
-    ];
-    let types = format!("{}_{}_{}", a.dtype(), b.dtype(), out.dtype());
-    if *m <= gemm::FEW_ROWS && b_k == 1 {
-        return cuda::over_rows(cuda, "matmul", &format!("matmul_rows_{types}"), out.len(), &args);
-    }
-    let blocks = batches * m.div_ceil(SIDE) * n.div_ceil(SIDE);
-    let threads = if on_tensor_cores(a.dtype(), b.dtype()) { CORE_THREADS } else { cuda::THREADS };
-    cuda::start(cuda, "matmul", &format!("matmul_{types}"), blocks, threads, &args)
-}
-
-/// Rows and columns of a tile of matmul.cu, and the threads that make one on tensor cores.
-const SIDE: usize = 64;
-const CORE_THREADS: u32 = 128;
-
-fn on_tensor_cores(a: DType, b: DType) -> bool {
-    matches!((a, b), (DType::BF16, DType::BF16 | DType::F32) | (DType::F16, DType::F16))
-}
-
-/// How the matrices of an operand [batch.., rows, cols] lie: the first of each by a view, and from row to row and from
-/// column to column.
-struct Operand {
-    batch: View,
-    strides: [u64; 2],
-}
-
-impl Operand {
-    fn new(x: &Tensor) -> Result<Self> {
-        let lead = x.rank() - 2;
-        let stride = |d: usize| match x.layout().strides()[lead + d] {
-            // Nothing is there to step over.
-            _ if x.is_empty() => Ok(0),
-            stride => u64::try_from(stride).map_err(|_| Error::unsupported(format!("matmul: a stride of {stride}"))),
-        };
-        Ok(Operand { batch: View::of(&x.layout().leading(lead))?, strides: [stride(0)?, stride(1)?] })
-    }
 }
