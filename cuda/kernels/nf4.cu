@@ -8,39 +8,11 @@
 // The matrix is n elements, read flat, in blocks of 2^block_shift elements (32 ..= 4096); the last block may be
 // shorter. format: 0 NF4, 1 FP4. A block that is not finite sets *non_finite to 1 (the launcher clears it before and
 // reports it after).
-// Scale i is absmax[i], or, if absmax_codes is not null, map[absmax_codes[i]] absmax[i / 256] + offset with both steps
-// rounded.
 // Bytes: quantising reads the matrix twice (the second time from L1 or L2) and writes 0.5 + 4 / block an element;
 // dequantising reads 0.5 + 1 / block + 4 / (256 block) an element and writes it.
 // Geometry: quantize_4bit: ceil(blocks / 4) blocks of 128 threads, one warp a block; quantize_absmax: the same of 256
 // scales; dequantize_4bit: ceil(n / 2048) blocks of 256 threads, eight elements a thread.
-#include "common.cuh"
-
-constexpr u32 LEVELS = 16;
-constexpr u32 THRESHOLDS = LEVELS - 1;
-
-// What the codes stand for in a block whose scale is 1.
-struct Format {
-    f32 level[LEVELS];
-    // The codes in ascending order of their levels, a nibble each. FP4's first zero stands before its second.
-    u64 order;
-
-    // The midpoint between neighbours in that order: a value above `i` of them has code i of the order.
-    constexpr f32 threshold(u32 i) const {
-        return (level[order >> (4 * i) & 15] + level[order >> (4 * i + 4) & 15]) / 2.0f;
-    }
-};
-
-constexpr Format NF4 = {
-    {-1.0f, -0.6961928f, -0.52507305f, -0.3949175f, -0.28444138f, -0.18477343f, -0.091050036f, 0.0f, 0.0795803f,
-     0.1609302f, 0.2461123f, 0.33791524f, 0.44070983f, 0.562617f, 0.72295684f, 1.0f},
-    0xFEDCBA9876543210,
-};
-constexpr Format FP4 = {
-    {0.0f, 0.0625f / 12.0f, 8.0f / 12.0f, 1.0f, 4.0f / 12.0f, 6.0f / 12.0f, 2.0f / 12.0f, 3.0f / 12.0f, 0.0f,
-     -0.0625f / 12.0f, -8.0f / 12.0f, -1.0f, -4.0f / 12.0f, -6.0f / 12.0f, -2.0f / 12.0f, -3.0f / 12.0f},
-    0x32547618'09EFCDAB,
-};
+#include "nf4.cuh"
 
 // The code of a value scaled to [-1, 1].
 template <const Format& FORMAT> INLINE u32 encode(f32 value) {
@@ -98,9 +70,6 @@ INLINE void quantize(const T* weight, u32 format, u32 block_shift, u8* codes, f3
     }
 FLOATS(QUANTIZE)
 
-// Scales in a block of the second quantisation.
-constexpr u32 NESTED = 256;
-
 // The code whose value is nearest, after x was rounded to one of 65536 even steps of [-1, 1], as the reference does.
 INLINE u32 nearest(const f32* map, f32 x) {
     constexpr f32 STEPS = 65535.0f;
@@ -135,21 +104,17 @@ quantize_absmax(const f32* __restrict__ absmax, f32 offset, const f32* __restric
     if (lane_index() == 0) nested[block] = scale;
 }
 
-__constant__ Format FORMATS[2] = {NF4, FP4};
-
 // Elements of a thread: four bytes of codes, all of one block.
 constexpr u32 DECODED = 8;
 
 template <typename T>
-INLINE void dequantize(const u8* codes, u32 format, u32 block_shift, const f32* absmax, const u8* absmax_codes,
-                       const f32* map, f32 offset, T* out, u64 n) {
+INLINE void dequantize(const u8* codes, u32 format, u32 block_shift, const Scales& scales, T* out, u64 n) {
     __shared__ f32 level[LEVELS];
-    if (threadIdx.x < LEVELS) level[threadIdx.x] = FORMATS[format].level[threadIdx.x];
+    copy_levels(format, level);
     __syncthreads();
     u64 start = thread_index() * DECODED;
     if (start >= n) return;
-    u64 block = start >> block_shift;
-    f32 scale = absmax_codes ? map[absmax_codes[block]] * absmax[block / NESTED] + offset : absmax[block];
+    f32 scale = scales[start >> block_shift];
     f32 values[DECODED];
     u64 bytes = (n + 1) / 2;
 #pragma unroll
@@ -173,6 +138,6 @@ INLINE void dequantize(const u8* codes, u32 format, u32 block_shift, const f32* 
     dequantize_4bit_##T(const u8* __restrict__ codes, u32 format, u32 block_shift, const f32* __restrict__ absmax,    \
                         const u8* __restrict__ absmax_codes, const f32* __restrict__ map, f32 offset,                 \
                         T* __restrict__ out, u64 n) {                                                                 \
-        dequantize(codes, format, block_shift, absmax, absmax_codes, map, offset, out, n);                            \
+        dequantize(codes, format, block_shift, Scales{absmax, absmax_codes, map, offset}, out, n);                    \
     }
 FLOATS(DEQUANTIZE)
