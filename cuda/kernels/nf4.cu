@@ -4,14 +4,17 @@
 //   quantize_4bit_T        codes, two elements a byte, the first in the high nibble, and each block's scale (absmax)
 //   quantize_absmax        scales less `offset` to 8-bit codes of `map` and one scale a block of 256 of them (nested)
 //   dequantize_4bit_T      out = level absmax, whichever kind the scales are: double quantisation is undone on the way
+//   embedding_4bit_T       out[i] = row ids[i] of the same, a matrix [vocabulary, width]
 //
 // The matrix is n elements, read flat, in blocks of 2^block_shift elements (32 ..= 4096); the last block may be
 // shorter. format: 0 NF4, 1 FP4. A block that is not finite sets *non_finite to 1 (the launcher clears it before and
-// reports it after).
+// reports it after). An id outside of the table writes its index to `stray` if that is smaller than what is there (the
+// launcher sets it to 2^32 - 1 before, and reports the id after), and its row becomes zeros.
 // Bytes: quantising reads the matrix twice (the second time from L1 or L2) and writes 0.5 + 4 / block an element;
 // dequantising reads 0.5 + 1 / block + 4 / (256 block) an element and writes it.
 // Geometry: quantize_4bit: ceil(blocks / 4) blocks of 128 threads, one warp a block; quantize_absmax: the same of 256
-// scales; dequantize_4bit: ceil(n / 2048) blocks of 256 threads, eight elements a thread.
+// scales; dequantize_4bit: ceil(n / 2048) blocks of 256 threads, eight elements a thread;
+// embedding_4bit: one block of 256 threads a token.
 #include "nf4.cuh"
 
 // The code of a value scaled to [-1, 1].
@@ -141,3 +144,31 @@ INLINE void dequantize(const u8* codes, u32 format, u32 block_shift, const Scale
         dequantize(codes, format, block_shift, Scales{absmax, absmax_codes, map, offset}, out, n);                    \
     }
 FLOATS(DEQUANTIZE)
+
+template <typename T>
+INLINE void embed(const u8* codes, u32 format, u32 block_shift, const Scales& scales, const i32* ids, T* out, u32* stray,
+                  u32 vocabulary, u32 width) {
+    __shared__ f32 level[LEVELS];
+    copy_levels(format, level);
+    __syncthreads();
+    u64 token = blockIdx.x;
+    u32 row = (u32)ids[token];
+    bool inside = row < vocabulary;
+    if (!inside && threadIdx.x == 0) atomicMin(stray, (u32)token);
+    for (u32 column = threadIdx.x; column < width; column += THREADS) {
+        // A row may begin in the middle of a block, and of a byte.
+        u64 i = (u64)row * width + column;
+        f32 value = inside ? level[codes[i / 2] >> (i % 2 ? 0 : 4) & 15] * scales[i >> block_shift] : 0.0f;
+        out[token * width + column] = from_f32<T>(value);
+    }
+}
+
+#define EMBEDDING(T)                                                                                                  \
+    KERNEL(THREADS)                                                                                                   \
+    embedding_4bit_##T(const u8* __restrict__ codes, u32 format, u32 block_shift, const f32* __restrict__ absmax,     \
+                       const u8* __restrict__ absmax_codes, const f32* __restrict__ map, f32 offset,                  \
+                       const i32* __restrict__ ids, T* __restrict__ out, u32* stray, u32 vocabulary, u32 width) {     \
+        Scales scales = {absmax, absmax_codes, map, offset};                                                          \
+        embed(codes, format, block_shift, scales, ids, out, stray, vocabulary, width);                                \
+    }
+FLOATS(EMBEDDING)

@@ -1,12 +1,14 @@
 //! Matrices of ggml blocks, as they lie in a GGUF file.
 
+use crate::decode::{DecodeRows, stray_id, type_code};
 use crate::four_bit::decode_chunks;
 use crate::panels::{RowPanels, Rows};
 use crate::weight::Direction;
 use kinglet_tensor::cpu::gemm::Panels;
 use kinglet_tensor::cpu::ggml::{self, Format, MAX_BLOCK};
 use kinglet_tensor::cpu::{Cpu, Simd};
-use kinglet_tensor::{DType, Device, Error, Result, Tensor, TensorMut, dispatch, kernel};
+use kinglet_tensor::cuda::{self, Arg, Cuda, Flag};
+use kinglet_tensor::{DType, Device, Error, Result, Tensor, TensorMut, dispatch, kernel, ops};
 use std::ops::Range;
 
 /// A matrix [out, in] of ggml blocks, each within one row. Immutable; a clone shares the bytes, which may lie in a
@@ -47,7 +49,8 @@ impl RowOrder {
 }
 
 impl GgufMatrix {
-    /// A matrix of `shape` = [out, in] over the bytes `blocks` (u8).
+    /// A matrix of `shape` = [out, in] over the bytes `blocks` (u8). On a CUDA device they are copied if they do not begin at a
+    /// multiple of 16 bytes, which its kernels need.
     ///
     /// # Errors
     /// When rows are no whole blocks or no whole heads, or `blocks` has not the bytes that they ask for.
@@ -73,6 +76,7 @@ impl GgufMatrix {
             let found = blocks.shape();
             return Err(Error::shape("gguf", format!("{shape:?} of {format} does not lie in {found:?} bytes")));
         }
+        let blocks = if blocks.device().as_cuda().is_ok() { aligned(blocks)? } else { blocks };
         Ok(GgufMatrix { format, shape, order, blocks })
     }
 
@@ -81,8 +85,21 @@ impl GgufMatrix {
     /// # Errors
     /// When `dtype` is no float, or memory runs out.
     pub fn dequantize(&self, dtype: DType) -> Result<Tensor> {
-        let mut out = self.device().alloc(&self.shape, dtype)?;
-        self.device().run(&DEQUANTIZE_GGUF, DequantizeGgufArgs { weight: self, out: out.view() })?;
+        self.dequantize_rows(0..self.shape[0], dtype)
+    }
+
+    /// Some rows of the dense matrix, [rows, in], rounded to `dtype`.
+    ///
+    /// # Errors
+    /// When there are no such rows, `dtype` is no float, or memory runs out.
+    pub fn dequantize_rows(&self, rows: Range<usize>, dtype: DType) -> Result<Tensor> {
+        let [out_features, width] = self.shape;
+        if rows.start > rows.end || rows.end > out_features {
+            return Err(Error::shape("dequantize", format!("rows {rows:?} of {:?}", self.shape)));
+        }
+        let mut out = self.device().alloc(&[rows.len(), width], dtype)?;
+        let args = DequantizeGgufArgs { weight: self, start: rows.start, out: out.view() };
+        self.device().run(&DEQUANTIZE_GGUF, args)?;
         Ok(out.finish())
     }
 
@@ -162,19 +179,49 @@ impl Rows for GgufRows<'_> {
     }
 }
 
-/// Arguments of [`DEQUANTIZE_GGUF`]: out = the dense matrix.
+impl DecodeRows for GgufMatrix {
+    fn shape(&self) -> [usize; 2] {
+        self.shape
+    }
+
+    fn decoded_dtype(&self, x: DType) -> DType {
+        match (self.format, x) {
+            // Beside bf16 an f16 weight stays as it is, and beside f16 both factors are exact.
+            (Format::F16, _) => DType::F16,
+            (_, DType::BF16) => DType::BF16,
+            _ => DType::F32,
+        }
+    }
+
+    fn decode_rows(&self, rows: Range<usize>, dtype: DType) -> Result<Tensor> {
+        self.dequantize_rows(rows, dtype)
+    }
+}
+
+/// The same bytes at a multiple of 16 bytes of a CUDA device.
+fn aligned(blocks: Tensor) -> Result<Tensor> {
+    match cuda::read(&blocks)? {
+        Arg::Pointer(address) if address % 16 != 0 => ops::copy(&blocks, DType::U8),
+        _ => Ok(blocks),
+    }
+}
+
+/// Arguments of [`DEQUANTIZE_GGUF`]: out = rows of the dense matrix.
 pub struct DequantizeGgufArgs<'a> {
-    /// [out, in], in ggml blocks.
+    /// [all rows, in], in ggml blocks.
     pub weight: &'a GgufMatrix,
-    /// [out, in], any float dtype.
+    /// The first row of it.
+    pub start: usize,
+    /// [rows, in], any float dtype.
     pub out: TensorMut<'a>,
 }
-kernel!(pub DEQUANTIZE_GGUF = "dequantize_gguf", DequantizeGgufArgs, dequantize_cpu);
+kernel!(pub DEQUANTIZE_GGUF = "dequantize_gguf", DequantizeGgufArgs, dequantize_cpu, dequantize_cuda);
 
 fn dequantize_cpu(cpu: &Cpu, mut args: DequantizeGgufArgs<'_>) -> Result<()> {
     let (rows, columns) = (args.weight.rows(cpu.simd())?, args.weight.shape[1]);
+    let first = args.start * columns;
     dispatch!(float args.out.dtype(), "dequantize", T => {
-        decode_chunks(cpu, args.out.as_mut_slice::<T>()?, |start, out| decode_flat(&rows, columns, start, out));
+        decode_chunks(cpu, args.out.as_mut_slice::<T>()?, |at, out| decode_flat(&rows, columns, first + at, out));
         Ok(())
     })
 }
@@ -189,3 +236,47 @@ fn decode_flat(rows: &GgufRows<'_>, columns: usize, start: usize, out: &mut [f32
         (at, out) = (at + here.len(), rest);
     }
 }
+
+fn dequantize_cuda(cuda: &Cuda, args: DequantizeGgufArgs<'_>) -> Result<()> {
+    const NONE: Arg<'_> = Arg::Pointer(0);
+    decode_on_device(cuda, args.weight, args.start, [NONE, NONE], &args.out)
+}
+
+/// The rows of `weight` that `ids` choose, into `out` [ids, in].
+pub(crate) fn embed_cuda(cuda: &Cuda, weight: &GgufMatrix, ids: &Tensor, out: &TensorMut<'_>) -> Result<()> {
+    let mut stray = Flag::max(ids.device())?;
+    decode_on_device(cuda, weight, 0, [cuda::read(ids)?, stray.arg()?], out)?;
+    stray_id(stray, ids, weight.shape[0])
+}
+
+/// Rows from `start` on, or those that ids choose, and the word where one that is no row is reported.
+fn decode_on_device(
+    cuda: &Cuda,
+    weight: &GgufMatrix,
+    start: usize,
+    [ids, stray]: [Arg<'_>; 2],
+    out: &TensorMut<'_>,
+) -> Result<()> {
+    let ([vocabulary, width], rows) = (weight.shape, out.shape()[0]);
+    let head_dim = match weight.order {
+        RowOrder::Plain => 0,
+        RowOrder::Interleaved { head_dim } => head_dim,
+    };
+    let args = [
+        cuda::read(&weight.blocks)?,
+        cuda::number(head_dim)?,
+        cuda::number(vocabulary)?,
+        cuda::count(start),
+        ids,
+        stray,
+        cuda::written(out)?,
+        type_code(out.dtype())?,
+        cuda::count(rows),
+        cuda::number(width)?,
+    ];
+    let groups = width.div_ceil(GROUP).max(1);
+    cuda::over_threads(cuda, "gguf", &format!("dequantize_gguf_{}", weight.format), rows * groups, &args)
+}
+
+/// Neighbours that a thread of the kernel decodes.
+const GROUP: usize = 8;

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 pub mod bnb;
+mod decode;
 mod four_bit;
 mod gguf;
 pub mod kernels;

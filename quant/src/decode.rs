@@ -1,0 +1,39 @@
+//! What weights in blocks have in common on CUDA devices: their rows can be decoded.
+
+use kinglet_tensor::cuda::{Arg, Flag};
+use kinglet_tensor::{DType, Error, Result, Tensor};
+use std::ops::Range;
+
+/// A matrix [out, in] in blocks, of which rows can be had as dense tensors.
+pub(crate) trait DecodeRows {
+    /// [out, in]
+    fn shape(&self) -> [usize; 2];
+    /// The dtype that rows are decoded to for a product with `x`: that which the product rounds them to, or f32.
+    fn decoded_dtype(&self, x: DType) -> DType;
+    /// Some rows, [rows, in], rounded to `dtype`.
+    fn decode_rows(&self, rows: Range<usize>, dtype: DType) -> Result<Tensor>;
+}
+
+/// A float dtype as the number by which the kernels of `gguf.cu` know it.
+pub(crate) fn type_code(dtype: DType) -> Result<Arg<'static>> {
+    match dtype {
+        DType::F32 => Ok(Arg::U32(0)),
+        DType::F16 => Ok(Arg::U32(1)),
+        DType::BF16 => Ok(Arg::U32(2)),
+        other => Err(Error::dtype("dequantize", format!("{other} is no float"))),
+    }
+}
+
+/// The error about the first of `ids` that is no row of `vocabulary`, whose index a kernel has left in `flag`, if it has.
+pub(crate) fn stray_id(flag: Flag, ids: &Tensor, vocabulary: usize) -> Result<()> {
+    let ids = ids.clone();
+    flag.check(move |index| {
+        let id = ids.narrow(0, index as usize, 1)?.to_vec::<i32>()?[0];
+        Ok(not_a_row(id, index as usize, vocabulary))
+    })
+}
+
+/// An id outside of the table.
+pub(crate) fn not_a_row(id: i32, index: usize, vocabulary: usize) -> Error {
+    Error::invalid(format!("embedding: id {id} at index {index} is not in a vocabulary of {vocabulary}"))
+}
