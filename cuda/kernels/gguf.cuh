@@ -207,7 +207,17 @@ struct Q6_K {
 // ---- Rows.
 
 // Plain numbers, of which a row has any number.
-template <typename T> struct Plain {};
+template <typename T> struct Plain {
+    static constexpr u32 LEN = GROUP, BYTES = GROUP * sizeof(T);
+    static INLINE void decode(const u8* block, u32, f32 (&out)[GROUP]) {
+        const T* values = reinterpret_cast<const T*>(block);
+        f32 first[4], last[4];
+        read4(values, 0, GROUP, first);
+        read4(values, 4, GROUP, last);
+#pragma unroll
+        for (u32 k = 0; k < 4; k++) out[k] = first[k], out[4 + k] = last[k];
+    }
+};
 using F32 = Plain<f32>;
 using F16 = Plain<f16>;
 using BF16 = Plain<bf16>;
@@ -249,7 +259,21 @@ INLINE u64 stored_row(u64 row, u32 head_dim) {
     return row - in_head + in_head % half * 2 + in_head / half;
 }
 
-#define GGUF_FORMATS(M)                                                                                               \
-    M(Q4_0) M(Q4_1) M(Q5_0) M(Q5_1) M(Q8_0) M(Q2_K) M(Q3_K) M(Q4_K) M(Q5_K) M(Q6_K) M(F32) M(F16) M(BF16)
+// The formats of blocks, and all with those of plain numbers, in the order of the Rust enum.
+#define GGUF_BLOCKS(M) M(Q4_0) M(Q4_1) M(Q5_0) M(Q5_1) M(Q8_0) M(Q2_K) M(Q3_K) M(Q4_K) M(Q5_K) M(Q6_K)
+#define GGUF_FORMATS(M) GGUF_BLOCKS(M) M(F32) M(F16) M(BF16)
+
+#define GGUF_NUMBER(F) FORMAT_##F,
+enum Format : u32 { GGUF_FORMATS(GGUF_NUMBER) };
+
+// Calls call(F()) for the format F that `format` is the number of, of all formats, and of those of blocks.
+#define GGUF_CASE(F)                                                                                                  \
+    case FORMAT_##F: return call(F());
+template <typename Call> INLINE void with_format(u32 format, Call call) {
+    switch (format) { GGUF_FORMATS(GGUF_CASE) }
+}
+template <typename Call> INLINE void with_blocks(u32 format, Call call) {
+    switch (format) { GGUF_BLOCKS(GGUF_CASE) }
+}
 
 }  // namespace gguf

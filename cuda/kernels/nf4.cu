@@ -5,6 +5,8 @@
 //   quantize_absmax        scales less `offset` to 8-bit codes of `map` and one scale a block of 256 of them (nested)
 //   dequantize_4bit_T      out = level absmax, whichever kind the scales are: double quantisation is undone on the way
 //   embedding_4bit_T       out[i] = row ids[i] of the same, a matrix [vocabulary, width]
+//   matvec_4bit            out = alpha x Wᵀ or out + alpha x Wᵀ for one row x of any type (matvec.cuh), W [n, k]
+//   matvec_few_4bit        the same for up to 8 rows in f32
 //
 // The matrix is n elements, read flat, in blocks of 2^block_shift elements (32 ..= 4096); the last block may be
 // shorter. format: 0 NF4, 1 FP4. A block that is not finite sets *non_finite to 1 (the launcher clears it before and
@@ -14,7 +16,9 @@
 // dequantising reads 0.5 + 1 / block + 4 / (256 block) an element and writes it.
 // Geometry: quantize_4bit: ceil(blocks / 4) blocks of 128 threads, one warp a block; quantize_absmax: the same of 256
 // scales; dequantize_4bit: ceil(n / 2048) blocks of 256 threads, eight elements a thread;
-// embedding_4bit: one block of 256 threads a token.
+// embedding_4bit: one block of 256 threads a token; matvec: ceil(n / 16) blocks of 128 threads, a warp four rows of W, whose k
+// is a multiple of the block size and whose codes begin at a multiple of 16 bytes.
+#include "matvec.cuh"
 #include "nf4.cuh"
 
 // The code of a value scaled to [-1, 1].
@@ -172,3 +176,72 @@ INLINE void embed(const u8* codes, u32 format, u32 block_shift, const Scales& sc
         embed(codes, format, block_shift, scales, ids, out, stray, vocabulary, width);                                \
     }
 FLOATS(EMBEDDING)
+
+// ---- Products of few rows.
+
+// W as a thread sees it that multiplies with a row of it. Of a piece's scales, a power of two, each of the row's threads holds
+// one, and asks for that of the next piece while it multiplies.
+struct FourBit {
+    static constexpr u32 MOST_BYTES = matvec::PIECE / 2;
+    const u8* codes;
+    const f32* level;
+    Scales scales;
+    u32 block_shift, k;
+    u64 row_block;             // the row's first block
+    u32 at, next, stored;      // the element whose scale this thread holds, that of the next, what came of it
+    f32 held;
+
+    INLINE FourBit(const u8* codes, const f32* level, const Scales& scales, u32 block_shift, u32 k)
+        : codes(codes), level(level), scales(scales), block_shift(block_shift), k(k) {}
+
+    INLINE u32 bytes(u32 elements) const { return elements / 2; }
+    INLINE const u8* row(u32 j) const { return codes + (u64)j * bytes(k); }
+
+    INLINE void start(u32 j) {
+        row_block = (u64)j * (k >> block_shift);
+        u32 mine = lane_index() % matvec::SIDE << block_shift;
+        at = mine < matvec::PIECE ? mine : 0;
+        held = scales[block_of(at)];
+    }
+    INLINE void fetch() {
+        next = at + matvec::PIECE;
+        stored = scales.stored(block_of(next));
+    }
+    INLINE void advance() {
+        at = next;
+        held = scales.decode(stored, block_of(at));
+    }
+    // Past the end of the row, its last block.
+    INLINE u64 block_of(u32 element) const { return row_block + (min(element, k - 1) >> block_shift); }
+
+    INLINE f32 scale(u32 i) const {
+        return __shfl_sync(0xFFFFFFFF, held, lane_index() / matvec::SIDE * matvec::SIDE + (i >> block_shift));
+    }
+    INLINE void decode(const u8* piece, u32 i, f32 scale, f32 (&w)[matvec::GROUP]) const {
+        u32 word = *reinterpret_cast<const u32*>(piece + i / 2);
+#pragma unroll
+        for (u32 e = 0; e < matvec::GROUP; e++) w[e] = level[word >> (e / 2 * 8 + (e % 2 ? 0 : 4)) & 15] * scale;
+    }
+};
+
+KERNEL(matvec::BLOCK)
+matvec_4bit(const u8* __restrict__ codes, u32 format, u32 block_shift, const f32* __restrict__ absmax,
+            const u8* __restrict__ absmax_codes, const f32* __restrict__ map, f32 offset, const void* __restrict__ x,
+            u32 x_type, u32 round_bf16, void* __restrict__ out, u32 out_type, f32 alpha, u32 accumulate, u32 n, u32 k) {
+    __shared__ f32 level[LEVELS];
+    copy_levels(format, level);
+    __syncthreads();
+    matvec::Product product = {x, x_type, round_bf16, out, out_type, alpha, accumulate, 1, n, k};
+    matvec::one_row(FourBit(codes, level, Scales{absmax, absmax_codes, map, offset}, block_shift, k), product);
+}
+
+KERNEL(matvec::BLOCK, 128)
+matvec_few_4bit(const u8* __restrict__ codes, u32 format, u32 block_shift, const f32* __restrict__ absmax,
+                const u8* __restrict__ absmax_codes, const f32* __restrict__ map, f32 offset, const void* __restrict__ x,
+                u32 round_bf16, void* __restrict__ out, u32 out_type, f32 alpha, u32 accumulate, u32 m, u32 n, u32 k) {
+    __shared__ f32 level[LEVELS];
+    copy_levels(format, level);
+    __syncthreads();
+    matvec::Product product = {x, TYPE_F32, round_bf16, out, out_type, alpha, accumulate, m, n, k};
+    matvec::few_rows(FourBit(codes, level, Scales{absmax, absmax_codes, map, offset}, block_shift, k), product);
+}

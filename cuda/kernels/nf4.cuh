@@ -49,7 +49,10 @@ struct Scales {
     const f32* map;
     f32 offset;
 
-    INLINE f32 operator[](u64 block) const {
-        return codes ? map[codes[block]] * absmax[block / NESTED] + offset : absmax[block];
+    INLINE f32 operator[](u64 block) const { return decode(stored(block), block); }
+    // The same in two steps: what has to come from far, and what is made of it, of which a cache holds the rest.
+    INLINE u32 stored(u64 block) const { return codes ? codes[block] : as_bits(absmax[block]); }
+    INLINE f32 decode(u32 stored, u64 block) const {
+        return codes ? map[stored] * absmax[block / NESTED] + offset : as_f32(stored);
     }
 };

@@ -70,7 +70,7 @@ macro_rules! headers {
 }
 
 /// What a source may include, by the name that it includes it by.
-pub const HEADERS: &[(&str, &str)] = headers!["common.cuh", "gguf.cuh", "math.cuh", "mma.cuh", "nf4.cuh", "philox.cuh"];
+pub const HEADERS: &[(&str, &str)] = headers!["common.cuh", "gguf.cuh", "math.cuh", "matvec.cuh", "mma.cuh", "nf4.cuh", "philox.cuh"];
 
 /// What `scripts/build-kernels` wrote of how the kernels were compiled.
 const MANIFEST: &str = include_str!("../ptx/manifest.txt");

@@ -1,7 +1,8 @@
-//! What weights in blocks have in common on CUDA devices: their rows can be decoded.
+//! What weights in blocks have in common on CUDA devices: their rows can be decoded, and mostly multiplied with as they lie.
 
-use kinglet_tensor::cuda::{Arg, Flag};
-use kinglet_tensor::{DType, Error, Result, Tensor};
+use crate::matvec::Matvec;
+use kinglet_tensor::cuda::{self, Arg, Flag};
+use kinglet_tensor::{DType, Error, Result, Tensor, ops};
 use std::ops::Range;
 
 /// A matrix [out, in] in blocks, of which rows can be had as dense tensors.
@@ -12,6 +13,16 @@ pub(crate) trait DecodeRows {
     fn decoded_dtype(&self, x: DType) -> DType;
     /// Some rows, [rows, in], rounded to `dtype`.
     fn decode_rows(&self, rows: Range<usize>, dtype: DType) -> Result<Tensor>;
+    /// The kernel that multiplies one row, or few, with the matrix as it lies, if there is one for its form and shape.
+    fn matvec(&self, one_row: bool) -> Result<Option<Matvec>>;
+}
+
+/// `x`, which is contiguous, or a copy of it that begins at a multiple of 16 bytes of a CUDA device.
+pub(crate) fn aligned(x: Tensor) -> Result<Tensor> {
+    match cuda::read(&x)? {
+        Arg::Pointer(address) if address % 16 != 0 => ops::copy(&x, x.dtype()),
+        _ => Ok(x),
+    }
 }
 
 /// A float dtype as the number by which the kernels of `gguf.cu` know it.

@@ -1,6 +1,7 @@
 //! Matrices of NF4 or FP4 blocks, with scales in f32 or quantised once more.
 
-use crate::decode::{DecodeRows, stray_id};
+use crate::decode::{DecodeRows, aligned, stray_id};
+use crate::matvec::Matvec;
 use crate::panels::{RowPanels, Rows};
 use crate::weight::Direction;
 use kinglet_tensor::cpu::gemm::Panels;
@@ -45,7 +46,8 @@ pub enum Scales {
 
 impl FourBit {
     /// A matrix of parts that were made elsewhere. `codes` are u8, two elements a byte, in any shape; `dtype` is
-    /// that of the dense matrix that they stand for.
+    /// that of the dense matrix that they stand for. On a CUDA device they are copied if they do not begin at a multiple of 16
+    /// bytes, which its kernels need.
     ///
     /// # Errors
     /// When a part is not as long as `shape` and `blocksize` ask, has the wrong dtype, or lives elsewhere.
@@ -74,6 +76,7 @@ impl FourBit {
         if !dtype.is_float() {
             return Err(Error::dtype("four_bit", format!("a matrix of {dtype}")));
         }
+        let codes = if device.as_cuda().is_ok() { aligned(codes)? } else { codes };
         let device_map = match &scales {
             Scales::Nested { map, .. } if device.as_cuda().is_ok() => {
                 Some(Tensor::from_slice(&**map, &[256], &device)?)
@@ -247,6 +250,15 @@ impl DecodeRows for FourBit {
 
     fn decode_rows(&self, rows: Range<usize>, dtype: DType) -> Result<Tensor> {
         self.dequantize_rows(rows, dtype)
+    }
+
+    fn matvec(&self, one_row: bool) -> Result<Option<Matvec>> {
+        // The kernel's rows begin with a block.
+        if !self.shape[1].is_multiple_of(self.blocksize) {
+            return Ok(None);
+        }
+        let entry = if one_row { "matvec_4bit" } else { "matvec_few_4bit" }.to_owned();
+        Ok(Some(Matvec { module: "nf4", entry, weight: self.decode_args()?.to_vec() }))
     }
 }
 

@@ -1,14 +1,15 @@
 //! Matrices of ggml blocks, as they lie in a GGUF file.
 
-use crate::decode::{DecodeRows, stray_id, type_code};
+use crate::decode::{DecodeRows, aligned, stray_id, type_code};
 use crate::four_bit::decode_chunks;
+use crate::matvec::Matvec;
 use crate::panels::{RowPanels, Rows};
 use crate::weight::Direction;
 use kinglet_tensor::cpu::gemm::Panels;
 use kinglet_tensor::cpu::ggml::{self, Format, MAX_BLOCK};
 use kinglet_tensor::cpu::{Cpu, Simd};
 use kinglet_tensor::cuda::{self, Arg, Cuda, Flag};
-use kinglet_tensor::{DType, Device, Error, Result, Tensor, TensorMut, dispatch, kernel, ops};
+use kinglet_tensor::{DType, Device, Error, Result, Tensor, TensorMut, dispatch, kernel};
 use std::ops::Range;
 
 /// A matrix [out, in] of ggml blocks, each within one row. Immutable; a clone shares the bytes, which may lie in a
@@ -45,6 +46,14 @@ impl RowOrder {
                 row - in_head + in_head % half * 2 + in_head / half
             }
         }
+    }
+
+    /// As kernels take it: 0 is plain.
+    fn head_dim(self) -> Result<Arg<'static>> {
+        cuda::number(match self {
+            RowOrder::Plain => 0,
+            RowOrder::Interleaved { head_dim } => head_dim,
+        })
     }
 }
 
@@ -196,13 +205,22 @@ impl DecodeRows for GgufMatrix {
     fn decode_rows(&self, rows: Range<usize>, dtype: DType) -> Result<Tensor> {
         self.dequantize_rows(rows, dtype)
     }
-}
 
-/// The same bytes at a multiple of 16 bytes of a CUDA device.
-fn aligned(blocks: Tensor) -> Result<Tensor> {
-    match cuda::read(&blocks)? {
-        Arg::Pointer(address) if address % 16 != 0 => ops::copy(&blocks, DType::U8),
-        _ => Ok(blocks),
+    fn matvec(&self, one_row: bool) -> Result<Option<Matvec>> {
+        let plain = Format::PLAIN.contains(&self.format);
+        if !self.shape[1].is_multiple_of(GROUP) || (plain && !one_row) {
+            return Ok(None);
+        }
+        let (blocks, head_dim) = (cuda::read(&self.blocks)?, self.order.head_dim()?);
+        Ok(Some(match one_row {
+            true => {
+                Matvec { module: "gguf", entry: format!("matvec_gguf_{}", self.format), weight: vec![blocks, head_dim] }
+            }
+            false => {
+                let weight = vec![blocks, Arg::U32(self.format as u32), head_dim];
+                Matvec { module: "gguf", entry: "matvec_few_gguf".to_owned(), weight }
+            }
+        }))
     }
 }
 
@@ -258,13 +276,10 @@ fn decode_on_device(
     out: &TensorMut<'_>,
 ) -> Result<()> {
     let ([vocabulary, width], rows) = (weight.shape, out.shape()[0]);
-    let head_dim = match weight.order {
-        RowOrder::Plain => 0,
-        RowOrder::Interleaved { head_dim } => head_dim,
-    };
     let args = [
         cuda::read(&weight.blocks)?,
-        cuda::number(head_dim)?,
+        Arg::U32(weight.format as u32),
+        weight.order.head_dim()?,
         cuda::number(vocabulary)?,
         cuda::count(start),
         ids,
@@ -275,8 +290,8 @@ fn decode_on_device(
         cuda::number(width)?,
     ];
     let groups = width.div_ceil(GROUP).max(1);
-    cuda::over_threads(cuda, "gguf", &format!("dequantize_gguf_{}", weight.format), rows * groups, &args)
+    cuda::over_threads(cuda, "gguf", "dequantize_gguf", rows * groups, &args)
 }
 
-/// Neighbours that a thread of the kernel decodes.
+/// Neighbours that a thread of the kernels decodes.
 const GROUP: usize = 8;

@@ -8,6 +8,7 @@ mod four_bit;
 mod gguf;
 pub mod kernels;
 mod linear;
+mod matvec;
 mod panels;
 mod projection;
 mod strips;

@@ -1,9 +1,9 @@
 //! The linear layer on CUDA devices, out of kernels that are there for other ops: dense weights by `matmul`, blocks
 //! decoded a strip of rows at a time. A kernel that decodes in shared memory as it multiplies is to replace the latter.
 
-use crate::Weight;
 use crate::decode::DecodeRows;
 use crate::weight::{Direction, LinearArgs};
+use crate::{Weight, matvec};
 use kinglet_tensor::cpu::gemm::{Accumulate, KC, Options};
 use kinglet_tensor::cuda::Cuda;
 use kinglet_tensor::kernels::{CAT, CatArgs};
@@ -13,23 +13,28 @@ use std::ops::Range;
 /// Bytes of a decoded strip, unless [`KC`] rows take more.
 const STRIP: usize = 16 << 20;
 
-pub(crate) fn linear_cuda(_: &Cuda, args: LinearArgs<'_>) -> Result<()> {
+pub(crate) fn linear_cuda(cuda: &Cuda, args: LinearArgs<'_>) -> Result<()> {
     let LinearArgs { x, weight, direction, out, options } = args;
     match weight {
         Weight::Dense(weight) => ops::product_into(x, &operand(weight.clone(), direction)?, out, options),
-        Weight::FourBit(weight) => by_strips(x, &**weight, direction, out, options),
-        Weight::Gguf(weight) => by_strips(x, weight, direction, out, options),
+        Weight::FourBit(weight) => blocks(cuda, x, &**weight, direction, out, options),
+        Weight::Gguf(weight) => blocks(cuda, x, weight, direction, out, options),
         Weight::Custom(_) => Err(Error::unsupported("a weight of a custom form on a CUDA device")),
     }
 }
 
-fn by_strips(
+/// Few rows with the blocks as they lie, many with strips of them decoded.
+fn blocks(
+    cuda: &Cuda,
     x: &Tensor,
     weight: &dyn DecodeRows,
     direction: Direction,
     out: TensorMut<'_>,
     options: Options,
 ) -> Result<()> {
+    if let Some(kernel) = matvec::kernel(x, weight, direction)? {
+        return kernel.run(cuda, x, &out, options);
+    }
     let row = weight.shape()[1] * weight.decoded_dtype(x.dtype()).size();
     let rows = (STRIP / row.max(1) / KC * KC).max(KC);
     Product { x, weight, direction, rows, options }.write(out)

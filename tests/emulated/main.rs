@@ -8,6 +8,7 @@ mod errors;
 mod four_bit;
 mod fused;
 mod gguf;
+mod matvec;
 mod training;
 mod values;
 
