@@ -3,10 +3,12 @@
 #![forbid(unsafe_code)]
 
 pub mod bnb;
+mod decode;
 mod four_bit;
 mod gguf;
 pub mod kernels;
 mod linear;
+mod matvec;
 mod panels;
 mod projection;
 mod strips;

@@ -1,8 +1,9 @@
-//! The linear layer on CUDA devices, out of kernels that are there for other ops: dense weights by `matmul`, 4-bit ones
+//! The linear layer on CUDA devices, out of kernels that are there for other ops: dense weights by `matmul`, blocks
 //! decoded a strip of rows at a time. A kernel that decodes in shared memory as it multiplies is to replace the latter.
 
+use crate::decode::DecodeRows;
 use crate::weight::{Direction, LinearArgs};
-use crate::{FourBit, Weight};
+use crate::{Weight, matvec};
 use kinglet_tensor::cpu::gemm::{Accumulate, KC, Options};
 use kinglet_tensor::cuda::Cuda;
 use kinglet_tensor::kernels::{CAT, CatArgs};
@@ -12,18 +13,31 @@ use std::ops::Range;
 /// Bytes of a decoded strip, unless [`KC`] rows take more.
 const STRIP: usize = 16 << 20;
 
-pub(crate) fn linear_cuda(_: &Cuda, args: LinearArgs<'_>) -> Result<()> {
+pub(crate) fn linear_cuda(cuda: &Cuda, args: LinearArgs<'_>) -> Result<()> {
     let LinearArgs { x, weight, direction, out, options } = args;
     match weight {
         Weight::Dense(weight) => ops::product_into(x, &operand(weight.clone(), direction)?, out, options),
-        Weight::FourBit(weight) => {
-            let row = weight.shape()[1] * decoded_dtype(x).size();
-            let rows = (STRIP / row.max(1) / KC * KC).max(KC);
-            Product { x, weight, direction, rows, options }.write(out)
-        }
-        Weight::Gguf(weight) => Err(Error::unsupported(format!("{:?} blocks on a CUDA device", weight.format()))),
+        Weight::FourBit(weight) => blocks(cuda, x, &**weight, direction, out, options),
+        Weight::Gguf(weight) => blocks(cuda, x, weight, direction, out, options),
         Weight::Custom(_) => Err(Error::unsupported("a weight of a custom form on a CUDA device")),
     }
+}
+
+/// Few rows with the blocks as they lie, many with strips of them decoded.
+fn blocks(
+    cuda: &Cuda,
+    x: &Tensor,
+    weight: &dyn DecodeRows,
+    direction: Direction,
+    out: TensorMut<'_>,
+    options: Options,
+) -> Result<()> {
+    if let Some(kernel) = matvec::kernel(x, weight, direction)? {
+        return kernel.run(cuda, x, &out, options);
+    }
+    let row = weight.shape()[1] * weight.decoded_dtype(x.dtype()).size();
+    let rows = (STRIP / row.max(1) / KC * KC).max(KC);
+    Product { x, weight, direction, rows, options }.write(out)
 }
 
 /// Rows of W as B of the product.
@@ -34,16 +48,11 @@ fn operand(rows: Tensor, direction: Direction) -> Result<Tensor> {
     }
 }
 
-/// bf16 beside bf16, to which a product would round f32 anyway.
-fn decoded_dtype(x: &Tensor) -> DType {
-    if x.dtype() == DType::BF16 { DType::BF16 } else { DType::F32 }
-}
-
 /// A product with a weight of which `rows` rows are decoded at a time: a multiple of [`KC`], so that sums over rows of W
 /// are cut where the product cuts them.
 struct Product<'a> {
     x: &'a Tensor,
-    weight: &'a FourBit,
+    weight: &'a dyn DecodeRows,
     direction: Direction,
     rows: usize,
     options: Options,
@@ -67,7 +76,8 @@ impl Product<'_> {
     }
 
     fn strip(&self, rows: Range<usize>) -> Result<Tensor> {
-        operand(self.weight.dequantize_rows(rows, decoded_dtype(self.x))?, self.direction)
+        let dtype = self.weight.decoded_dtype(self.x.dtype());
+        operand(self.weight.decode_rows(rows, dtype)?, self.direction)
     }
 
     /// x Wᵀ: each strip gives columns of it.
@@ -114,6 +124,7 @@ impl Product<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::FourBit;
     use kinglet_tensor::cpu::nf4::Format;
     use kinglet_tensor::philox::Key;
     use kinglet_tensor::{CpuOptions, Device};

@@ -8,6 +8,8 @@ mod attention;
 mod errors;
 mod four_bit;
 mod fused;
+mod gguf;
+mod matvec;
 mod models;
 #[path = "../support/mod.rs"]
 mod support;
@@ -18,12 +20,8 @@ use kinglet_oracle::{Checker, Scope, cases, emulated, gpu, simd};
 use std::collections::BTreeSet;
 use std::path::Path;
 
-/// Parts of the labels of cases that have no CUDA kernels yet: `errors` has a test that they say so.
-const NOT_YET: [&str; 2] = ["Gguf", "embedding_quantized"];
-
 fn check(file: &str, scope: Scope) {
-    let mut instances = cases::of(file);
-    instances.retain(|case| !NOT_YET.iter().any(|part| case.label().contains(part)));
+    let instances = cases::of(file);
     assert!(!instances.is_empty(), "{file} is no case");
     let mut devices = match scope {
         Scope::Quick => vec![emulated(80, 1)],
@@ -75,7 +73,7 @@ tests! {
     embedding: "embedding";
     gather: "gather";
     layer_norm: "layer_norm";
-    linear:;
+    linear: "gguf";
     linear_cross_entropy: "linear_cross_entropy";
     matmul: "matmul";
     random: "random";

@@ -11,7 +11,7 @@ fn identity() -> Identity {
 #[test]
 fn a_run_goes_on_with_nothing_else_than_it_began_with() {
     type Case = (&'static [&'static str], fn(&mut Identity));
-    let cases: [Case; 5] = [
+    let cases: [Case; 6] = [
         (&["base model", "--overwrite"], |i| i.base.push('x')),
         (&["data file", "rows.jsonl"], |i| i.data.push('x')),
         (&["evaluation file"], |i| i.eval_data = Some("x".into())),
