@@ -1,6 +1,7 @@
 //! The command line. Names follow transformers' TrainingArguments, PEFT's LoraConfig and bitsandbytes' configuration.
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use kinglet_train::ByteSize;
 use serde::{Deserialize, Deserializer};
 use std::path::PathBuf;
 
@@ -222,6 +223,9 @@ pub(crate) struct FinetuneOptions {
     /// A folder of CUDA kernels, X.cu or X.ptx, to run instead of the built-in ones of the same names
     #[arg(long, value_name = "DIR")]
     pub(crate) kernels: Option<PathBuf>,
+    /// Refuse a run that needs more memory than this, such as 6GiB, and say what would fit [default: all that a GPU has]
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) memory_budget: Option<ByteSize>,
     /// Rows to evaluate on, during the run and at its end
     #[arg(long, value_name = "FILE")]
     pub(crate) eval_data: Option<PathBuf>,

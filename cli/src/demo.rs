@@ -1,12 +1,12 @@
 //! The built-in demo, what `kinglet` does without any option: a small Llama that kinglet pretrained learns to name the
-//! archive section of a software package, by QLoRA, in about a minute.
+//! archive section of a software package, by QLoRA, in about a minute. On the virtual GPU a short part of it.
 
 use crate::args::{DeviceArgs, EvalArgs, Metric, ModelArgs, Quant};
 use crate::console::{in_quotes, next, note, out};
 use crate::settings::make_absolute;
 use crate::{eval, finetune};
 use kinglet_data::{Dataset, RowContent};
-use kinglet_models::fs::{Disk, is_temporary, recover_inside, verify_manifest, write_folder_atomic};
+use kinglet_models::fs::{Disk, read_text, is_temporary, recover_inside, verify_manifest, write_folder_atomic};
 use kinglet_tensor::{Error, Result};
 use kinglet_train::{Settings, Start};
 use std::path::{Path, PathBuf};
@@ -37,14 +37,13 @@ const GUESSING: f64 = 10.0;
 
 /// # Errors
 /// When `./kinglet-demo` holds something that no demo wrote, or cannot be written.
-pub(crate) fn run() -> Result<()> {
+pub(crate) fn run(device: DeviceArgs) -> Result<()> {
     let folder = PathBuf::from(FOLDER);
     check_own(&folder)?;
     let (model, data, adapter) = (folder.join("model"), folder.join("data"), folder.join("adapter"));
     note("the built-in demo: a small Llama learns to name the section of a software package from its description");
     unpack(&model, MODEL)?;
     unpack(&data, DATA)?;
-    let before = exact_match(&model, None, &data)?;
     let mut settings = Settings {
         learning_rate: 3e-3,
         max_steps: Some(180),
@@ -52,13 +51,20 @@ pub(crate) fn run() -> Result<()> {
         logging_steps: 20,
         save_steps: 0,
         seed: 1,
+        device: device.device.clone().unwrap_or_else(|| "cpu".into()),
+        threads: device.threads,
+        kernels: device.kernels.clone(),
         ..Settings::new(&model, data.join("train.jsonl"), &adapter)
     };
     make_absolute(&mut settings); // as those of any run, so that it can be resumed like any
+    if settings.device == "emulated" {
+        return run_emulated(settings);
+    }
+    let before = exact_match(&model, None, &data, &device)?;
     if !finetune::train_settings(&settings, Start::Overwrite, false)? {
         return Ok(());
     }
-    let after = exact_match(&model, Some(&adapter), &data)?;
+    let after = exact_match(&model, Some(&adapter), &data, &device)?;
     out(format!(
         "exact match on {} unseen descriptions: {before:.0}% before, {after:.0}% after fine-tuning (guessing: \
          {GUESSING:.0}%)",
@@ -70,6 +76,31 @@ pub(crate) fn run() -> Result<()> {
         in_quotes(&question()?)
     ));
     Ok(())
+}
+
+/// What the virtual GPU does of the demo in about a minute: two steps of one row, and the same two on the CPU.
+fn run_emulated(settings: Settings) -> Result<()> {
+    note("on the virtual GPU, which checks every access of every thread, two steps of one row; then the same on the CPU");
+    let short = Settings { max_steps: Some(2), per_device_train_batch_size: 1, logging_steps: 1, ..settings };
+    let mut losses = Vec::new();
+    for device in ["emulated", "cpu"] {
+        let kernels = short.kernels.clone().filter(|_| device == "emulated");
+        let run = Settings { device: device.into(), kernels, ..short.clone() };
+        if !finetune::train_settings(&run, Start::Overwrite, false)? {
+            return Ok(());
+        }
+        losses.push(losses_of(&run.output)?);
+    }
+    let gap = losses[0].iter().zip(&losses[1]).map(|(a, b)| (a - b).abs() / b.abs()).fold(0.0, f64::max);
+    let shown = |losses: &[f64]| losses.iter().map(|l| format!("{l:.6}")).collect::<Vec<_>>().join(" ");
+    out(format!("losses on the virtual GPU {}, on the CPU {}: {gap:.1e} apart", shown(&losses[0]), shown(&losses[1])))
+}
+
+/// The loss of each step of the run in `output`.
+fn losses_of(output: &Path) -> Result<Vec<f64>> {
+    let path = output.join("log.jsonl");
+    let loss = |line: &str| serde_json::from_str::<serde_json::Value>(line).ok()?["loss"].as_f64();
+    Ok(read_text(&path, "the log")?.lines().filter_map(loss).collect())
 }
 
 /// The user's text of the first unseen row.
@@ -90,7 +121,7 @@ fn read(files: &[(&str, &[u8])], name: &str) -> Result<Vec<u8>> {
 }
 
 /// The share of right answers in percent, on rows that are not in the training data.
-fn exact_match(model: &Path, adapter: Option<&Path>, data: &Path) -> Result<f64> {
+fn exact_match(model: &Path, adapter: Option<&Path>, data: &Path, device: &DeviceArgs) -> Result<f64> {
     let args = EvalArgs {
         model: ModelArgs {
             model: model.into(),
@@ -100,7 +131,7 @@ fn exact_match(model: &Path, adapter: Option<&Path>, data: &Path) -> Result<f64>
             chat_template: None,
             raw: false,
             no_mmap: false,
-            device: DeviceArgs::default(),
+            device: device.clone(),
         },
         data: data.join("valid.jsonl"),
         metrics: vec![Metric::ExactMatch],

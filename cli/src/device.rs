@@ -51,7 +51,7 @@ pub(crate) fn open(choice: &Choice<'_>) -> Result<Device> {
     if let Some(folder) = choice.kernels {
         replace_kernels(device.as_cuda()?, folder)?;
     }
-    models_run_on(&device, name)
+    Ok(device)
 }
 
 /// The number of `cuda:N`; `cuda` is the first.
@@ -101,13 +101,6 @@ fn compiler_options() -> CompilerOptions {
         nvrtc: std::env::var_os("KINGLET_NVRTC").filter(|path| !path.is_empty()).map(PathBuf::from),
         cache: cache.map(|cache| cache.join("kinglet/kernels")),
     }
-}
-
-/// The kernels of a whole model are not there yet: better said here than at the first op in the middle of a run.
-fn models_run_on(device: &Device, name: &str) -> Result<Device> {
-    Err(Error::unsupported(format!(
-        "--device {name}: {device:?} is there, but not yet all the kernels that a model needs; use cpu"
-    )))
 }
 
 /// The SIMD level that the environment asks for; `None` is the best.

@@ -1,6 +1,6 @@
 //! `kinglet finetune`.
 
-use crate::args::FinetuneArgs;
+use crate::args::{DeviceArgs, FinetuneArgs, FinetuneOptions};
 use crate::console::{next, note, out, quoted};
 use crate::demo;
 use crate::device::{self, Choice};
@@ -17,8 +17,8 @@ use kinglet_train::{Base, End, Method, Outcome, RunOptions, Settings, Start, run
 /// # Errors
 /// When the input is at fault.
 pub(crate) fn run(args: FinetuneArgs) -> Result<()> {
-    if args.is_empty() {
-        return demo::run();
+    if let Some(device) = args.demo() {
+        return demo::run(device);
     }
     let options = gather(args)?;
     let settings = settings(&options)?;
@@ -45,8 +45,13 @@ pub(crate) fn train_settings(settings: &Settings, start: Start, dry_run: bool) -
 }
 
 impl FinetuneArgs {
-    fn is_empty(&self) -> bool {
-        self.config.is_none() && self.options == Default::default()
+    /// The device of the built-in demo, where nothing but that is asked for.
+    fn demo(&self) -> Option<DeviceArgs> {
+        let FinetuneOptions { device, threads, kernels, .. } = self.options.clone();
+        let only_device =
+            FinetuneOptions { device: device.clone(), threads, kernels: kernels.clone(), ..FinetuneOptions::default() };
+        let device = DeviceArgs { device, threads, kernels, dtype: None };
+        (self.config.is_none() && self.options == only_device).then_some(device)
     }
 }
 

@@ -80,7 +80,7 @@ fn remedy(error: &Error) -> &'static str {
 fn run(cli: Cli) -> kinglet_tensor::Result<()> {
     signals::write_errors_instead_of_signals()?;
     match cli.command {
-        None => demo::run(),
+        None => demo::run(DeviceArgs::default()),
         Some(Command::Finetune(args)) => finetune::run(*args),
         Some(Command::Generate(args)) => generate::run(&args),
         Some(Command::Eval(args)) => eval::run(&args),

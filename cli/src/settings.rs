@@ -39,7 +39,7 @@ pub(crate) fn settings(options: &FinetuneOptions) -> Result<Settings> {
         model data output method lora_r lora_alpha lora_dropout target_modules use_rslora no_double_quant learning_rate
         lr_scheduler_type warmup_ratio warmup_steps weight_decay max_grad_norm num_train_epochs max_steps
         per_device_train_batch_size gradient_accumulation_steps max_length packing no_shuffle gradient_checkpointing seed
-        dtype device threads kernels eval_data eval_steps save_steps save_total_limit logging_steps init_adapter raw
+        dtype device threads kernels memory_budget eval_data eval_steps save_steps save_total_limit logging_steps init_adapter raw
         chat_template from_scratch no_mmap);
     if let Some(quant) = o.quant {
         settings.quant = Some(quant.into());

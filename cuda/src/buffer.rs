@@ -1,6 +1,8 @@
 //! Memory of a device, held by one owner.
 
+use crate::memory::GraphMemory;
 use crate::{Device, Result};
+use std::sync::Arc;
 
 /// Bytes on a device. They go back to the device's pool when this is dropped; whatever was launched before may still use them,
 /// because all work of a device is in one order.
@@ -8,11 +10,13 @@ pub struct Buffer {
     device: Device,
     address: u64,
     bytes: u64,
+    /// The graph in whose capture it was asked for.
+    graph: Option<Arc<GraphMemory>>,
 }
 
 impl Buffer {
-    pub(crate) fn new(device: Device, address: u64, bytes: u64) -> Self {
-        Buffer { device, address, bytes }
+    pub(crate) fn new(device: Device, address: u64, bytes: u64, graph: Option<Arc<GraphMemory>>) -> Self {
+        Buffer { device, address, bytes, graph }
     }
 
     /// The address on the device.
@@ -87,7 +91,7 @@ impl Buffer {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        self.device.give_back(self.address, self.bytes);
+        self.device.give_back(self.address, self.bytes, self.graph.as_deref());
     }
 }
 

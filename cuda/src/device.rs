@@ -1,13 +1,13 @@
 //! A device: its memory, its kernels, its order of work.
 
 use crate::driver::{Driver, FunctionId, Image, ModuleId};
-use crate::event::{Event, Graph};
+use crate::event::Event;
 use crate::launch::{Arg, Launch};
-use crate::pool::Pool;
 use crate::signature::{self, Signatures};
-use crate::{Buffer, EmulatorOptions, Error, Result};
+use crate::memory::Memory;
+use crate::{EmulatorOptions, Error, Result};
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// What a device is.
@@ -25,17 +25,6 @@ pub struct DeviceInfo {
     pub shared_bytes_per_block: u32,
     /// The driver's CUDA version times a thousand (12040 is 12.4); 0 on the virtual GPU.
     pub driver_version: u32,
-}
-
-/// Bytes of buffers: how many live, and the most that ever did.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct MemoryUse {
-    /// Bytes of living buffers, as asked for.
-    pub live: u64,
-    /// The largest `live` since the device was made or [`Device::reset_peak`].
-    pub peak: u64,
-    /// Bytes of the chunks that the pool holds: what the driver counts for this process.
-    pub held: u64,
 }
 
 /// What was asked of a device, counted at the seam.
@@ -56,14 +45,10 @@ pub struct Device(Arc<Context>);
 
 struct Context {
     driver: AnyDriver,
-    pool: Mutex<Pool>,
-    usage: Mutex<MemoryUse>,
+    memory: Memory,
     kernels: Mutex<Kernels>,
-    /// Whether work is noted, not done: then the host may neither wait nor lend its memory.
-    capturing: AtomicBool,
     launches: AtomicU64,
     synchronisations: AtomicU64,
-    driver_allocations: AtomicU64,
 }
 
 /// No value without a driver feature.
@@ -97,22 +82,16 @@ pub(crate) struct Replacement {
     pub(crate) order: Vec<usize>,
 }
 
-/// A chunk is at least this large, so that few calls reach the driver.
-const CHUNK: u64 = 8 << 20;
-
 impl Device {
     #[cfg(any(feature = "cuda", feature = "emulator"))]
     pub(crate) fn new(driver: Box<dyn Driver>) -> Self {
-        let pool = Mutex::new(Pool::new(driver.red_zone()));
+        let memory = Memory::new(driver.red_zone());
         Device(Arc::new(Context {
             driver: AnyDriver::Some(driver),
-            pool,
-            usage: Mutex::default(),
+            memory,
             kernels: Mutex::default(),
-            capturing: AtomicBool::new(false),
             launches: AtomicU64::new(0),
             synchronisations: AtomicU64::new(0),
-            driver_allocations: AtomicU64::new(0),
         }))
     }
 
@@ -146,94 +125,34 @@ impl Device {
         }
     }
 
+    /// A device that runs nothing and counts bytes exactly as this one would: what a run needs can be known before it. What is
+    /// read from it is zero.
+    #[must_use]
+    pub fn planner(&self) -> Device {
+        #[cfg(any(feature = "cuda", feature = "emulator"))]
+        return Self::new(Box::new(crate::driver::planner::Planner::of(self.driver())));
+        #[cfg(not(any(feature = "cuda", feature = "emulator")))]
+        self.clone()
+    }
+
+    /// Whether this is a device of [`Device::planner`].
+    #[must_use]
+    pub fn is_planner(&self) -> bool {
+        self.driver().is_planner()
+    }
+
     pub(crate) fn driver(&self) -> &dyn Driver {
         self.0.driver()
+    }
+
+    pub(crate) fn parts(&self) -> &Memory {
+        &self.0.memory
     }
 
     /// What the device is.
     #[must_use]
     pub fn info(&self) -> &DeviceInfo {
         self.driver().info()
-    }
-
-    /// `bytes` bytes with arbitrary contents, aligned to 256.
-    ///
-    /// # Errors
-    /// When the device has no more, even after the pool's unused chunks were given back.
-    pub fn alloc(&self, bytes: u64) -> Result<Buffer> {
-        let mut pool = lock(&self.0.pool);
-        let footprint = pool.footprint(bytes).ok_or(Error::OutOfMemory { requested: bytes, held: pool.held() })?;
-        let address = match pool.take(footprint) {
-            Some(address) => address,
-            None => {
-                self.grow(&mut pool, footprint)?;
-                pool.take(footprint).ok_or_else(|| Error::invalid("the pool lost a chunk"))?
-            }
-        };
-        if let Err(error) = self.driver().announce(address, bytes) {
-            pool.give(address, footprint);
-            return Err(error);
-        }
-        drop(pool);
-        let mut usage = lock(&self.0.usage);
-        usage.live += bytes;
-        usage.peak = usage.peak.max(usage.live);
-        Ok(Buffer::new(self.clone(), address, bytes))
-    }
-
-    /// A chunk that holds `footprint` bytes: a large one, or just what is needed once memory is scarce.
-    fn grow(&self, pool: &mut Pool, footprint: u64) -> Result<()> {
-        self.not_capturing("memory is asked for")?;
-        let roomy = footprint.max(CHUNK);
-        let chunk = self.driver().alloc(roomy).map(|address| (address, roomy)).or_else(|error| {
-            if !error.is_out_of_memory() {
-                return Err(error);
-            }
-            self.free_unused(pool)?;
-            self.driver().alloc(footprint).map(|address| (address, footprint))
-        });
-        let (address, bytes) = chunk.map_err(|error| match error {
-            Error::OutOfMemory { .. } => Error::OutOfMemory { requested: footprint, held: pool.held() },
-            error => error,
-        })?;
-        self.0.driver_allocations.fetch_add(1, Ordering::Relaxed);
-        pool.add_chunk(address, bytes);
-        Ok(())
-    }
-
-    pub(crate) fn give_back(&self, address: u64, bytes: u64) {
-        // A range that the driver did not know can only come from a fault of ours; it must not stop the pool.
-        let _ = self.driver().retire(address, bytes);
-        let mut pool = lock(&self.0.pool);
-        if let Some(footprint) = pool.footprint(bytes) {
-            pool.give(address, footprint);
-        }
-        drop(pool);
-        lock(&self.0.usage).live -= bytes;
-    }
-
-    pub(crate) fn write(&self, address: u64, bytes: &[u8]) -> Result<()> {
-        if bytes.is_empty() {
-            return Ok(());
-        }
-        self.wait("a write from the host")?;
-        self.driver().write(address, bytes)
-    }
-
-    pub(crate) fn read(&self, address: u64, bytes: &mut [u8]) -> Result<()> {
-        if bytes.is_empty() {
-            return Ok(());
-        }
-        self.wait("a read by the host")?;
-        self.driver().read(address, bytes)
-    }
-
-    pub(crate) fn fill(&self, address: u64, value: u8, bytes: u64) -> Result<()> {
-        if bytes == 0 { Ok(()) } else { self.driver().fill(address, value, bytes) }
-    }
-
-    pub(crate) fn copy(&self, to: u64, from: u64, bytes: u64) -> Result<()> {
-        if bytes == 0 { Ok(()) } else { self.driver().copy(to, from, bytes) }
     }
 
     /// Waits until everything that was launched is done.
@@ -246,7 +165,7 @@ impl Device {
     }
 
     /// Counts a wait of the host, which cannot be in the middle of a capture.
-    fn wait(&self, what: &str) -> Result<()> {
+    pub(crate) fn wait(&self, what: &str) -> Result<()> {
         self.not_capturing(what)?;
         self.0.synchronisations.fetch_add(1, Ordering::Relaxed);
         Ok(())
@@ -254,42 +173,10 @@ impl Device {
 
     /// An error in the middle of a capture: what it notes is done long after this call, if ever.
     pub(crate) fn not_capturing(&self, what: &str) -> Result<()> {
-        match self.0.capturing.load(Ordering::Acquire) {
+        match self.0.memory.capturing() {
             true => Err(Error::invalid(format!("{what} in the middle of a capture"))),
             false => Ok(()),
         }
-    }
-
-    /// Bytes in use.
-    #[must_use]
-    pub fn memory(&self) -> MemoryUse {
-        MemoryUse { held: lock(&self.0.pool).held(), ..*lock(&self.0.usage) }
-    }
-
-    /// Starts a new count of the peak from what lives now.
-    pub fn reset_peak(&self) {
-        let mut usage = lock(&self.0.usage);
-        usage.peak = usage.live;
-    }
-
-    /// Gives the pool's unused chunks back to the driver.
-    ///
-    /// # Errors
-    /// When the driver refuses.
-    pub fn release_cache(&self) -> Result<()> {
-        self.free_unused(&mut lock(&self.0.pool))
-    }
-
-    /// Gives chunks back that are free as a whole; one that the driver refuses stays in the pool.
-    fn free_unused(&self, pool: &mut Pool) -> Result<()> {
-        let mut result = Ok(());
-        for (address, bytes) in pool.take_free_chunks() {
-            if let Err(error) = self.driver().free(address) {
-                pool.add_chunk(address, bytes);
-                result = result.and(Err(error));
-            }
-        }
-        result
     }
 
     /// What was asked of this device so far.
@@ -298,7 +185,7 @@ impl Device {
         Counts {
             launches: self.0.launches.load(Ordering::Relaxed),
             synchronisations: self.0.synchronisations.load(Ordering::Relaxed),
-            driver_allocations: self.0.driver_allocations.load(Ordering::Relaxed),
+            driver_allocations: self.0.memory.driver_allocations(),
         }
     }
 
@@ -403,33 +290,6 @@ impl Device {
         Ok(Event { id: self.driver().record()?, device: self.clone() })
     }
 
-    /// Notes everything that `work` launches, without doing it, as a graph. Nobody else may use the device meanwhile: what other
-    /// threads launch on it would be noted too.
-    ///
-    /// # Errors
-    /// What `work` reports, or a call in it that cannot be captured (a read, or memory that the pool does not have yet).
-    pub fn capture(&self, work: impl FnOnce() -> Result<()>) -> Result<Graph> {
-        /// Ends the capture where `work` does not come back: the device must not go on noting.
-        struct Capturing<'a>(&'a Device);
-        impl Drop for Capturing<'_> {
-            fn drop(&mut self) {
-                self.0.0.capturing.store(false, Ordering::Release);
-                if let Ok(id) = self.0.driver().end_capture() {
-                    self.0.driver().drop_graph(id);
-                }
-            }
-        }
-        self.not_capturing("a capture begins")?;
-        self.driver().begin_capture()?;
-        self.0.capturing.store(true, Ordering::Release);
-        let capturing = Capturing(self);
-        work()?;
-        let id = self.driver().end_capture()?;
-        std::mem::forget(capturing);
-        self.0.capturing.store(false, Ordering::Release);
-        Ok(Graph { id, device: self.clone() })
-    }
-
     /// What kernels did since the last call, counted by the virtual GPU: instructions, sectors, bank conflicts, flops; nothing
     /// on another device.
     #[cfg(feature = "emulator")]
@@ -474,7 +334,7 @@ impl Drop for Context {
         for module in kernels.modules.into_values().chain(kernels.replacing.into_iter().flatten()) {
             let _ = self.driver().unload(module.id);
         }
-        for address in lock(&self.pool).take_all_chunks() {
+        for address in self.memory.take_all_chunks() {
             let _ = self.driver().free(address);
         }
     }

@@ -1,6 +1,6 @@
-//! Points in a device's stream, and captured pieces of it.
+//! Points in a device's stream.
 
-use crate::driver::{EventId, GraphId};
+use crate::driver::EventId;
 use crate::{Device, Result};
 
 /// A point in the order of a device's work. From [`Device::record`].
@@ -25,29 +25,5 @@ impl Event {
 impl Drop for Event {
     fn drop(&mut self) {
         self.device.driver().drop_event(self.id);
-    }
-}
-
-/// Launches that were captured, to be started again as a whole. From [`Device::capture`]. The buffers that they use must live as
-/// long as it does: it holds addresses only.
-pub struct Graph {
-    pub(crate) device: Device,
-    pub(crate) id: GraphId,
-}
-
-impl Graph {
-    /// Starts everything that was captured, in its order.
-    ///
-    /// # Errors
-    /// When the device fails.
-    pub fn launch(&self) -> Result<()> {
-        self.device.not_capturing("a graph is launched")?;
-        self.device.driver().launch_graph(self.id)
-    }
-}
-
-impl Drop for Graph {
-    fn drop(&mut self) {
-        self.device.driver().drop_graph(self.id);
     }
 }

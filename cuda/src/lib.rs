@@ -14,8 +14,10 @@ mod device;
 mod driver;
 mod error;
 mod event;
+mod graph;
 mod handles;
 mod launch;
+mod memory;
 mod options;
 mod pool;
 #[cfg(feature = "kernels")]
@@ -28,10 +30,12 @@ mod source;
 mod text;
 
 pub use buffer::Buffer;
-pub use device::{Counts, Device, DeviceInfo, MemoryUse};
+pub use device::{Counts, Device, DeviceInfo};
 pub use error::{Error, Result};
-pub use event::{Event, Graph};
+pub use event::Event;
+pub use graph::Graph;
 pub use launch::{Arg, Launch};
+pub use memory::MemoryUse;
 pub use options::EmulatorOptions;
 #[cfg(feature = "kernels")]
 pub use replace::{CompilerOptions, KernelSource};

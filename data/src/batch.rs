@@ -117,10 +117,16 @@ impl Batches {
     /// A batch of the longest rows (or the fullest bins): no other has more tokens.
     #[must_use]
     pub fn largest(&self) -> TokenBatch {
+        self.largest_of(self.options.batch_size)
+    }
+
+    /// As [`Batches::largest`], were there `batch_size` rows (or bins) in a batch.
+    #[must_use]
+    pub fn largest_of(&self, batch_size: usize) -> TokenBatch {
         let tokens = |group: &[usize]| group.iter().map(|&row| self.examples[row].ids.len()).sum::<usize>();
         let mut groups: Vec<&Vec<usize>> = self.groups.iter().collect();
         groups.sort_by_key(|group| std::cmp::Reverse(tokens(group)));
-        let rows = groups.into_iter().take(self.options.batch_size).flatten();
+        let rows = groups.into_iter().take(batch_size).flatten();
         TokenBatch::of(rows.map(|&row| &self.examples[row]))
     }
 

@@ -67,6 +67,16 @@ impl Device {
         Self::new(Kind::Meta, false)
     }
 
+    /// A device that runs nothing and counts bytes exactly as this one would, scratch of kernels included: the memory planner
+    /// of a run. For a CPU that is [`Device::meta`].
+    #[must_use]
+    pub fn planner(&self) -> Self {
+        match &self.0.kind {
+            Kind::Cuda(device) => Self::on(device.planner()),
+            Kind::Cpu(_) | Kind::Meta => Self::meta(),
+        }
+    }
+
     /// NVIDIA GPU number `index`.
     ///
     /// # Errors

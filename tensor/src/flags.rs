@@ -3,7 +3,7 @@
 use crate::cuda::Arg;
 use crate::{Device, Error, Result};
 use kinglet_cuda::Buffer;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// A 64-bit word of device memory, by which a kernel reports that it was given something wrong (an id outside of a table, a
 /// weight that is no number): only the device knows what is in a tensor.
@@ -18,12 +18,16 @@ struct Word {
     clear: u64,
 }
 
-/// Makes the error of a word that a kernel has changed.
-type ErrorOf = Box<dyn FnOnce(u64) -> Error + Send>;
+/// A word of a kernel that was launched, and what makes the error of it if the kernel has changed it.
+#[derive(Clone)]
+pub(crate) struct Pending {
+    word: Arc<Word>,
+    error: Arc<dyn Fn(u64) -> Error + Send + Sync>,
+}
 
-/// Words of kernels that were launched, not looked at yet.
+/// Words that nobody has looked at yet.
 #[derive(Default)]
-pub(crate) struct Flags(Mutex<Vec<(Word, ErrorOf)>>);
+pub(crate) struct Flags(Mutex<Vec<Pending>>);
 
 impl Flag {
     /// A word of 0, which a kernel changes when something is wrong.
@@ -60,8 +64,8 @@ impl Flag {
     /// Nobody waits for it here, as a training step must not wait in its middle: the error comes from the next read of a tensor
     /// of this device or from [`Device::synchronize`], whatever comes first. `error` must hold no tensor of the device, which
     /// would keep each other alive.
-    pub fn check(self, error: impl FnOnce(u64) -> Error + Send + 'static) {
-        self.device.flags().lock().push((self.word, Box::new(error)));
+    pub fn check(self, error: impl Fn(u64) -> Error + Send + Sync + 'static) {
+        self.device.flags().add([Pending { word: Arc::new(self.word), error: Arc::new(error) }]);
     }
 
     /// As [`Flag::check`], but waits for the device and gives the error here.
@@ -80,11 +84,11 @@ pub fn first_at_fault(word: u64) -> (usize, i32) {
 }
 
 impl Word {
-    fn check(self, error: impl FnOnce(u64) -> Error) -> Result<()> {
+    fn check(&self, error: impl FnOnce(u64) -> Error) -> Result<()> {
         let mut bytes = [0; size_of::<u64>()];
         self.buffer.read(0, &mut bytes)?;
         match u64::from_le_bytes(bytes) {
-            word if word == self.clear => Ok(()),
+            word if word == self.clear || self.buffer.device().is_planner() => Ok(()),
             word => Err(error(word)),
         }
     }
@@ -96,11 +100,19 @@ impl Flags {
     /// # Errors
     /// That of the first that was changed.
     pub(crate) fn check(&self) -> Result<()> {
-        let words = std::mem::take(&mut *self.lock());
-        words.into_iter().try_for_each(|(word, error)| word.check(error))
+        self.take().into_iter().try_for_each(|Pending { word, error }| word.check(|value| error(value)))
     }
 
-    fn lock(&self) -> MutexGuard<'_, Vec<(Word, ErrorOf)>> {
+    /// All of them, which then are somebody else's to look at.
+    pub(crate) fn take(&self) -> Vec<Pending> {
+        std::mem::take(&mut *self.lock())
+    }
+
+    pub(crate) fn add(&self, more: impl IntoIterator<Item = Pending>) {
+        self.lock().extend(more);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Pending>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

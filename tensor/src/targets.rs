@@ -63,6 +63,23 @@ impl Targets {
         Self::new(&targets.to_vec()?, targets.device())
     }
 
+    /// Takes over the targets of `other`, of as many rows and targets, in the place of its own: for kernels that were captured.
+    ///
+    /// # Errors
+    /// When the numbers differ, the device is another, or a clone of this is held.
+    pub fn replace(&mut self, other: &Targets) -> Result<()> {
+        if (self.rows, self.count(), &self.device) != (other.rows, other.count(), &other.device) {
+            let what = format!("{} of {} rows by {} of {}", self.count(), self.rows, other.count(), other.rows);
+            return Err(Error::shape("targets", format!("{what}, or another device")));
+        }
+        if let (Some(table), Some(from)) = (&mut self.table, &other.table) {
+            let place = table.as_mut().ok_or_else(|| Error::aliased("targets: a clone is held"))?;
+            crate::ops::copy_into(from, place)?;
+        }
+        self.list = other.list.clone();
+        Ok(())
+    }
+
     /// How many rows there are.
     #[must_use]
     pub fn rows(&self) -> usize {

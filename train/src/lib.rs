@@ -5,6 +5,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod base;
+mod budget;
 mod checkpoint;
 mod eval;
 mod fingerprint;
@@ -18,6 +19,7 @@ mod run;
 mod settings;
 
 pub use base::{Base, OpenOptions, gguf_vocab};
+pub use budget::ByteSize;
 pub use eval::{Answering, Loss, evaluate_loss, exact_match};
 pub use report::{EvalRow, Plan, Reporter, Silent, StepRow};
 pub use run::{End, Outcome, RunOptions, Start, run};

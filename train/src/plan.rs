@@ -1,22 +1,15 @@
-//! What is known before step 1, the peak of memory among it.
+//! What is known before step 1.
 
-use crate::base::Base;
+use crate::budget::ByteSize;
 use crate::learner::Learner;
 use crate::report::Plan;
 use crate::rows::Rows;
 use crate::settings::Settings;
 use kinglet_peft::count_parameters;
-use kinglet_tensor::{Device, Result};
-use std::path::Path;
+use kinglet_tensor::Result;
 
-/// The plan of a run that trains `learner`, whose adapter came from the folder `adapter`, on `rows`.
-pub(crate) fn plan(
-    settings: &Settings,
-    base: &Base,
-    rows: &Rows,
-    learner: &Learner,
-    adapter: Option<&Path>,
-) -> Result<Plan> {
+/// The plan of a run that trains `learner` on `rows` and takes at most `peak` bytes.
+pub(crate) fn plan(settings: &Settings, rows: &Rows, learner: &Learner, peak: ByteSize) -> Result<Plan> {
     let report = &rows.report;
     Ok(Plan {
         rows: report.rows,
@@ -29,16 +22,6 @@ pub(crate) fn plan(
         steps: rows.steps,
         steps_per_epoch: rows.steps_per_epoch,
         warmup_steps: settings.warmup(rows.steps),
-        peak_bytes: peak_bytes(settings, base, rows, adapter)?,
+        peak_bytes: peak.0 as usize,
     })
-}
-
-/// The most bytes at once: one step on the largest batch on a device that runs nothing and counts bytes, beside the
-/// pages of the weight files.
-fn peak_bytes(settings: &Settings, base: &Base, rows: &Rows, adapter: Option<&Path>) -> Result<usize> {
-    let device = Device::meta();
-    let mut learner = Learner::new(base.model(settings, &device)?, settings, adapter)?;
-    learner.step(&[rows.batches.largest()], 1, settings.learning_rate)?;
-    let mapped: usize = base.source.weights.entries.values().map(|e| e.range.len()).sum();
-    Ok(device.memory().peak + mapped)
 }

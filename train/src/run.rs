@@ -1,6 +1,7 @@
 //! The one training loop.
 
 use crate::base::Base;
+use crate::budget;
 use crate::checkpoint::{self, Checkpoint, Identity};
 use crate::eval::evaluate_loss;
 use crate::learner::Learner;
@@ -109,15 +110,16 @@ pub fn run(
     if options.stop.load(Ordering::Relaxed) {
         return Ok(stopped(0));
     }
+    // A run goes on with the adapter of its checkpoint: the one that it began with may have changed since, or be gone.
+    let adapter = checkpoint.as_ref().map(|c| c.path.as_path()).or(settings.init_adapter.as_deref());
+    let peak = budget::check(settings, &base, &rows, adapter, device)?;
     let model = base.model(settings, device)?;
     if let Some(text) = base.unused_warning(&model) {
         reporter.warning(&text);
     }
-    // A run goes on with the adapter of its checkpoint: the one that it began with may have changed since, or be gone.
-    let adapter = checkpoint.as_ref().map(|c| c.path.as_path()).or(settings.init_adapter.as_deref());
     let mut learner = Learner::new(model, settings, adapter)?;
     let done = checkpoint.as_ref().map_or(Ok(0), |c| c.restore(&mut learner, settings))?;
-    let plan = plan(settings, &base, &rows, &learner, adapter)?;
+    let plan = plan(settings, &rows, &learner, peak)?;
     if options.start == Start::Resume {
         reporter.resumed(done);
     }

@@ -1,5 +1,6 @@
 //! Every option of a run, under the names of the command line.
 
+use crate::budget::ByteSize;
 use crate::log::LOG;
 use kinglet_models::fs::read_text;
 use kinglet_optim::{AdamWOptions, Schedule, ScheduleKind};
@@ -131,6 +132,9 @@ pub struct Settings {
     pub threads: Option<usize>,
     /// A folder of CUDA kernels to run instead of built-in ones.
     pub kernels: Option<PathBuf>,
+    /// Refuse a run that needs more memory on its device; `None` is all that a GPU has, and no limit on a CPU.
+    #[serde(default)]
+    pub memory_budget: Option<ByteSize>,
     /// Rows to evaluate on.
     pub eval_data: Option<PathBuf>,
     /// Evaluate every so many steps; `None` only at the end.
@@ -155,7 +159,8 @@ pub struct Settings {
 }
 
 /// Settings that a resumed run may change: no number of the result depends on them.
-const FREE: [&str; 6] = ["threads", "logging-steps", "save-steps", "save-total-limit", "no-mmap", "output"];
+const FREE: [&str; 7] =
+    ["threads", "memory-budget", "logging-steps", "save-steps", "save-total-limit", "no-mmap", "output"];
 
 impl Settings {
     /// The file of OUTPUT that holds the settings: it makes a folder a run's.
@@ -196,6 +201,7 @@ impl Settings {
             device: "cpu".into(),
             threads: None,
             kernels: None,
+            memory_budget: None,
             eval_data: None,
             eval_steps: None,
             save_steps: 50,

@@ -27,7 +27,7 @@ struct State {
     modules: Handles<Arc<Module>>,
     functions: Handles<Function>,
     events: Handles<Instant>,
-    graphs: Handles<Arc<Vec<Work>>>,
+    graphs: Handles<Arc<Captured>>,
     capturing: Option<Vec<Work>>,
     printed: String,
     counters: Counters,
@@ -48,6 +48,17 @@ enum Work {
     Launch { function: Function, launch: Launch, params: Vec<u8> },
     Copy { to: u64, from: u64, bytes: u64 },
     Fill { address: u64, value: u8, bytes: u64 },
+    /// A range of the graph's memory comes into use.
+    Announce { address: u64, bytes: u64 },
+    /// It goes out of use.
+    Retire { address: u64 },
+}
+
+/// A captured piece of work.
+struct Captured {
+    work: Vec<Work>,
+    /// Ranges that are in use when it is done: results, which somebody reads before it is launched again.
+    results: Vec<u64>,
 }
 
 /// Opens a virtual GPU.
@@ -107,6 +118,8 @@ impl Emulator {
             Work::Fill { address, value, bytes } => {
                 self.gpu.fill(*address, Fill::U8(*value), *bytes).map_err(translated)
             }
+            Work::Announce { address, bytes } => self.gpu.announce(*address, *bytes).map_err(translated),
+            Work::Retire { address } => self.gpu.retire(*address).map_err(translated),
             Work::Launch { function, launch, params } => {
                 let geometry = Geometry {
                     grid: launch.grid,
@@ -142,11 +155,16 @@ impl Driver for Emulator {
     }
 
     fn announce(&self, address: u64, bytes: u64) -> Result<()> {
-        if bytes == 0 { Ok(()) } else { self.gpu.announce(address, bytes).map_err(translated) }
+        if bytes == 0 { Ok(()) } else { self.submit(Work::Announce { address, bytes }) }
     }
 
     fn retire(&self, address: u64, bytes: u64) -> Result<()> {
-        if bytes == 0 { Ok(()) } else { self.gpu.retire(address).map_err(translated) }
+        if bytes == 0 {
+            return Ok(());
+        }
+        let of_capture = self.state().capturing.as_ref().is_some_and(|noted| in_use(noted).contains(&address));
+        let work = Work::Retire { address };
+        if of_capture { self.submit(work) } else { self.run(&work) }
     }
 
     fn write(&self, address: u64, bytes: &[u8]) -> Result<()> {
@@ -228,12 +246,17 @@ impl Driver for Emulator {
     fn end_capture(&self) -> Result<GraphId> {
         let mut state = self.state();
         let noted = state.capturing.take().ok_or_else(|| Error::invalid("no capture is under way"))?;
-        Ok(state.graphs.keep(Arc::new(noted)))
+        let results = in_use(&noted);
+        Ok(state.graphs.keep(Arc::new(Captured { work: noted, results })))
     }
 
     fn launch_graph(&self, graph: GraphId) -> Result<()> {
         let work = self.state().graphs.get(graph).ok_or_else(|| Error::invalid("the graph is gone"))?;
-        work.iter().try_for_each(|work| self.run(work))
+        // The results of the launch before, unless nobody holds them any more or this is the first.
+        for &address in &work.results {
+            let _ = self.gpu.retire(address);
+        }
+        work.work.iter().try_for_each(|work| self.run(work))
     }
 
     fn drop_graph(&self, graph: GraphId) {
@@ -247,6 +270,19 @@ impl Driver for Emulator {
     fn take_counters(&self) -> Option<Counters> {
         Some(std::mem::take(&mut self.state().counters))
     }
+}
+
+/// The ranges that noted work leaves in use.
+fn in_use(noted: &[Work]) -> Vec<u64> {
+    let mut ranges = Vec::new();
+    for work in noted {
+        match work {
+            Work::Announce { address, .. } => ranges.push(*address),
+            Work::Retire { address } => ranges.retain(|range| range != address),
+            _ => {}
+        }
+    }
+    ranges
 }
 
 fn translated(error: kinglet_emulator::error::Error) -> Error {

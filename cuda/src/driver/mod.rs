@@ -8,6 +8,8 @@ pub(crate) mod failing;
 pub(crate) mod nvidia;
 #[cfg(feature = "kernels")]
 pub(crate) mod nvrtc;
+#[cfg(any(feature = "cuda", feature = "emulator"))]
+pub(crate) mod planner;
 
 use crate::launch::Launch;
 use crate::{DeviceInfo, Result};
@@ -35,6 +37,10 @@ pub(crate) struct Image {
 pub(crate) trait Driver: Send + Sync {
     fn info(&self) -> &DeviceInfo;
 
+    /// Whether nothing is ever done, and what is read means nothing.
+    fn is_planner(&self) -> bool {
+        false
+    }
     /// Bytes to leave unused behind every range of a pool.
     fn red_zone(&self) -> u64 {
         0
