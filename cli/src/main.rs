@@ -24,7 +24,7 @@ mod settings;
 mod signals;
 mod target;
 
-use args::{Cli, Command};
+use args::{Cli, Command, DeviceArgs};
 use clap::Parser;
 use clap::error::ErrorKind;
 use console::{note, one_line};
