@@ -1,7 +1,7 @@
 //! What the oracle's cases of attention do not reach: the table of segments, and how kernels are chosen.
 
 use kinglet::tensor::ops::{self, KvView, Mask, Segments};
-use kinglet::{Device, Result, Tensor};
+use kinglet::{DType, Device, Result, Tensor};
 use kinglet_oracle::{device, emulated};
 
 /// Values of [rows, heads, width] that repeat after 127.
@@ -29,17 +29,36 @@ fn one_table_of_segments_serves_each_device() {
     }
 }
 
+/// What each kernel does on 256 tokens of 4 heads, and in decoding one token of 512: `-- --ignored --nocapture` prints it.
 #[test]
-#[ignore = "timing"]
-fn time_cases() {
-    use kinglet_oracle::*;
-    for case in cases::of("attention") {
-        let mut line = String::new();
-        for devices in [vec![], vec![emulated(80, 1)]] {
-            let start = std::time::Instant::now();
-            Checker::new(simd()).unwrap().with_cuda(devices).with_scope(Scope::Quick).check_all(std::slice::from_ref(&case)).unwrap();
-            line += &format!("{:.2} ", start.elapsed().as_secs_f64());
-        }
-        println!("{line} {}", case.label());
+#[ignore = "a table to read"]
+fn counters() {
+    let device = emulated(80, 1);
+    let cuda = device.as_cuda().unwrap();
+    println!("{:34} {:>9} {:>9} {:>8} {:>9} {:>8}", "kernel", "Mflop", "instr/kF", "sectors", "requests", "conflict");
+    let print = |name: &str, dtype: DType, width: usize| {
+        let c = cuda.take_counters().expect("the virtual GPU counts");
+        let flops = (c.scalar_flops + c.tensor_flops) as f64;
+        let name = format!("{name} {dtype} d={width}");
+        let (instructions, sectors) = (1e3 * c.warp_instructions as f64 / flops, c.sectors_per_request());
+        let (requests, conflicts) = (c.shared_requests, c.bank_conflicts);
+        println!("{name:34} {:9.1} {instructions:9.3} {sectors:8.2} {requests:9} {conflicts:8}", flops / 1e6);
+    };
+    for (dtype, width) in [(DType::F32, 64), (DType::BF16, 64), (DType::BF16, 128), (DType::BF16, 256)] {
+        let [q, k, v] = [17, 23, 29].map(|step| {
+            let x = values(256, 4, width, step, &device).unwrap();
+            x.to_dtype(dtype).unwrap()
+        });
+        let (kv, segments, scale) = (KvView { k: &k, v: &v }, Segments::one(256, 256).unwrap(), 0.1);
+        cuda.take_counters();
+        let (out, lse) = ops::attention(&q, kv, &segments, Mask::Causal, scale).unwrap();
+        print("forward", dtype, width);
+        ops::attention_backward(&out, &q, kv, &out, &lse, &segments, Mask::Causal, scale).unwrap();
+        print("backward (delta, q, kv)", dtype, width);
+        let [k, v] = [23, 29].map(|step| values(512, 2, width, step, &device).unwrap().to_dtype(dtype).unwrap());
+        let (q, kv) = (q.narrow(0, 0, 1).unwrap(), KvView { k: &k, v: &v });
+        cuda.take_counters();
+        ops::attention(&q, kv, &Segments::one(1, 512).unwrap(), Mask::Causal, scale).unwrap();
+        print("decode, combine", dtype, width);
     }
 }
