@@ -5,8 +5,8 @@
 //   attention_decode_combine    out and lse, from those of all chunks in order; `dtype` of out: 0 f32, 1 f16, 2 bf16
 //
 // A segment is split when q_len group <= 16 and its rows see more than two chunks of `chunk` keys (32, 64 or 128); others
-// have no blocks here. `partial` holds for each block `room` (at least q_len group of every such segment) rows of `width`
-// sums, `stats` two numbers for each of these rows. A block has one chunk and one key head: keys and values are read once
+// have no blocks here. `partial` holds for each block `room` (at least q_len group of every such segment) rows of sums,
+// padded like a row of T to 16 bytes, `stats` two numbers for each of these rows. A block has one chunk and one key head: keys and values are read once
 // for all rows of the group. Everything is in f32.
 // Rows of 16-bit types are whole and aligned pieces of 16 bytes.
 // Bits: by the segment's shape only; sums have another order than the CPU's.
@@ -32,6 +32,13 @@ template <typename T> using Piece = Vec<T, PIECE<T>>;
 using Rows = Vec<f32, ROWS>;
 
 template <typename T> INLINE u32 pieces_of(u32 width) { return (width + PIECE<T> - 1) / PIECE<T>; }
+
+// Rows of f32 that go with rows of such pieces have the first 4 of all pieces, then the others, so that threads with
+// neighbouring pieces access neighbouring 16 bytes. Which column is the i-th, and where a column is, of pieces of `piece`.
+INLINE u32 column_at(u32 i, u32 pieces, u32 piece) { return i % (4 * pieces) / 4 * piece + i / (4 * pieces) * 4 + i % 4; }
+INLINE u32 place_of(u32 column, u32 pieces, u32 piece) {
+    return column % piece / 4 * (4 * pieces) + column / piece * 4 + column % 4;
+}
 
 // The sum or maximum over the block of each of the rows' numbers; everybody gets it. Sums have a fixed order.
 template <typename Join> INLINE Rows reduce(Rows own, Rows (&room)[DECODE_WARPS], Join join) {
@@ -66,10 +73,17 @@ struct Chunk {
 template <typename T> INLINE void load_chunk(T* tile, const T* x, const Chunk& chunk) {
     u32 pieces = pieces_of<T>(chunk.width);
     if (chunk.width % PIECE<T> == 0 && aligned<PIECE<T>>(x)) {
+        u32 key = threadIdx.x / pieces, piece = threadIdx.x % pieces;
+        u32 key_step = DECODE_THREADS / pieces, piece_step = DECODE_THREADS % pieces;
 #pragma unroll 1
-        for (u32 t = threadIdx.x; t < chunk.count * pieces; t += DECODE_THREADS) {
-            u32 key = t / pieces, column = t % pieces * PIECE<T>;
-            mma::copy_async(tile + t * PIECE<T>, x + chunk.part.key(chunk.first + key) * chunk.width + column, 16);
+        for (; key < chunk.count; key += key_step) {
+            const T* from = x + chunk.part.key(chunk.first + key) * chunk.width + piece * PIECE<T>;
+            mma::copy_async(tile + (key * pieces + piece) * PIECE<T>, from, 16);
+            piece += piece_step;
+            if (piece >= pieces) {
+                piece -= pieces;
+                key++;
+            }
         }
         return;
     }
@@ -82,17 +96,14 @@ template <typename T> INLINE void load_chunk(T* tile, const T* x, const Chunk& c
     }
 }
 
-// Rows of q times scale, zeros behind the last. The f32 of a piece lie 4 by 4, those of the first 4 of all pieces first, so
-// that threads with neighbouring pieces read neighbouring 16 bytes.
+// Rows of q times scale, zeros behind the last.
 template <typename T> INLINE void load_rows(f32* to, const T* q, const Chunk& chunk, u32 padded_rows, f32 scale) {
     u32 pieces = pieces_of<T>(chunk.width), padded = pieces * PIECE<T>;
 #pragma unroll 1
     for (u32 t = threadIdx.x; t < padded_rows * padded; t += DECODE_THREADS) {
-        u32 r = t / padded, column = t % padded;
+        u32 r = t / padded, column = column_at(t % padded, pieces, PIECE<T>);
         bool there = r < chunk.rows && column < chunk.width;
-        f32 value = there ? to_f32(q[chunk.part.row(r) * chunk.width + column]) * scale : 0.0f;
-        u32 four = column % PIECE<T> / 4;
-        to[r * padded + four * (4 * pieces) + column / PIECE<T> * 4 + column % 4] = value;
+        to[t] = there ? to_f32(q[chunk.part.row(r) * chunk.width + column]) * scale : 0.0f;
     }
 }
 
@@ -177,11 +188,9 @@ INLINE void weigh(f32* partial, const Rows* weights, const T* values, f32* room,
     u32 padded = pieces * PIECE<T>;
 #pragma unroll 1
     for (u32 t = threadIdx.x; t < rows * padded; t += DECODE_THREADS) {
-        u32 r = t / padded, column = t % padded;
-        u32 at = r * padded + column % PIECE<T> / 4 * (4 * pieces) + column / PIECE<T> * 4 + column % 4;
         f32 sum = 0.0f;
-        for (u32 g = 0; g < groups; g++) sum += room[g * ROWS * padded + at];
-        if (column < chunk.width) partial[r * chunk.width + column] = sum;
+        for (u32 g = 0; g < groups; g++) sum += room[g * ROWS * padded + t];
+        partial[t] = sum;
     }
     // The room and the weights may be used again.
     __syncthreads();
@@ -210,11 +219,11 @@ INLINE void decode(const T* q, const T* k, const T* v, const Chunk& chunk, u32 m
         mma::wait<0>();
         __syncthreads();
         bool there = threadIdx.x < chunk.count;
-        Rows own;
+        Rows own = weights[min(threadIdx.x, chunk.count - 1)];
 #pragma unroll
         for (u32 r = 0; r < ROWS; r++) {
             bool seen = there && chunk.part.visible(row + r).contains(chunk.first + threadIdx.x);
-            own.at[r] = seen ? weights[threadIdx.x].at[r] : -math::infinity();
+            own.at[r] = seen ? own.at[r] : -math::infinity();
         }
         Rows max = reduce(own, room, [](f32 a, f32 b) { return larger(a, b); });
 #pragma unroll
@@ -233,7 +242,7 @@ INLINE void decode(const T* q, const T* k, const T* v, const Chunk& chunk, u32 m
                 if (r < left) write2(stats, 2 * (row + r), true, max.at[r], sum.at[r]);
             }
         }
-        weigh(partial + row * chunk.width, weights, values, sums, chunk, left);
+        weigh(partial + row * padded, weights, values, sums, chunk, left);
     }
 }
 
@@ -250,6 +259,7 @@ INLINE void combine(const f32* partial, const f32* stats, i32 count, void* out, 
     for (u32 distance = WARP / 2; distance > 0; distance /= 2) max = larger(max, shuffle_xor(max, distance));
     f32 shift = max == -math::infinity() ? 0.0f : max;
     f32 sum = 0.0f, values[2] = {};
+    u32 piece = dtype == 0 ? PIECE<f32> : PIECE<f16>, pieces = (width + piece - 1) / piece, padded = pieces * piece;
 #pragma unroll 1
     for (i32 first = 0; first < count; first += DECODE_THREADS) {
         i32 own = first + threadIdx.x, end = min(count - first, (i32)DECODE_THREADS);
@@ -263,7 +273,9 @@ INLINE void combine(const f32* partial, const f32* stats, i32 count, void* out, 
 #pragma unroll
             for (u32 half = 0; half < 2; half++) {
                 u32 column = threadIdx.x + half * DECODE_THREADS;
-                if (column < width) values[half] = fmaf(weights[i], partial[at * width + column], values[half]);
+                if (column >= width) continue;
+                f32 value = partial[at * padded + place_of(column, pieces, piece)];
+                values[half] = fmaf(weights[i], value, values[half]);
             }
         }
     }
@@ -298,7 +310,7 @@ INLINE void combine(const f32* partial, const f32* stats, i32 count, void* out, 
         i32 first = (chunks(segment).start + tile) * chunk;                                                           \
         Chunk of_block = {part, first, min(chunk, (u32)(segment.kv_len - first)), (u32)part.rows(), width};           \
         u64 row = (u64)blockIdx.x * room;                                                                             \
-        decode(q, k, v, of_block, chunk, scale, partial + row * width, stats + 2 * row);                              \
+        decode(q, k, v, of_block, chunk, scale, partial + row * pieces_of<T>(width) * PIECE<T>, stats + 2 * row);     \
     }
 FLOATS(ATTENTION_DECODE)
 

@@ -192,7 +192,7 @@ impl<'a> Plan<'a> {
         let Some(room) = split().map(|s| s.q_len * self.group()).max() else { return Ok(()) };
         let (chunks, chunk): (usize, _) = (split().map(|s| self.chunks(s)).sum(), self.chunk());
         let device = self.table.device();
-        let mut partial = device.alloc(&[chunks, self.kv_heads, room, self.width], DType::F32)?;
+        let mut partial = device.alloc(&[chunks, self.kv_heads, room, self.padded()], DType::F32)?;
         let mut stats = device.alloc(&[chunks, self.kv_heads, room, 2], DType::F32)?;
         let partial = [cuda::written(&partial.view())?, cuda::written(&stats.view())?];
         let [chunk_arg, room_arg] = [cuda::number(chunk)?, cuda::number(room)?];
