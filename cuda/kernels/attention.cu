@@ -1,24 +1,26 @@
 // Attention over segments and its gradients (tensor/src/ops/attention.rs): out = softmax(q kT scale) v.
 //
-//   attention_f32_D               out, and lse = log sum(e^score) of each row, by online softmax (Milakov and Gimelshein
+//   attention_f32                 out, and lse = log sum(e^score) of each row, by online softmax (Milakov and Gimelshein
 //                                 2018; Dao et al., "FlashAttention", 2022)
-//   attention_backward_delta_f32  delta = sum(d_out out) of each row
-//   attention_backward_q_f32_D    dq = dS k, with P = e^(score - lse) and dS = P (d_out vT - delta) scale
-//   attention_backward_kv_f32_D   dv = PT d_out and dk = dST q
+//   attention_backward_delta_T    delta = sum(d_out out) of each row
+//   attention_backward_q_f32      dq = dS k, with P = e^(score - lse) and dS = P (d_out vT - delta) scale
+//   attention_backward_kv_f32     dv = PT d_out and dk = dST q
 //
-// q, d_out, out and dq are [tokens, heads, width] of f32, k, v, dk and dv [entries, kv_heads, width], lse and delta
-// [tokens, heads]; all contiguous. D is 64, 128 or 256: width is at most that, but for _kv_, whose blocks own D columns
-// each. `segments` is a table of `count` entries, at least one; a block finds its own by adding up their tiles. A query
-// sees all keys of its segment if `full`, else the last `window` (less than 2^31) of those up to its own place; the last
-// query stands at the last key. Keys of no segment are not written.
+// 16-bit floats are in attention_cores.cu and attention_cores_backward.cu, and attention_decode.cu has the segments of few
+// rows and many keys: with `chunk` > 0 they are left out here.
+// q, d_out, out and dq are [tokens, heads, width], k, v, dk and dv [entries, kv_heads, width], of f32; lse and delta [tokens,
+// heads]; all contiguous. `segments` is a table of `count` entries, at least one; a block finds its own by adding up their
+// tiles. A query sees all keys of its segment if `full`, else the last `window` (less than 2^31) of those up to its own
+// place; the last query stands at the last key. Keys of no segment are not written.
 // A row is a query and a head of those that share a key head, so that a group reads its keys once. A block owns 64 rows
-// (dq, out) or 64 keys (dk, dv) of one key head and walks over tiles of the others in order; scores live for one tile.
+// (dq, out) or 64 keys (dk, dv) of one key head, and 128 columns of what it makes of them, and walks over tiles of the
+// others in order; scores live for one tile.
 // Bits: by shape only, and a row's do not depend on what is beside it in its block; sums have another order than the
 // CPU's, which takes tiles of 96.
 // Bytes: a block reads its rows once a tile and each tile's keys and values once (twice in the backward pass), mostly
 // from L2, and writes what it owns once. Nothing of rows x keys is stored.
-// Geometry: 256 threads in 16 x 16. Forward and q: kv_heads sum(ceil(q_len group / 64)) blocks; kv: kv_heads
-// sum(ceil(kv_len / 64)) ceil(width / D) blocks; delta: ceil(tokens heads / 4) blocks of 128 threads, one warp a row.
+// Geometry: 256 threads in 16 x 16; kv_heads ceil(width / 128) blocks times sum(ceil(q_len group / 64)) for rows,
+// sum(ceil(kv_len / 64)) for keys; delta: ceil(tokens heads / 4) blocks of 128 threads, one warp a row.
 #include "attention.cuh"
 
 // Rows and keys of a tile. Thread (x, y) has rows y, y + 16, .. and keys (or columns) x, x + 16, ..
@@ -40,14 +42,23 @@ using Sums = f32[PER_SIDE][COLUMNS / STEP];
 INLINE i32 thread_x() { return threadIdx.x % STEP; }
 INLINE i32 thread_y() { return threadIdx.x / STEP; }
 
-// Columns first .. first + DEPTH of 64 rows; row(i) is where the i-th begins, or null for zeros.
+// Copies columns first .. first + DEPTH of 64 rows; row(i) is where the i-th begins, and whether it is there: zeros
+// otherwise.
 template <typename Row> INLINE void load(Chunk& chunk, u32 first, u32 width, Row row) {
-    u32 column = first + lane_index();
-#pragma unroll
+    u32 column = first + lane_index(), to = mma::shared_address(chunk) + lane_index() * sizeof(f32);
+#pragma unroll 1
     for (u32 i = threadIdx.x / WARP; i < SIDE; i += THREADS / WARP) {
-        const f32* from = row(i);
-        chunk[i][lane_index()] = from != nullptr && column < width ? from[column] : 0.0f;
+        auto [from, there] = row(i);
+        there = there && column < width;
+        copy_async<4>(to + i * sizeof(chunk[0]), there ? from + column : from, there ? 4 : 0);
     }
+}
+
+// Makes what was copied visible to all.
+INLINE void arrive() {
+    mma::commit();
+    mma::wait<0>();
+    __syncthreads();
 }
 
 // The products of 64 rows of `left` and 64 of `right`.
@@ -63,7 +74,7 @@ INLINE void dots(Scores& sums, Chunk& a, Chunk& b, u32 width, Left left, Right r
         __syncthreads();
         load(a, first, width, left);
         load(b, first, width, right);
-        __syncthreads();
+        arrive();
         u32 depths = min(DEPTH, width - first);
 #pragma unroll 4
         for (u32 depth = 0; depth < depths; depth++) {
@@ -89,7 +100,7 @@ INLINE void add_weighted(Sums& sums, Chunk& b, u32 column, u32 width, Right righ
         if (column + STEP * c < width) {
             __syncthreads();
             load(b, column + STEP * c, width, right);
-            __syncthreads();
+            arrive();
 #pragma unroll 4
             for (u32 k = 0; k < SIDE; k++) {
 #pragma unroll
@@ -107,12 +118,18 @@ INLINE void add_weighted(Sums& sums, Chunk& b, u32 column, u32 width, Right righ
 
 // Writes columns `column` + 16 c + x of a row of the result.
 INLINE void store(f32* row, const f32 (&sums)[COLUMNS / STEP], u32 column, u32 width, f32 factor) {
+    f32* to = row + column + thread_x();
+    i32 left = width - column - thread_x();
 #pragma unroll
-    for (u32 c = 0; c < COLUMNS / STEP; c++) {
-        u32 at = column + STEP * c + thread_x();
-        if (at < width) row[at] = sums[c] * factor;
+    for (i32 c = 0; c < COLUMNS / STEP; c++) {
+        if (STEP * c < left) to[STEP * c] = sums[c] * factor;
     }
 }
+
+struct Place {
+    const f32* from;
+    bool there;
+};
 
 // 64 rows from `row` on and 64 keys from `key` on.
 struct Tile {
@@ -120,12 +137,18 @@ struct Tile {
     i32 row, key;
     u32 width;
 
-    // Where the i-th row begins in a tensor like q, and the j-th key in one like k; null if it is not there.
+    // Where the i-th row begins in a tensor like q, and the j-th key in one like k; the tensor's start if it is not there.
     INLINE auto rows_of(const f32* x) const {
-        return [*this, x](i32 i) { return row + i < part.rows() ? x + part.row(row + i) * width : nullptr; };
+        return [*this, x](i32 i) {
+            bool there = row + i < part.rows();
+            return Place{there ? x + part.row(row + i) * width : x, there};
+        };
     }
     INLINE auto keys_of(const f32* x) const {
-        return [*this, x](i32 j) { return key + j < part.segment.kv_len ? x + part.key(key + j) * width : nullptr; };
+        return [*this, x](i32 j) {
+            bool there = key + j < part.segment.kv_len;
+            return Place{there ? x + part.key(key + j) * width : x, there};
+        };
     }
 
     // The keys that this thread's i-th row sees, and whether its j-th key is among them.
@@ -313,11 +336,11 @@ template <typename T> INLINE void delta_of_row(const T* d_out, const T* out, f32
 
 KERNEL(THREADS, 128)
 attention_f32(const f32* __restrict__ q, const f32* __restrict__ k, const f32* __restrict__ v,
-              const Segment* __restrict__ segments, u32 count, u32 full, u32 window, f32 scale, f32* __restrict__ out,
-              f32* __restrict__ lse, u32 heads, u32 kv_heads, u32 width) {
+              const Segment* __restrict__ segments, u32 count, u32 full, u32 window, u32 chunk, f32 scale,
+              f32* __restrict__ out, f32* __restrict__ lse, u32 heads, u32 kv_heads, u32 width) {
     u32 slices = (width + COLUMNS - 1) / COLUMNS, column = blockIdx.x % slices * COLUMNS;
     i32 first;
-    Part part = part_of_rows(segments, count, {full, window}, heads, kv_heads, slices, SIDE, first);
+    Part part = part_of_rows(segments, count, {full, window}, chunk, heads, kv_heads, slices, SIDE, first);
     forward(q, k, v, part, first, scale, out, lse, column, width);
 }
 
@@ -328,7 +351,7 @@ attention_backward_q_f32(const f32* __restrict__ d_out, const f32* __restrict__ 
                          f32* __restrict__ dq, u32 heads, u32 kv_heads, u32 width) {
     u32 slices = (width + COLUMNS - 1) / COLUMNS, column = blockIdx.x % slices * COLUMNS;
     i32 first;
-    Part part = part_of_rows(segments, count, {full, window}, heads, kv_heads, slices, SIDE, first);
+    Part part = part_of_rows(segments, count, {full, window}, 0, heads, kv_heads, slices, SIDE, first);
     backward_q({d_out, q, k, v, lse, delta, scale}, part, first, dq, column, width);
 }
 

@@ -164,10 +164,10 @@ INLINE void forward(const T* q, const T* k, const T* v, const Part& part, i32 fi
 #define ATTENTION(T, D, M)                                                                                            \
     KERNEL(CORE_THREADS, 255)                                                                                         \
     attention_##T##_##D(const T* __restrict__ q, const T* __restrict__ k, const T* __restrict__ v,                    \
-                        const Segment* __restrict__ segments, u32 count, u32 full, u32 window, f32 scale,             \
+                        const Segment* __restrict__ segments, u32 count, u32 full, u32 window, u32 chunk, f32 scale,  \
                         T* __restrict__ out, f32* __restrict__ lse, u32 heads, u32 kv_heads, u32 width) {             \
         i32 first;                                                                                                    \
-        Part part = part_of_rows(segments, count, {full, window}, heads, kv_heads, 1, 64 * M, first);                 \
+        Part part = part_of_rows(segments, count, {full, window}, chunk, heads, kv_heads, 1, 64 * M, first);          \
         forward<T, D, M>(q, k, v, part, first, scale, out, lse, width);                                               \
     }
 ATTENTION(bf16, 128, 2)

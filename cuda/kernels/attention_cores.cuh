@@ -2,7 +2,6 @@
 // Four warps a block, each with 16 M rows of the left operand and all columns of the right one.
 #pragma once
 #include "attention.cuh"
-#include "mma.cuh"
 
 constexpr u32 CORE_THREADS = 128;
 constexpr u32 CORE_WARPS = CORE_THREADS / WARP;
@@ -25,13 +24,7 @@ INLINE void load_transposed(u32 (&out)[4], u32 row) {
                  : "memory");
 }
 
-// SIZE bytes (4 or 16) from global to an address in shared memory; `bytes` of them are read, the rest is zero.
-template <u32 SIZE> INLINE void copy_async(u32 to, const void* from, u32 bytes) {
-    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(to), "l"(__cvta_generic_to_global(from)),
-                 "n"(SIZE), "r"(bytes)
-                 : "memory");
-}
-
+// Two floats of shared memory.
 INLINE Pair<f32> load_two(u32 from) {
     Pair<f32> x;
     asm volatile("ld.shared.v2.f32 {%0,%1}, [%2];" : "=f"(x.a), "=f"(x.b) : "r"(from) : "memory");
@@ -165,11 +158,12 @@ INLINE void add_weighted(f32 (&sums)[M][COLUMNS][4], const u32 (&weights)[M][K][
 // Writes this thread's columns of a row of `width` elements, from `column` on, times `factor`.
 template <typename T, u32 COLUMNS>
 INLINE void store_row(T* row, const f32 (&sums)[COLUMNS][4], u32 half, u32 column, u32 width, f32 factor) {
+    T* to = row + column + lane_index() % 4 * 2;
+    i32 left = width - column;
 #pragma unroll
-    for (u32 c = 0; c < COLUMNS; c++) {
-        u32 at = column + 8 * c;
+    for (i32 c = 0; c < COLUMNS; c++) {
         u32 two = pack(sums[c][2 * half] * factor, sums[c][2 * half + 1] * factor, T());
-        if (at < width) *reinterpret_cast<u32*>(row + at + lane_index() % 4 * 2) = two;
+        if (8 * c < left) *reinterpret_cast<u32*>(to + 8 * c) = two;
     }
 }
 

@@ -212,7 +212,7 @@ INLINE void backward_kv(const Saved<T>& saved, const Part& part, i32 first, T* d
                                    u32 full, u32 window, f32 scale, T* __restrict__ dq, u32 heads, u32 kv_heads,      \
                                    u32 width) {                                                                       \
         i32 first;                                                                                                    \
-        Part part = part_of_rows(segments, count, {full, window}, heads, kv_heads, 1, 64 * M, first);                 \
+        Part part = part_of_rows(segments, count, {full, window}, 0, heads, kv_heads, 1, 64 * M, first);              \
         backward_q<T, D, M, TILE>({d_out, q, k, v, lse, delta, scale}, part, first, dq, width);                       \
     }                                                                                                                 \
     KERNEL(CORE_THREADS, 255)                                                                                         \

@@ -44,6 +44,7 @@ pub const MODULES: &[Module] = modules![
     "attention",
     "attention_cores",
     "attention_cores_backward",
+    "attention_decode",
     "binary",
     "cat",
     "compare",

@@ -63,7 +63,7 @@ macro_rules! tests {
 tests! {
     adamw: "adamw", "grad_norm";
     affine: "affine";
-    attention: "attention", "attention_cores", "attention_cores_backward";
+    attention: "attention", "attention_cores", "attention_cores_backward", "attention_decode";
     binary: "binary";
     cat: "cat";
     compare: "compare";

@@ -1,7 +1,7 @@
 //! Attention on CUDA devices: which kernels run, on how many blocks.
 
 use super::{AttentionArgs, AttentionBackwardArgs, KvView, Segments};
-use crate::cpu::attention::{Mask, check_keys};
+use crate::cpu::attention::{Mask, Segment, check_keys};
 use crate::cuda::{self, Arg, Cuda};
 use crate::ops::fill;
 use crate::{DType, Error, Result, Tensor};
@@ -14,8 +14,13 @@ pub(super) const ALIGNMENT: u64 = 16;
 const COLUMNS: usize = 128;
 /// Rows or keys that a block of the f32 kernels owns, and keys that one on tensor cores does.
 const SIDE: usize = 64;
-/// Threads of a block on tensor cores.
+/// Threads of a block on tensor cores, and of one that decodes.
 const CORE_THREADS: u32 = 128;
+/// Rows (a query and a head of a group) up to which a segment of many keys is split over them.
+const MOST_SPLIT_ROWS: usize = 16;
+/// Bytes of keys and values that a block which decodes keeps in shared memory, and the most keys.
+const CHUNK_BYTES: usize = 64 << 10;
+const MOST_CHUNK: usize = 128;
 
 /// What all kernels of a call share.
 struct Plan<'a> {
@@ -67,21 +72,53 @@ impl<'a> Plan<'a> {
         Err(Error::unsupported(format!("attention in {} on tensors not aligned to {ALIGNMENT} bytes", self.dtype)))
     }
 
-    /// `segments, count, full, window, scale`
-    fn who_sees_whom(&self) -> Result<[Arg<'static>; 5]> {
+    /// `segments, count, full, window`
+    fn who_sees_whom(&self) -> Result<[Arg<'static>; 4]> {
         let (full, window) = match self.mask {
             Mask::Full => (1, 0),
             Mask::Causal => (0, i32::MAX as usize),
             Mask::Window(n) => (0, n.min(i32::MAX as usize)),
         };
         let count = cuda::number(self.table.dim(0)?)?;
-        Ok([cuda::read(&self.table)?, count, Arg::U32(full), cuda::number(window)?, Arg::F32(self.scale)])
+        Ok([cuda::read(&self.table)?, count, Arg::U32(full), cuda::number(window)?])
     }
 
-    /// `inputs, segments, count, full, window, scale, outputs, heads, kv_heads, width`
-    fn arguments(&self, inputs: &[Arg<'static>], outputs: &[Arg<'static>]) -> Result<Vec<Arg<'static>>> {
+    /// `inputs, segments, count, full, window, numbers, outputs, heads, kv_heads, width`
+    fn arguments(
+        &self,
+        inputs: &[Arg<'static>],
+        numbers: &[Arg<'static>],
+        outputs: &[Arg<'static>],
+    ) -> Result<Vec<Arg<'static>>> {
         let sizes = [cuda::number(self.heads)?, cuda::number(self.kv_heads)?, cuda::number(self.width)?];
-        Ok([inputs, &self.who_sees_whom()?, outputs, &sizes].concat())
+        Ok([inputs, &self.who_sees_whom()?, numbers, outputs, &sizes].concat())
+    }
+
+    fn group(&self) -> usize {
+        self.heads / self.kv_heads
+    }
+
+    /// Elements of a row in shared memory when it is padded to 16 bytes.
+    fn padded(&self) -> usize {
+        self.width.next_multiple_of(16 / self.dtype.size())
+    }
+
+    /// Keys of a chunk of a segment that is split over its keys.
+    fn chunk(&self) -> usize {
+        let fits = |chunk: &usize| 2 * chunk * self.padded() * self.dtype.size() <= CHUNK_BYTES;
+        [MOST_CHUNK, MOST_CHUNK / 2].into_iter().find(fits).unwrap_or(MOST_CHUNK / 4)
+    }
+
+    /// How many chunks of keys a segment is split into: when it has few rows and they see more than two chunks, all that they
+    /// see, else none. `chunks_of` in attention.cuh says the same.
+    fn chunks(&self, s: &Segment) -> usize {
+        let start = match self.mask {
+            Mask::Full | Mask::Causal => 0,
+            Mask::Window(n) => (s.kv_len + 1 - s.q_len).saturating_sub(n),
+        };
+        let chunk = self.chunk();
+        let split = s.q_len <= MOST_SPLIT_ROWS / self.group() && s.kv_len - start > 2 * chunk;
+        if split { s.kv_len.div_ceil(chunk) - start / chunk } else { 0 }
     }
 
     /// The f32 kernel of this name.
@@ -138,15 +175,48 @@ impl<'a> Plan<'a> {
         Geometry { slices: self.width.div_ceil(COLUMNS), shared: geometry.shared + numbers, ..geometry }
     }
 
-    /// Starts a kernel whose blocks own rows (a query and a head of those that share a key head).
-    fn over_rows(&self, geometry: &Geometry, args: &[Arg<'_>]) -> Result<()> {
-        let group = self.heads / self.kv_heads;
-        self.start(geometry, self.segments.list().iter().map(|s| s.q_len * group), args)
+    /// Starts a kernel whose blocks own rows, of all segments or of those that `takes` holds for.
+    fn over_rows(&self, geometry: &Geometry, takes: impl Fn(&Segment) -> bool, args: &[Arg<'_>]) -> Result<()> {
+        let segments = self.segments.list().iter().filter(|s| takes(s));
+        self.start(geometry, segments.map(|s| s.q_len * self.group()), args)
     }
 
     /// Starts a kernel whose blocks own keys.
     fn over_keys(&self, geometry: &Geometry, args: &[Arg<'_>]) -> Result<()> {
         self.start(geometry, self.segments.list().iter().map(|s| s.kv_len), args)
+    }
+
+    /// The segments that are split over their keys: partial results of each chunk, and what comes of them.
+    fn decode(&self, inputs: &[Arg<'static>], out: Arg<'static>, lse: Arg<'static>) -> Result<()> {
+        let split = || self.segments.list().iter().filter(|s| self.chunks(s) > 0);
+        let Some(room) = split().map(|s| s.q_len * self.group()).max() else { return Ok(()) };
+        let (chunks, chunk): (usize, _) = (split().map(|s| self.chunks(s)).sum(), self.chunk());
+        let device = self.table.device();
+        let mut partial = device.alloc(&[chunks, self.kv_heads, room, self.padded()], DType::F32)?;
+        let mut stats = device.alloc(&[chunks, self.kv_heads, room, 2], DType::F32)?;
+        let partial = [cuda::written(&partial.view())?, cuda::written(&stats.view())?];
+        let [chunk_arg, room_arg] = [cuda::number(chunk)?, cuda::number(room)?];
+
+        // Keys and values, the rows of q, and sums of a piece of 16 bytes of four rows a thread.
+        let rows = room.next_multiple_of(4) * self.padded();
+        let sums = CORE_THREADS as usize * 4 * 16 / self.dtype.size();
+        let shared = 2 * chunk * self.padded() * self.dtype.size() + (rows + sums) * size_of::<f32>();
+        let entry = format!("attention_decode_{}", self.dtype);
+        let geometry =
+            Geometry { module: "attention_decode", entry, side: 1, slices: 1, threads: CORE_THREADS, shared };
+        let args = self.arguments(inputs, &[chunk_arg, Arg::F32(self.scale), room_arg], &partial)?;
+        self.start(&geometry, split().map(|s| self.chunks(s)), &args)?;
+
+        let entry = "attention_decode_combine".to_owned();
+        let geometry = Geometry { entry, shared: 0, ..geometry };
+        let dtype = match self.dtype {
+            DType::F32 => 0,
+            DType::F16 => 1,
+            _ => 2,
+        };
+        let inputs = [partial[0], partial[1], room_arg];
+        let args = self.arguments(&inputs, &[chunk_arg], &[out, Arg::U32(dtype), lse])?;
+        self.over_rows(&geometry, |s| self.chunks(s) > 0, &args)
     }
 
     /// Starts a kernel over segments of these lengths: tiles are counted as the kernels do it.
@@ -168,7 +238,9 @@ pub(super) fn forward(cuda: &Cuda, args: AttentionArgs<'_>) -> Result<()> {
     let plan = Plan::new(cuda, q, kv, segments, mask, scale)?;
     let inputs = plan.addresses(&[cuda::read(q)?, cuda::read(kv.k)?, cuda::read(kv.v)?])?;
     let outputs = [&plan.addresses(&[cuda::written(&out)?])?[..], &[cuda::written(&lse)?]].concat();
-    plan.over_rows(&plan.forward(), &plan.arguments(&inputs, &outputs)?)
+    let numbers = [cuda::number(plan.chunk())?, Arg::F32(scale)];
+    plan.over_rows(&plan.forward(), |s| plan.chunks(s) == 0, &plan.arguments(&inputs, &numbers, &outputs)?)?;
+    plan.decode(&inputs, outputs[0], outputs[1])
 }
 
 pub(super) fn backward(cuda: &Cuda, args: AttentionBackwardArgs<'_>) -> Result<()> {
@@ -188,6 +260,8 @@ pub(super) fn backward(cuda: &Cuda, args: AttentionBackwardArgs<'_>) -> Result<(
     let tensors = plan.addresses(&[cuda::read(d_out)?, cuda::read(q)?, cuda::read(kv.k)?, cuda::read(kv.v)?])?;
     let inputs = [&tensors[..], &[cuda::read(lse)?, delta]].concat();
     let [dq, dk, dv] = [cuda::written(&dq)?, cuda::written(&dk)?, cuda::written(&dv)?];
-    plan.over_rows(&plan.backward_q(), &plan.arguments(&inputs, &plan.addresses(&[dq])?)?)?;
-    plan.over_keys(&plan.backward_kv(), &plan.arguments(&inputs, &plan.addresses(&[dk, dv])?)?)
+    let numbers = [Arg::F32(scale)];
+    let args = plan.arguments(&inputs, &numbers, &plan.addresses(&[dq])?)?;
+    plan.over_rows(&plan.backward_q(), |_| true, &args)?;
+    plan.over_keys(&plan.backward_kv(), &plan.arguments(&inputs, &numbers, &plan.addresses(&[dk, dv])?)?)
 }

@@ -68,6 +68,12 @@ impl Case for Attention {
             case([3, 1, 80], &[(44, 44)], Window(100)),
             case([1, 1, 136], &[(33, 40)], Causal),
             case([1, 1, 256], &[(17, 40)], Window(20)),
+            // Few queries over many keys, some of which are split over blocks.
+            case([4, 2, 16], &[(1, 300), (1, 7), (1, 1), (2, 259)], Causal),
+            case([3, 1, 8], &[(5, 300), (1, 257), (6, 300)], Full),
+            case([1, 1, 40], &[(2, 500)], Window(290)),
+            case([1, 1, 256], &[(1, 132)], Causal),
+            case([1, 1, 131], &[(1, 129)], Causal),
         ]
     }
 
