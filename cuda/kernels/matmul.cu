@@ -43,24 +43,27 @@ template <typename T> INLINE bool direct(const Matrix<T>& x) {
 
 // How an operand of elements X comes to a tile of T.
 template <typename S, typename T, typename X, u32 SIDE> struct Source : gemm::Gathered<X, T, SIDE, S::THREADS> {
-    INLINE Source(const Matrix<X>& x, u32 first) : gemm::Gathered<X, T, SIDE, S::THREADS>(x, first, across(x)) {}
+    INLINE Source(const Matrix<X>& x, u32 first, u32 warp_first)
+        : gemm::Gathered<X, T, SIDE, S::THREADS>(x, first, across(x), warp_first) {}
 };
 template <typename T, u32 SIDE> struct Source<gemm::Small, T, T, SIDE> : gemm::Either<T, SIDE, gemm::Small::THREADS> {
-    INLINE Source(const Matrix<T>& x, u32 first)
-        : gemm::Either<T, SIDE, gemm::Small::THREADS>(x, first, across(x), direct(x)) {}
+    INLINE Source(const Matrix<T>& x, u32 first, u32 warp_first)
+        : gemm::Either<T, SIDE, gemm::Small::THREADS>(x, first, across(x), direct(x), warp_first) {}
 };
 template <typename T, u32 SIDE> struct Source<gemm::Large, T, T, SIDE> : gemm::Direct<T, SIDE, gemm::Large::THREADS> {
-    INLINE Source(const Matrix<T>& x, u32 first) : gemm::Direct<T, SIDE, gemm::Large::THREADS>(x, first, across(x)) {}
+    INLINE Source(const Matrix<T>& x, u32 first, u32 warp_first)
+        : gemm::Direct<T, SIDE, gemm::Large::THREADS>(x, first, across(x), warp_first) {}
 };
 template <typename T, u32 SIDE> struct Source<gemm::Wide, T, T, SIDE> : gemm::Direct<T, SIDE, gemm::Wide::THREADS> {
-    INLINE Source(const Matrix<T>& x, u32 first) : gemm::Direct<T, SIDE, gemm::Wide::THREADS>(x, first, across(x)) {}
+    INLINE Source(const Matrix<T>& x, u32 first, u32 warp_first)
+        : gemm::Direct<T, SIDE, gemm::Wide::THREADS>(x, first, across(x), warp_first) {}
 };
 
 template <typename S, typename T, typename A, typename B>
 INLINE void by_cores(const Matrix<A>& a, const Matrix<B>& b, const gemm::Out<A>& out, const Epilogue& epilogue,
                      const gemm::Place& place, u32 k, u32 depth) {
-    Source<S, T, A, S::ROWS> left(a, place.row);
-    Source<S, T, B, S::COLUMNS> right(b, place.column);
+    Source<S, T, A, S::ROWS> left(a, place.row, S::warp_row());
+    Source<S, T, B, S::COLUMNS> right(b, place.column, S::warp_column());
     gemm::Sums<S> sums = {};
     u32 first = (u32)place.split * depth;
     gemm::multiply<T, S>(sums, left, right, first, min(k, first + depth));

@@ -7,6 +7,7 @@
 mod errors;
 mod four_bit;
 mod fused;
+mod gemm;
 mod training;
 mod values;
 
