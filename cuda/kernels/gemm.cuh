@@ -214,26 +214,16 @@ template <typename X, typename T, u32 SIDE, u32 THREADS> struct Gathered {
     }
 };
 
-// Direct where that can be, else gathered at once: then no registers are held for what is rare.
-template <typename T, u32 SIDE, u32 THREADS> struct Either {
-    const bool direct;
-    const Layout<SIDE> layout;
-    Direct<T, SIDE, THREADS> copied;
-    Gathered<T, T, SIDE, THREADS> gathered;
-
-    INLINE Either(const Matrix<T>& x, u32 first, bool across, bool direct, u32 warp_first)
-        : direct(direct),
-          layout(across, warp_first),
-          copied(x, first, across, warp_first),
-          gathered(x, first, across, warp_first) {}
+// The same, at once: no registers are held for what is rare.
+template <typename T, u32 SIDE, u32 THREADS> struct AtOnce : Gathered<T, T, SIDE, THREADS> {
+    using Gathered<T, T, SIDE, THREADS>::Gathered;
 
     INLINE void begin(u32 stage, u32 k, u32 end) {
-        if (direct) return copied.begin(stage, k, end);
 #pragma unroll 1
         for (u32 t = 0; t < SIDE * CHUNKS / THREADS; t++) {
             T chunk[PER_CHUNK<T>];
-            gathered.load(t, k, end, chunk);
-            gathered.store(stage, t, chunk);
+            this->load(t, k, end, chunk);
+            this->store(stage, t, chunk);
         }
     }
 

@@ -2,8 +2,8 @@
 
 use kinglet::tensor::cpu::gemm::Accumulate;
 use kinglet::tensor::kernels::{Epilogue, LowRank, MATMUL, MatmulArgs, Plan, Tile};
-use kinglet::tensor::philox::Key;
 use kinglet::tensor::ops;
+use kinglet::tensor::philox::Key;
 use kinglet::{DType, Device, Tensor};
 use kinglet_oracle::{device, emulated};
 
@@ -12,9 +12,8 @@ use kinglet_oracle::{device, emulated};
 fn matrix(shape: [usize; 2], turned: bool, pitch: usize, dtype: DType, seed: u64, device: &Device) -> Tensor {
     let [rows, columns] = if turned { [shape[1], shape[0]] } else { shape };
     let pitch = pitch.max(columns);
-    let values: Vec<f32> = (0..rows * pitch)
-        .map(|i| Key::derive(&[seed]).words(i as u64)[0] as f32 * 2f32.powi(-31) - 1.0)
-        .collect();
+    let values: Vec<f32> =
+        (0..rows * pitch).map(|i| Key::derive(&[seed]).words(i as u64)[0] as f32 * 2f32.powi(-31) - 1.0).collect();
     let whole = Tensor::from_vec(values, &[rows, pitch], device).unwrap().to_dtype(dtype).unwrap();
     let part = whole.narrow(1, 0, columns).unwrap();
     if turned { part.transpose(0, 1).unwrap() } else { part }
@@ -48,7 +47,8 @@ impl Case {
         let pitch = |x: usize| x.next_multiple_of(8);
         let a = matrix([m, k], turned[0], pitch(if turned[0] { m } else { k }), dtype, 1, device);
         let b = matrix([k, n], turned[1], pitch(if turned[1] { k } else { n }), dtype, 2, device);
-        let [u, v] = [(m, 3), (n, 4)].map(|(rows, seed)| matrix([rows, rank], rank % 2 == 1, 0, DType::F32, seed, device));
+        let [u, v] =
+            [(m, 3), (n, 4)].map(|(rows, seed)| matrix([rows, rank], rank % 2 == 1, 0, DType::F32, seed, device));
         let bias = matrix([1, n], false, 0, DType::F32, 5, device).reshape(&[n]).unwrap();
         let epilogue = Epilogue {
             alpha: 0.5,
@@ -72,7 +72,10 @@ impl Case {
     fn compare(&self, got: &[f32], want: &[f32], epsilon: f32, what: &str) {
         let allowed = epsilon * (4.0 + (self.size[2] as f32).sqrt());
         for (i, (got, want)) in got.iter().zip(want).enumerate() {
-            assert!((got - want).abs() <= allowed + 2.0 * epsilon * want.abs(), "{self:?} {what}: {got}, not {want}, at {i}");
+            assert!(
+                (got - want).abs() <= allowed + 2.0 * epsilon * want.abs(),
+                "{self:?} {what}: {got}, not {want}, at {i}"
+            );
         }
     }
 }

@@ -72,7 +72,10 @@ pub struct LowRank<'a> {
 
 impl Epilogue<'_> {
     /// Whether it fits a product of one matrix [m, n], or a batch of them.
-    fn check(&self, batches: usize, m: usize, n: usize) -> Result<()> {
+    ///
+    /// # Errors
+    /// When it does not.
+    pub fn check(&self, batches: usize, m: usize, n: usize) -> Result<()> {
         let fits = |x: &Tensor, shape: &[usize]| x.dtype().is_float() && x.shape() == shape;
         let low_rank = self.low_rank.is_none_or(|LowRank { u, v, .. }| match u.shape() {
             [_, r] => fits(u, &[m, *r]) && fits(v, &[n, *r]),
