@@ -14,8 +14,9 @@ use kinglet::models::{Batch, Ctx, Decoder, LoadOptions, QuantOptions, Source};
 use kinglet::optim::{AdamW, AdamWOptions};
 use kinglet::peft::{Adapter, LoraConfig};
 use kinglet::quant::nf4::Format;
+use kinglet::tensor::ops::Targets;
 use kinglet::tensor::philox::Key;
-use kinglet::{CpuOptions, DType, Device, Error, Result, Tensor};
+use kinglet::{CpuOptions, DType, Device, Error, Result};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
@@ -59,8 +60,8 @@ fn bench(o: &Options) -> Result<()> {
     let batch = Batch::new(&ids, &offsets, &device)?;
     let last = |i: usize| (i + 1).is_multiple_of(o.length);
     let targets: Vec<i32> = (0..tokens).map(|i| if last(i) { -1 } else { ids[i + 1] }).collect();
-    let divisor = targets.iter().filter(|&&t| t >= 0).count() as f32;
-    let targets = Tensor::from_vec(targets, &[tokens], &device)?;
+    let targets = Targets::new(&targets, &device)?;
+    let divisor = targets.count() as f32;
 
     let times: Arc<Mutex<BTreeMap<&'static str, (usize, Duration)>>> = Arc::default();
     let mut seconds = Vec::new();

@@ -12,8 +12,9 @@ use kinglet::models::mmap::Mapped;
 use kinglet::models::{Batch, Ctx, Decoder, LoadOptions, Source};
 use kinglet::optim::{AdamW, AdamWOptions};
 use kinglet::peft::{Adapter, LoraConfig};
+use kinglet::tensor::ops::Targets;
 use kinglet::tensor::philox::Key;
-use kinglet::{CpuOptions, DType, Device, Error, Result, Tensor};
+use kinglet::{CpuOptions, DType, Device, Error, Result};
 use std::sync::Arc;
 
 fn main() -> Result<()> {
@@ -33,15 +34,14 @@ fn main() -> Result<()> {
     let ids = rows.concat();
     let batch = Batch::new(&ids, &[0, rows[0].len(), ids.len()], &device)?;
     let targets: Vec<i32> = rows.iter().flat_map(|r| r[1..].iter().copied().chain([-1])).collect();
-    let count = targets.iter().filter(|&&t| t >= 0).count() as f32;
-    let targets = Tensor::from_vec(targets, &[ids.len()], &device)?;
+    let targets = Targets::new(&targets, &device)?;
 
     for step in 0..40u64 {
         // The model never changes; what varies from step to step is in the context.
         let ctx = Ctx { train: true, key: Key::derive(&[42, step]), ..Ctx::eval(DType::F32) };
         let ctx = ctx.with_adapters(adapter.set());
         let tape = Tape::new();
-        let loss = model.loss(&tape, &batch, &targets, count, &ctx)?;
+        let loss = model.loss(&tape, &batch, &targets, targets.count() as f32, &ctx)?;
         grads.zero()?;
         tape.backward(&loss, &mut grads)?;
         let value = loss.value().item()?;

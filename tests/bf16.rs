@@ -8,7 +8,8 @@ use kinglet::autograd::{Grads, Param, Tape};
 use kinglet::models::mmap::Mapped;
 use kinglet::models::{Batch, Ctx, Decoder, safetensors};
 use kinglet::peft::Adapter;
-use kinglet::{DType, Tensor};
+use kinglet::tensor::ops::Targets;
+use kinglet::DType;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use support::{NF4, device, fixtures, folders, load};
@@ -44,11 +45,11 @@ fn pass(model: &Decoder, adapter: &Adapter, input: &Input, ctx: &Ctx) -> BTreeMa
     let device = model.device();
     let ctx = ctx.clone().with_adapters(adapter.set());
     let batch = Batch::new(&input.ids, &input.segments, device).unwrap();
-    let targets = Tensor::from_slice(&input.targets, &[input.targets.len()], device).unwrap();
+    let targets = Targets::new(&input.targets, device).unwrap();
     let with_target = |losses: Vec<f32>| -> Vec<f32> {
         losses.into_iter().zip(&input.targets).filter(|&(_, &t)| t >= 0).map(|(loss, _)| loss).collect()
     };
-    let count = input.targets.iter().filter(|&&t| t >= 0).count() as f32;
+    let count = targets.count() as f32;
     let (tape, mut grads) = (Tape::new(), Grads::new(&adapter.params).unwrap());
     let hidden = model.hidden(&tape, &batch, None, &ctx).unwrap();
     assert_eq!(hidden.dtype(), ctx.dtype);

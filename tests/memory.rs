@@ -8,7 +8,7 @@ use kinglet::models::{Ctx, Decoder};
 use kinglet::optim::{AdamW, AdamWOptions};
 use kinglet::peft::Adapter;
 use kinglet::quant::{Direction, FourBit, GgufMatrix, RowOrder, Scales, Weight, ggml, nf4};
-use kinglet::tensor::ops::{self, KvView, Mask, Segments, Wants};
+use kinglet::tensor::ops::{self, KvView, Mask, Segments, Targets, Wants};
 use kinglet::tensor::philox::Key;
 use kinglet::{DType, Device, Result, Tensor};
 use kinglet_train::{Base, Method, Plan, Reporter, RunOptions, Settings, Start, run};
@@ -247,7 +247,7 @@ fn loss(len: usize, classes: usize) -> Result<(usize, usize)> {
     let device = device(2);
     let hidden = ops::normal(&[len, 8], 1.0, Key::derive(&[1]), &device)?;
     let weight = ops::normal(&[classes, 8], 1.0, Key::derive(&[2]), &device)?;
-    let targets = Tensor::from_vec(ids(len, classes, 3), &[len], &device)?;
+    let targets = Targets::new(&ids(len, classes, 3), &device)?;
     device.reset_peak();
     let before = device.memory().live;
     let term = ops::Term { x: &hidden, weight: &weight, wants: Wants { x: true, weight: true } };

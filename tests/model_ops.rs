@@ -5,7 +5,7 @@
 
 use kinglet_autograd::ops::{self as var, Term, TermWeight};
 use kinglet_autograd::{Grads, Tape};
-use kinglet_tensor::ops::{self, KvView, Mask, Segment, Segments, Wants};
+use kinglet_tensor::ops::{self, KvView, Mask, Segment, Segments, Targets, Wants};
 use kinglet_tensor::philox::Key;
 use kinglet_tensor::{DType, Device, Result, Tensor};
 
@@ -60,20 +60,25 @@ fn what_a_caller_gets_wrong_is_an_error_that_names_it() {
     assert!(error(ops::cross_entropy(&x, &vector(&[0; 4], &d), 0.0)).contains("divisor 0"));
     let narrow = random(&[9, 5], 3, &d);
     let term = |x, weight| ops::Term { x, weight, wants: Wants::default() };
-    let loss = |terms: &[ops::Term<'_>]| ops::linear_cross_entropy(terms, &vector(&[0; 4], &d), 1.0);
+    let targets = Targets::new(&[0; 4], &d).unwrap();
+    let loss = |terms: &[ops::Term<'_>]| ops::linear_cross_entropy(terms, &targets, 1.0);
     assert!(loss(&[term(&x, &narrow)]).is_err_and(|e| e.is_shape()));
     let (wide, other) = (random(&[9, 6], 3, &d), random(&[8, 6], 3, &d));
     assert!(loss(&[term(&x, &wide), term(&x, &other)]).is_err_and(|e| e.is_shape()));
     assert!(loss(&[]).is_err());
+    let far = Targets::new(&[0, 9, 1, 2], &d).unwrap();
+    assert!(error(ops::linear_cross_entropy(&[term(&x, &wide)], &far, 1.0)).contains("target 9 of row 1"));
+    let short = Targets::new(&[0; 3], &d).unwrap();
+    assert!(ops::linear_cross_entropy(&[term(&x, &wide)], &short, 1.0).is_err_and(|e| e.is_shape()));
     assert!(error(ops::logits(&x, &random(&[9, 6], 3, &d), &[0, 4])).contains("row 4"));
 
     for p in [-0.1, 1.0, f32::NAN] {
         assert!(ops::dropout(&x, p, Key([0; 2])).is_err_and(|e| e.is_invalid()));
     }
-    let (cos, sin) = ops::rope_table(&[0, 1], &[1.0], 1.0, &d).unwrap();
+    let (cos, sin) = ops::rope_table(&vector(&[0, 1], &d), &[1.0], 1.0).unwrap();
     assert!(ops::rope(&random(&[3, 1, 2], 4, &d), &cos, &sin).is_err_and(|e| e.is_shape()));
     assert!(ops::rope(&random(&[2, 1, 1], 4, &d), &cos, &sin).is_err_and(|e| e.is_shape()));
-    assert!(error(ops::rope_table(&[3, -1], &[1.0], 1.0, &d)).contains("position -1"));
+    assert!(error(ops::rope_table(&vector(&[3, -1], &d), &[1.0], 1.0)).contains("position -1"));
     assert!(ops::rms_norm(&x, &random(&[6], 5, &cpu()), 1e-5).is_err_and(|e| e.is_device()));
 }
 
@@ -177,7 +182,7 @@ fn rope_angles_equal_f64_of_the_product_in_f32() {
     let d = cpu();
     let inv_freq: Vec<f32> = (0..32).map(|i| 10_000f32.powf(-i as f32 / 32.0)).collect();
     let positions: Vec<i32> = (0..600).chain([4095, 32_767, 131_071, 1_000_000]).collect();
-    let (cos, sin) = ops::rope_table(&positions, &inv_freq, 1.5, &d).unwrap();
+    let (cos, sin) = ops::rope_table(&vector(&positions, &d), &inv_freq, 1.5).unwrap();
     let (cos, sin) = (cos.to_vec::<f32>().unwrap(), sin.to_vec::<f32>().unwrap());
     let angles = positions.iter().flat_map(|&p| inv_freq.iter().map(move |&f| f64::from(p as f32 * f)));
     for (angle, (c, s)) in angles.zip(cos.into_iter().zip(sin)) {
@@ -208,7 +213,7 @@ fn loss_peak(tokens: usize) -> usize {
     let tape = Tape::new();
     let hidden = tape.leaf(device.alloc(&[tokens, width], DType::F32).unwrap().finish());
     let weight = device.alloc(&[classes, width], DType::BF16).unwrap().finish();
-    let targets = device.alloc(&[tokens], DType::I32).unwrap().finish();
+    let targets = Targets::new(&vec![0; tokens], &device).unwrap();
     let term = Term { x: &hidden, weight: TermWeight::Frozen(&weight) };
     let (loss, _) = var::linear_cross_entropy(&[term], &targets, 1.0).unwrap();
     tape.backward(&loss, &mut Grads::none()).unwrap();
@@ -218,8 +223,8 @@ fn loss_peak(tokens: usize) -> usize {
 #[test]
 fn the_loss_holds_nothing_of_tokens_times_classes() {
     let (short, long) = (loss_peak(4096), loss_peak(8192));
-    // Hidden states, their gradient twice (made, then scaled), losses and targets.
-    let linear = 4096 * (3 * 64 * 4 + 8);
+    // Hidden states, their gradient twice (made, then scaled), and losses.
+    let linear = 4096 * (3 * 64 * 4 + 4);
     assert!(long - short <= linear + 4096, "{} more bytes for 4096 more tokens", long - short);
     assert!(short < 4096 * 50_000 * 4 / 8, "{short} bytes");
 }
@@ -228,7 +233,7 @@ fn the_loss_holds_nothing_of_tokens_times_classes() {
 fn a_loss_scaled_by_two_has_gradients_twice_as_large() {
     let d = cpu();
     let (h, w) = (random(&[20, 8], 1, &d), random(&[11, 8], 2, &d));
-    let targets = vector(&(0..20).map(|i| i % 11).collect::<Vec<_>>(), &d);
+    let targets = Targets::new(&(0..20).map(|i| i % 11).collect::<Vec<_>>(), &d).unwrap();
     let gradients = |factor: f32| {
         let tape = Tape::new();
         let (h, w) = (tape.leaf(h.clone()), tape.leaf(w.clone()));

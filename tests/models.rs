@@ -10,6 +10,7 @@ use kinglet::models::mmap::Mapped;
 use kinglet::models::{
     AdapterMap, AdapterSet, Batch, Ctx, Decoder, EMBEDDING, HEAD, LoadOptions, Source, WeightFiles, safetensors,
 };
+use kinglet::tensor::ops::Targets;
 use kinglet::tensor::{DType, Device, Tensor};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -70,8 +71,8 @@ fn check(name: &str) {
     let offsets: Vec<usize> = golden.i32s("segments").iter().map(|&x| x as usize).collect();
     let batch = Batch::new(&golden.i32s("ids"), &offsets, &device).unwrap();
     let targets: Vec<i32> = golden.i32s("targets").iter().map(|&t| t.max(-1)).collect();
-    let divisor = targets.iter().filter(|&&t| t >= 0).count() as f32;
-    let targets = Tensor::from_slice(&targets, &[targets.len()], &device).unwrap();
+    let targets = Targets::new(&targets, &device).unwrap();
+    let divisor = targets.count() as f32;
 
     let base = Ctx::eval(DType::F32);
     let tape = Tape::inert();

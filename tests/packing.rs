@@ -10,7 +10,7 @@ mod support;
 use kinglet::autograd::{Grads, Tape};
 use kinglet::models::{Batch, Ctx, Decoder};
 use kinglet::peft::{Adapter, LoraConfig};
-use kinglet::tensor::ops;
+use kinglet::tensor::ops::{self, Targets};
 use kinglet::tensor::philox::Key;
 use kinglet::{DType, Tensor};
 use std::sync::Arc;
@@ -61,10 +61,12 @@ fn pass(name: &str, rows: &[Vec<i32>], learnt: impl Fn(usize) -> bool, threads: 
     let model = load(name, None, &device);
     let adapter = with_embedding(&model);
     let (batch, targets, _) = batch(rows, &device);
-    let learnt = rows.iter().enumerate().flat_map(|(r, row)| vec![learnt(r); row.len()]);
-    let targets: Vec<i32> =
-        targets.to_vec::<i32>().unwrap().into_iter().zip(learnt).map(|(t, l)| if l { t } else { -1 }).collect();
-    let targets = Tensor::from_slice(&targets, &[targets.len()], &device).unwrap();
+    let learnt: Vec<bool> = rows.iter().enumerate().flat_map(|(r, row)| vec![learnt(r); row.len()]).collect();
+    let mut classes = vec![-1; targets.rows()];
+    for &(row, class) in targets.list().iter().filter(|&&(row, _)| learnt[row]) {
+        classes[row] = class as i32;
+    }
+    let targets = Targets::new(&classes, &device).unwrap();
     let ctx = Ctx::eval(DType::F32).with_adapters(adapter.set());
     let (tape, mut grads) = (Tape::new(), Grads::new(&adapter.params).unwrap());
     let hidden = model.hidden(&tape, &batch, None, &ctx).unwrap();

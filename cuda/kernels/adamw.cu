@@ -5,13 +5,14 @@
 //   m = m + (1 - beta1) (g - m),  v = beta2 v + (1 - beta2) g^2
 //   p = decay p - step_size m / (sqrt(v) / sqrt_bias2 + eps)
 //
-// norm is one element in device memory, so the host need not know it: when it is not finite, nothing is written.
+// norm and loss are one element each in device memory, so the host need not know them: when one is not finite, nothing is
+// written. The numbers of the step are read from there too: a captured step can be launched again with others.
 // p, m, v and gradient have n elements of f32; p, m, v are read and written.
 // Bytes: 28 an element. Geometry: ceil(n / 1024) blocks of 256 threads.
 #include "math.cuh"
 
 // The fields of `AdamWStep` in tensor/src/cpu/adamw.rs but `clip`, in its order.
-struct AdamwStep {
+struct Numbers {
     f32 weight1, beta2, weight2, decay, step_size, sqrt_bias2, eps;
 };
 
@@ -22,10 +23,11 @@ INLINE f32 clip_factor(f32 norm, f32 max_norm) {
 }
 
 KERNEL(THREADS)
-adamw(AdamwStep step, f32 max_norm, const f32* __restrict__ norm, f32* __restrict__ p, f32* __restrict__ m,
-      f32* __restrict__ v, const f32* __restrict__ gradient, u64 n) {
+adamw(const Numbers* __restrict__ numbers, f32 max_norm, const f32* __restrict__ norm, const f32* __restrict__ loss,
+      f32* __restrict__ p, f32* __restrict__ m, f32* __restrict__ v, const f32* __restrict__ gradient, u64 n) {
     u64 i = first_element();
-    if (i >= n || !is_finite(*norm)) return;
+    if (i >= n || !is_finite(*norm) || !is_finite(*loss)) return;
+    Numbers step = *numbers;
     f32 clip = clip_factor(*norm, max_norm);
     f32 ps[4], ms[4], vs[4], gs[4];
     read4(p, i, n, ps);

@@ -8,9 +8,9 @@
 //
 // q, d_out, out and dq are [tokens, heads, width] of f32, k, v, dk and dv [entries, kv_heads, width], lse and delta
 // [tokens, heads]; all contiguous. D is 64, 128 or 256: width is at most that, but for _kv_, whose blocks own D columns
-// each. `segments` is a table which the launcher makes, of `count` entries, at least one. A query sees all keys of its
-// segment if `full`, else the last `window` (less than 2^31) of those up to its own place; the last query stands at the
-// last key. Keys of no segment are not written.
+// each. `segments` is a table of `count` entries, at least one; a block finds its own by adding up their tiles. A query
+// sees all keys of its segment if `full`, else the last `window` (less than 2^31) of those up to its own place; the last
+// query stands at the last key. Keys of no segment are not written.
 // A row is a query and a head of those that share a key head, so that a group reads its keys once. A block owns 64 rows
 // (dq, out) or 64 keys (dk, dv) of one key head and walks over tiles of the others in order; scores live for one tile.
 // Bits: by shape only, and a row's do not depend on what is beside it in its block; sums have another order than the
@@ -19,7 +19,7 @@
 // from L2, and writes what it owns once. Nothing of rows x keys is stored.
 // Geometry: 256 threads in 16 x 16. Forward and q: kv_heads sum(ceil(q_len group / 64)) blocks; kv: kv_heads
 // sum(ceil(kv_len / 64)) ceil(width / D) blocks; delta: ceil(tokens heads / 4) blocks of 128 threads, one warp a row.
-#include "math.cuh"
+#include "attention.cuh"
 
 // Rows and keys of a tile. Thread (x, y) has rows y, y + 16, .. and keys (or columns) x, x + 16, ..
 constexpr i32 SIDE = 64;
@@ -27,78 +27,18 @@ constexpr i32 STEP = 16;
 constexpr i32 PER_SIDE = SIDE / STEP;
 // Columns of q, k, .. that are in shared memory at a time: a warp reads one row of them.
 constexpr u32 DEPTH = WARP;
+// Columns of a result that a block owns.
+constexpr u32 COLUMNS = 128;
 
 // Part of 64 rows or keys; the odd pitch puts the columns of 32 rows into different banks.
 using Chunk = f32[SIDE][DEPTH + 1];
 // A tile of weights (rows x keys); the two rows that a warp writes at a time lie in different halves of the banks.
 using Weights = f32[SIDE][SIDE + STEP];
 using Scores = f32[PER_SIDE][PER_SIDE];
+using Sums = f32[PER_SIDE][COLUMNS / STEP];
 
 INLINE i32 thread_x() { return threadIdx.x % STEP; }
 INLINE i32 thread_y() { return threadIdx.x / STEP; }
-
-struct Range {
-    i32 start, end;
-
-    INLINE bool contains(i32 i) const { return start <= i && i < end; }
-};
-
-// As the launcher writes it: which queries see which keys, and the number of tiles before it, of rows and of keys.
-struct Segment {
-    i32 q_start, q_len, kv_start, kv_len, row_tile, key_tile;
-};
-
-struct Mask {
-    u32 full, window;
-};
-
-// One key head of one segment.
-struct Part {
-    Segment segment;
-    Mask mask;
-    i32 heads, kv_heads, kv_head, group;
-
-    INLINE i32 rows() const { return segment.q_len * group; }
-
-    // Where row r is among all [tokens, heads].
-    INLINE u64 row(i32 r) const {
-        return (u64)(segment.q_start + r / group) * heads + kv_head * group + r % group;
-    }
-
-    // Where key j is among all [entries, kv_heads].
-    INLINE u64 key(i32 j) const { return (u64)(segment.kv_start + j) * kv_heads + kv_head; }
-
-    // The keys that row r sees, counted from the segment's first; none for a row that is not there. Both ends grow
-    // with r.
-    INLINE Range visible(i32 r) const {
-        if (r >= rows()) return {0, 0};
-        if (mask.full) return {0, segment.kv_len};
-        i32 past = max(segment.kv_len + (r / group + 1 - segment.q_len), 0);
-        return {max(past - (i32)mask.window, 0), past};
-    }
-
-    // The rows that see one of SIDE keys from `key` on, and those between.
-    INLINE Range viewers(i32 key) const {
-        if (mask.full) return {0, rows()};
-        i64 before = segment.kv_len - segment.q_len;
-        i64 start = max(key - before, (i64)0);
-        i64 end = min(key + SIDE - 1 + (i64)mask.window - before, (i64)segment.q_len);
-        return {(i32)start * group, (i32)max(end, start) * group};
-    }
-};
-
-// The part that tile `tile` belongs to; number(segment) is the segment's first tile. Every segment has one.
-template <typename Number>
-INLINE Part find_part(const Segment* segments, u32 count, Mask mask, u32 heads, u32 kv_heads, u32 kv_head, i32 tile,
-                      Number number) {
-    u32 low = 0, high = count;
-    while (high - low > 1) {
-        u32 middle = (low + high) / 2;
-        if (number(segments[middle]) <= tile) low = middle;
-        else high = middle;
-    }
-    return {segments[low], mask, (i32)heads, (i32)kv_heads, (i32)kv_head, (i32)(heads / kv_heads)};
-}
 
 // Columns first .. first + DEPTH of 64 rows; row(i) is where the i-th begins, or null for zeros.
 template <typename Row> INLINE void load(Chunk& chunk, u32 first, u32 width, Row row) {
@@ -141,11 +81,11 @@ INLINE void dots(Scores& sums, Chunk& a, Chunk& b, u32 width, Left left, Right r
 
 // Adds the 64 rows of `right`, columns `column` + 16 c + x, times their weights for this thread's rows of the result:
 // weight(i, k) is that of right's row k.
-template <u32 COLUMNS, typename Right, typename Weight>
-INLINE void add_weighted(f32 (&sums)[PER_SIDE][COLUMNS], Chunk& b, u32 column, u32 width, Right right, Weight weight) {
+template <typename Right, typename Weight>
+INLINE void add_weighted(Sums& sums, Chunk& b, u32 column, u32 width, Right right, Weight weight) {
     constexpr u32 AT_ONCE = DEPTH / STEP;
 #pragma unroll
-    for (u32 c = 0; c < COLUMNS; c += AT_ONCE) {
+    for (u32 c = 0; c < COLUMNS / STEP; c += AT_ONCE) {
         if (column + STEP * c < width) {
             __syncthreads();
             load(b, column + STEP * c, width, right);
@@ -166,9 +106,9 @@ INLINE void add_weighted(f32 (&sums)[PER_SIDE][COLUMNS], Chunk& b, u32 column, u
 }
 
 // Writes columns `column` + 16 c + x of a row of the result.
-template <u32 COLUMNS> INLINE void store(f32* row, const f32 (&sums)[COLUMNS], u32 column, u32 width, f32 factor) {
+INLINE void store(f32* row, const f32 (&sums)[COLUMNS / STEP], u32 column, u32 width, f32 factor) {
 #pragma unroll
-    for (u32 c = 0; c < COLUMNS; c++) {
+    for (u32 c = 0; c < COLUMNS / STEP; c++) {
         u32 at = column + STEP * c + thread_x();
         if (at < width) row[at] = sums[c] * factor;
     }
@@ -225,12 +165,12 @@ INLINE f32 advance(Online& row, f32 (&scores)[PER_SIDE]) {
     return keep;
 }
 
-template <u32 D>
+// Columns `column` .. `column` + COLUMNS of the result of 64 rows.
 INLINE void forward(const f32* q, const f32* k, const f32* v, const Part& part, i32 first, f32 scale, f32* out,
-                    f32* lse, u32 width) {
+                    f32* lse, u32 column, u32 width) {
     __shared__ Chunk a, b;
     __shared__ Weights p;
-    f32 sums[PER_SIDE][D / STEP] = {};
+    Sums sums = {};
     Online online[PER_SIDE];
 #pragma unroll
     for (u32 i = 0; i < PER_SIDE; i++) online[i] = {-math::infinity(), 0.0f};
@@ -251,19 +191,19 @@ INLINE void forward(const f32* q, const f32* k, const f32* v, const Part& part, 
             }
             f32 keep = advance(online[i], scores[i]);
 #pragma unroll
-            for (u32 c = 0; c < D / STEP; c++) sums[i][c] *= keep;
+            for (u32 c = 0; c < COLUMNS / STEP; c++) sums[i][c] *= keep;
 #pragma unroll
             for (u32 j = 0; j < PER_SIDE; j++) p[thread_y() + STEP * i][thread_x() + STEP * j] = scores[i][j];
         }
-        add_weighted(sums, b, 0, width, tile.keys_of(v), [&](u32 i, u32 k) { return p[i][k]; });
+        add_weighted(sums, b, column, width, tile.keys_of(v), [&](u32 i, u32 k) { return p[i][k]; });
     }
 #pragma unroll
     for (u32 i = 0; i < PER_SIDE; i++) {
         i32 r = first + thread_y() + STEP * i;
         if (r < part.rows()) {
             auto [max, sum] = online[i];
-            store(out + part.row(r) * width, sums[i], 0, width, sum == 0.0f ? 0.0f : 1.0f / sum);
-            if (thread_x() == 0) lse[part.row(r)] = max + math::log(sum);
+            store(out + part.row(r) * width, sums[i], column, width, sum == 0.0f ? 0.0f : 1.0f / sum);
+            if (column == 0 && thread_x() == 0) lse[part.row(r)] = max + math::log(sum);
         }
     }
 }
@@ -308,10 +248,10 @@ INLINE void score_gradients(Weights& p, Chunk& a, Chunk& b, const Tile& tile, co
     });
 }
 
-template <u32 D> INLINE void backward_q(const Saved& saved, const Part& part, i32 first, f32* dq, u32 width) {
+INLINE void backward_q(const Saved& saved, const Part& part, i32 first, f32* dq, u32 column, u32 width) {
     __shared__ Chunk a, b;
     __shared__ Weights p;
-    f32 sums[PER_SIDE][D / STEP] = {};
+    Sums sums = {};
     i32 start = part.visible(first).start / SIDE * SIDE;
     i32 end = part.visible(min(first + SIDE, part.rows()) - 1).end;
 #pragma unroll 1
@@ -319,22 +259,21 @@ template <u32 D> INLINE void backward_q(const Saved& saved, const Part& part, i3
         Tile tile = {part, first, key, width};
         probabilities(p, a, b, tile, saved);
         score_gradients(p, a, b, tile, saved);
-        add_weighted(sums, b, 0, width, tile.keys_of(saved.k), [&](u32 i, u32 k) { return p[i][k]; });
+        add_weighted(sums, b, column, width, tile.keys_of(saved.k), [&](u32 i, u32 k) { return p[i][k]; });
     }
 #pragma unroll
     for (u32 i = 0; i < PER_SIDE; i++) {
         i32 r = first + thread_y() + STEP * i;
-        if (r < part.rows()) store(dq + part.row(r) * width, sums[i], 0, width, 1.0f);
+        if (r < part.rows()) store(dq + part.row(r) * width, sums[i], column, width, 1.0f);
     }
 }
 
-// Columns `column` .. `column` + D of the gradients of 64 keys.
-template <u32 D>
+// The same of the gradients of 64 keys.
 INLINE void backward_kv(const Saved& saved, const Part& part, i32 first, f32* dk, f32* dv, u32 column, u32 width) {
     __shared__ Chunk a, b;
     __shared__ Weights p;
-    f32 k_sums[PER_SIDE][D / STEP] = {}, v_sums[PER_SIDE][D / STEP] = {};
-    Range rows = part.viewers(first);
+    Sums k_sums = {}, v_sums = {};
+    Range rows = part.viewers(first, SIDE);
     auto transposed = [&](u32 i, u32 k) { return p[k][i]; };
 #pragma unroll 1
     for (i32 row = rows.start; row < rows.end; row += SIDE) {
@@ -354,66 +293,8 @@ INLINE void backward_kv(const Saved& saved, const Part& part, i32 first, f32* dk
     }
 }
 
-// ---- Entry points.
-
-// The part of this block of rows, and its first row.
-INLINE Part part_of_rows(const Segment* segments, u32 count, Mask mask, u32 heads, u32 kv_heads, i32& first) {
-    i32 tile = blockIdx.x / kv_heads;
-    Part part = find_part(segments, count, mask, heads, kv_heads, blockIdx.x % kv_heads, tile,
-                          [](const Segment& segment) { return segment.row_tile; });
-    first = (tile - part.segment.row_tile) * SIDE;
-    return part;
-}
-
-#define ATTENTION_ROWS(D)                                                                                             \
-    KERNEL(THREADS, 128)                                                                                              \
-    attention_f32_##D(const f32* __restrict__ q, const f32* __restrict__ k, const f32* __restrict__ v,                \
-                      const Segment* __restrict__ segments, u32 count, u32 full, u32 window, f32 scale,               \
-                      f32* __restrict__ out, f32* __restrict__ lse, u32 heads, u32 kv_heads, u32 width) {             \
-        i32 first;                                                                                                    \
-        Part part = part_of_rows(segments, count, {full, window}, heads, kv_heads, first);                            \
-        forward<D>(q, k, v, part, first, scale, out, lse, width);                                                     \
-    }                                                                                                                 \
-    KERNEL(THREADS, 128)                                                                                              \
-    attention_backward_q_f32_##D(const f32* __restrict__ d_out, const f32* __restrict__ q, const f32* __restrict__ k, \
-                                 const f32* __restrict__ v, const f32* __restrict__ lse,                              \
-                                 const f32* __restrict__ delta, const Segment* __restrict__ segments, u32 count,      \
-                                 u32 full, u32 window, f32 scale, f32* __restrict__ dq, u32 heads, u32 kv_heads,      \
-                                 u32 width) {                                                                         \
-        i32 first;                                                                                                    \
-        Part part = part_of_rows(segments, count, {full, window}, heads, kv_heads, first);                            \
-        backward_q<D>({d_out, q, k, v, lse, delta, scale}, part, first, dq, width);                                   \
-    }
-ATTENTION_ROWS(64)
-ATTENTION_ROWS(128)
-ATTENTION_ROWS(256)
-
-#define ATTENTION_KEYS(D)                                                                                             \
-    KERNEL(THREADS, 128)                                                                                              \
-    attention_backward_kv_f32_##D(const f32* __restrict__ d_out, const f32* __restrict__ q,                           \
-                                  const f32* __restrict__ k, const f32* __restrict__ v, const f32* __restrict__ lse,  \
-                                  const f32* __restrict__ delta, const Segment* __restrict__ segments, u32 count,     \
-                                  u32 full, u32 window, f32 scale, f32* __restrict__ dk, f32* __restrict__ dv,        \
-                                  u32 heads, u32 kv_heads, u32 width) {                                               \
-        u32 slices = (width + D - 1) / D, head = blockIdx.x / slices;                                                 \
-        i32 tile = head / kv_heads;                                                                                   \
-        Part part = find_part(segments, count, {full, window}, heads, kv_heads, head % kv_heads, tile,                \
-                              [](const Segment& segment) { return segment.key_tile; });                               \
-        i32 first = (tile - part.segment.key_tile) * SIDE;                                                            \
-        u32 column = blockIdx.x % slices * D;                                                                         \
-        backward_kv<D>({d_out, q, k, v, lse, delta, scale}, part, first, dk, dv, column, width);                      \
-    }
-ATTENTION_KEYS(64)
-ATTENTION_KEYS(128)
-
-KERNEL(ROW_THREADS)
-attention_backward_delta_f32(const f32* __restrict__ d_out, const f32* __restrict__ out, f32* __restrict__ delta,
-                             u64 rows, u32 width) {
-    u64 row = warp_row();
-    if (row >= rows) return;
+template <typename T> INLINE void delta_of_row(const T* d_out, const T* out, f32* delta, u32 width) {
     bool paired = in_pairs(d_out, width) && in_pairs(out, width);
-    d_out += row * width;
-    out += row * width;
     Pair<f32> lanes = {0.0f, 0.0f};
     each_pair(
         width,
@@ -423,7 +304,50 @@ attention_backward_delta_f32(const f32* __restrict__ d_out, const f32* __restric
             lanes.a = fmaf(x, a, lanes.a);
             lanes.b = fmaf(y, b, lanes.b);
         },
-        [&](u32 i) { lanes.a = fmaf(d_out[i], out[i], lanes.a); });
+        [&](u32 i) { lanes.a = fmaf(to_f32(d_out[i]), to_f32(out[i]), lanes.a); });
     f32 sum = fold_sum(lanes);
-    if (lane_index() == 0) delta[row] = sum;
+    if (lane_index() == 0) *delta = sum;
 }
+
+// ---- Entry points.
+
+KERNEL(THREADS, 128)
+attention_f32(const f32* __restrict__ q, const f32* __restrict__ k, const f32* __restrict__ v,
+              const Segment* __restrict__ segments, u32 count, u32 full, u32 window, f32 scale, f32* __restrict__ out,
+              f32* __restrict__ lse, u32 heads, u32 kv_heads, u32 width) {
+    u32 slices = (width + COLUMNS - 1) / COLUMNS, column = blockIdx.x % slices * COLUMNS;
+    i32 first;
+    Part part = part_of_rows(segments, count, {full, window}, heads, kv_heads, slices, SIDE, first);
+    forward(q, k, v, part, first, scale, out, lse, column, width);
+}
+
+KERNEL(THREADS, 128)
+attention_backward_q_f32(const f32* __restrict__ d_out, const f32* __restrict__ q, const f32* __restrict__ k,
+                         const f32* __restrict__ v, const f32* __restrict__ lse, const f32* __restrict__ delta,
+                         const Segment* __restrict__ segments, u32 count, u32 full, u32 window, f32 scale,
+                         f32* __restrict__ dq, u32 heads, u32 kv_heads, u32 width) {
+    u32 slices = (width + COLUMNS - 1) / COLUMNS, column = blockIdx.x % slices * COLUMNS;
+    i32 first;
+    Part part = part_of_rows(segments, count, {full, window}, heads, kv_heads, slices, SIDE, first);
+    backward_q({d_out, q, k, v, lse, delta, scale}, part, first, dq, column, width);
+}
+
+KERNEL(THREADS, 128)
+attention_backward_kv_f32(const f32* __restrict__ d_out, const f32* __restrict__ q, const f32* __restrict__ k,
+                          const f32* __restrict__ v, const f32* __restrict__ lse, const f32* __restrict__ delta,
+                          const Segment* __restrict__ segments, u32 count, u32 full, u32 window, f32 scale,
+                          f32* __restrict__ dk, f32* __restrict__ dv, u32 heads, u32 kv_heads, u32 width) {
+    u32 slices = (width + COLUMNS - 1) / COLUMNS, column = blockIdx.x % slices * COLUMNS;
+    i32 first;
+    Part part = part_of_keys(segments, count, {full, window}, heads, kv_heads, slices, SIDE, first);
+    backward_kv({d_out, q, k, v, lse, delta, scale}, part, first, dk, dv, column, width);
+}
+
+#define ATTENTION_DELTA(T)                                                                                            \
+    KERNEL(ROW_THREADS)                                                                                               \
+    attention_backward_delta_##T(const T* __restrict__ d_out, const T* __restrict__ out, f32* __restrict__ delta,     \
+                                 u64 rows, u32 width) {                                                               \
+        u64 row = warp_row();                                                                                         \
+        if (row < rows) delta_of_row(d_out + row * width, out + row * width, delta + row, width);                     \
+    }
+FLOATS(ATTENTION_DELTA)

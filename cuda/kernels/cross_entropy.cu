@@ -6,25 +6,25 @@
 //   cross_entropy_backward_T   out = (e^(x - lse) - onehot(target)) dy / divisor, 0 where the target is -1
 //
 // logits and out are [rows, width] of T, targets [rows] of i32, lse and losses [rows] of f32, dy and loss one element
-// of f32; all contiguous. A target that is no class counts as -1 and writes its row to `stray` if that is smaller than
-// what is there (the launcher sets it to 2^32 - 1 before, and reports the target after).
+// of f32; all contiguous. A target that is no class counts as -1 and writes its row (upper half) and itself to `stray` if
+// that is smaller than what is there (the launcher sets it to 2^64 - 1 before, and reports the target after).
 // Bytes: logits are read twice by the forward pass (the second time from L1 or L2) and once by the backward pass, which
 // writes out.
 // Geometry: ceil(rows / 4) blocks of 128 threads, one warp a row; cross_entropy_loss: one block of one warp.
 #include "math.cuh"
 
 // The class of a row, or width if it has none.
-INLINE u32 class_of(const i32* targets, u64 row, u32 width, u32* stray) {
+INLINE u32 class_of(const i32* targets, u64 row, u32 width, u64* stray) {
     i32 target = targets[row];
     if ((u32)target < width) return (u32)target;
-    if (target != -1 && lane_index() == 0) atomicMin(stray, (u32)row);
+    if (target != -1 && lane_index() == 0) atomicMin(stray, row << 32 | (u32)target);
     return width;
 }
 
 INLINE bool is_infinite(f32 x) { return (as_bits(x) & 0x7FFFFFFF) == 0x7F800000; }
 
 template <typename T>
-INLINE void forward(const T* logits, const i32* targets, f32* lse, f32* losses, u32* stray, u64 rows, u32 width) {
+INLINE void forward(const T* logits, const i32* targets, f32* lse, f32* losses, u64* stray, u64 rows, u32 width) {
     u64 row = warp_row();
     if (row >= rows) return;
     bool paired = in_pairs(logits, width);
@@ -57,7 +57,7 @@ INLINE void forward(const T* logits, const i32* targets, f32* lse, f32* losses, 
 
 template <typename T>
 INLINE void backward(const f32* dy, const T* logits, const i32* targets, const f32* lse, f32 divisor, T* out,
-                     u32* stray, u64 rows, u32 width) {
+                     u64* stray, u64 rows, u32 width) {
     u64 row = warp_row();
     if (row >= rows) return;
     bool paired = in_pairs(logits, width) && in_pairs(out, width);
@@ -82,13 +82,13 @@ INLINE void backward(const f32* dy, const T* logits, const i32* targets, const f
 #define CROSS_ENTROPY(T)                                                                                              \
     KERNEL(ROW_THREADS)                                                                                               \
     cross_entropy_##T(const T* __restrict__ logits, const i32* __restrict__ targets, f32* __restrict__ lse,           \
-                      f32* __restrict__ losses, u32* stray, u64 rows, u32 width) {                                    \
+                      f32* __restrict__ losses, u64* stray, u64 rows, u32 width) {                                    \
         forward(logits, targets, lse, losses, stray, rows, width);                                                    \
     }                                                                                                                 \
     KERNEL(ROW_THREADS)                                                                                               \
     cross_entropy_backward_##T(const f32* __restrict__ dy, const T* __restrict__ logits,                              \
                                const i32* __restrict__ targets, const f32* __restrict__ lse, f32 divisor,             \
-                               T* __restrict__ out, u32* stray, u64 rows, u32 width) {                                \
+                               T* __restrict__ out, u64* stray, u64 rows, u32 width) {                                \
         backward(dy, logits, targets, lse, divisor, out, stray, rows, width);                                         \
     }
 FLOATS(CROSS_ENTROPY)

@@ -5,23 +5,23 @@
 //   embedding_backward_T   out[ids[i]] += dy[i], in the order of i; out is f32, read and written
 //
 // weight is [vocabulary, width], ids [tokens] of i32, dy and out of the forward pass [tokens, width]; all contiguous.
-// An id outside of the table writes its index to `stray` if that is smaller than what is there (the launcher sets it to
-// 2^32 - 1 before, and reports the id after), and touches no row: the forward pass writes zeros for it.
+// An id outside of the table writes its index (upper half) and itself to `stray` if that is smaller than what is there (the
+// launcher sets it to 2^64 - 1 before, and reports the id after), and touches no row: the forward pass writes zeros for it.
 // Bytes: a row read and written a token; the backward pass also reads all ids in each block (from L2).
 // Geometry: one block of 256 threads a token. Backward: the block of an id's first token adds all rows of that id, so
 // no two blocks write one row and the order is fixed.
 #include "common.cuh"
 
 // The row of token i, or vocabulary if its id is not in the table.
-INLINE u32 row_of(const i32* ids, u64 i, u32 vocabulary, u32* stray) {
+INLINE u32 row_of(const i32* ids, u64 i, u32 vocabulary, u64* stray) {
     u32 id = (u32)ids[i];
     if (id < vocabulary) return id;
-    if (threadIdx.x == 0) atomicMin(stray, (u32)i);
+    if (threadIdx.x == 0) atomicMin(stray, i << 32 | id);
     return vocabulary;
 }
 
 template <typename W, typename T>
-INLINE void forward(const W* weight, const i32* ids, T* out, u32* stray, u32 vocabulary, u32 width) {
+INLINE void forward(const W* weight, const i32* ids, T* out, u64* stray, u32 vocabulary, u32 width) {
     u64 token = blockIdx.x;
     u32 row = row_of(ids, token, vocabulary, stray);
     out += token * width;
@@ -35,7 +35,7 @@ INLINE void forward(const W* weight, const i32* ids, T* out, u32* stray, u32 voc
 INLINE bool block_any(bool mine) { return __syncthreads_or(mine); }
 
 template <typename T>
-INLINE void backward(const T* dy, const i32* ids, f32* out, u32* stray, u32 tokens, u32 vocabulary, u32 width) {
+INLINE void backward(const T* dy, const i32* ids, f32* out, u64* stray, u32 tokens, u32 vocabulary, u32 width) {
     __shared__ u32 matches[THREADS / WARP];
     u32 token = blockIdx.x;
     u32 row = row_of(ids, token, vocabulary, stray);
@@ -63,7 +63,7 @@ INLINE void backward(const T* dy, const i32* ids, f32* out, u32* stray, u32 toke
 
 #define EMBEDDING(W, T)                                                                                               \
     KERNEL(THREADS)                                                                                                   \
-    embedding_##W##_##T(const W* __restrict__ weight, const i32* __restrict__ ids, T* __restrict__ out, u32* stray,   \
+    embedding_##W##_##T(const W* __restrict__ weight, const i32* __restrict__ ids, T* __restrict__ out, u64* stray,   \
                         u32 vocabulary, u32 width) {                                                                  \
         forward(weight, ids, out, stray, vocabulary, width);                                                          \
     }
@@ -73,7 +73,7 @@ EMBEDDING(bf16, f32) EMBEDDING(bf16, f16) EMBEDDING(bf16, bf16)
 
 #define EMBEDDING_BACKWARD(T)                                                                                         \
     KERNEL(THREADS)                                                                                                   \
-    embedding_backward_##T(const T* __restrict__ dy, const i32* __restrict__ ids, f32* __restrict__ out, u32* stray,  \
+    embedding_backward_##T(const T* __restrict__ dy, const i32* __restrict__ ids, f32* __restrict__ out, u64* stray,  \
                            u32 tokens, u32 vocabulary, u32 width) {                                                   \
         backward(dy, ids, out, stray, tokens, vocabulary, width);                                                     \
     }

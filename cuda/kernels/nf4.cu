@@ -4,43 +4,22 @@
 //   quantize_4bit_T        codes, two elements a byte, the first in the high nibble, and each block's scale (absmax)
 //   quantize_absmax        scales less `offset` to 8-bit codes of `map` and one scale a block of 256 of them (nested)
 //   dequantize_4bit_T      out = level absmax, whichever kind the scales are: double quantisation is undone on the way
+//   embedding_4bit_T       out[i] = row ids[i] of the same, a matrix [vocabulary, width]
+//   matvec_4bit            out = alpha x Wᵀ or out + alpha x Wᵀ for one row x of any type (matvec.cuh), W [n, k]
+//   matvec_few_4bit        the same for up to 8 rows in f32
 //
 // The matrix is n elements, read flat, in blocks of 2^block_shift elements (32 ..= 4096); the last block may be
 // shorter. format: 0 NF4, 1 FP4. A block that is not finite sets *non_finite to 1 (the launcher clears it before and
-// reports it after).
-// Scale i is absmax[i], or, if absmax_codes is not null, map[absmax_codes[i]] absmax[i / 256] + offset with both steps
-// rounded.
+// reports it after). An id outside of the table writes its index (upper half) and itself to `stray` if that is smaller than what is there (the
+// launcher sets it to 2^64 - 1 before, and reports the id after), and its row becomes zeros.
 // Bytes: quantising reads the matrix twice (the second time from L1 or L2) and writes 0.5 + 4 / block an element;
 // dequantising reads 0.5 + 1 / block + 4 / (256 block) an element and writes it.
 // Geometry: quantize_4bit: ceil(blocks / 4) blocks of 128 threads, one warp a block; quantize_absmax: the same of 256
-// scales; dequantize_4bit: ceil(n / 2048) blocks of 256 threads, eight elements a thread.
-#include "common.cuh"
-
-constexpr u32 LEVELS = 16;
-constexpr u32 THRESHOLDS = LEVELS - 1;
-
-// What the codes stand for in a block whose scale is 1.
-struct Format {
-    f32 level[LEVELS];
-    // The codes in ascending order of their levels, a nibble each. FP4's first zero stands before its second.
-    u64 order;
-
-    // The midpoint between neighbours in that order: a value above `i` of them has code i of the order.
-    constexpr f32 threshold(u32 i) const {
-        return (level[order >> (4 * i) & 15] + level[order >> (4 * i + 4) & 15]) / 2.0f;
-    }
-};
-
-constexpr Format NF4 = {
-    {-1.0f, -0.6961928f, -0.52507305f, -0.3949175f, -0.28444138f, -0.18477343f, -0.091050036f, 0.0f, 0.0795803f,
-     0.1609302f, 0.2461123f, 0.33791524f, 0.44070983f, 0.562617f, 0.72295684f, 1.0f},
-    0xFEDCBA9876543210,
-};
-constexpr Format FP4 = {
-    {0.0f, 0.0625f / 12.0f, 8.0f / 12.0f, 1.0f, 4.0f / 12.0f, 6.0f / 12.0f, 2.0f / 12.0f, 3.0f / 12.0f, 0.0f,
-     -0.0625f / 12.0f, -8.0f / 12.0f, -1.0f, -4.0f / 12.0f, -6.0f / 12.0f, -2.0f / 12.0f, -3.0f / 12.0f},
-    0x32547618'09EFCDAB,
-};
+// scales; dequantize_4bit: ceil(n / 2048) blocks of 256 threads, eight elements a thread;
+// embedding_4bit: one block of 256 threads a token; matvec: ceil(n / 16) blocks of 128 threads, a warp four rows of W, whose k
+// is a multiple of the block size and whose codes begin at a multiple of 16 bytes.
+#include "matvec.cuh"
+#include "nf4.cuh"
 
 // The code of a value scaled to [-1, 1].
 template <const Format& FORMAT> INLINE u32 encode(f32 value) {
@@ -98,9 +77,6 @@ INLINE void quantize(const T* weight, u32 format, u32 block_shift, u8* codes, f3
     }
 FLOATS(QUANTIZE)
 
-// Scales in a block of the second quantisation.
-constexpr u32 NESTED = 256;
-
 // The code whose value is nearest, after x was rounded to one of 65536 even steps of [-1, 1], as the reference does.
 INLINE u32 nearest(const f32* map, f32 x) {
     constexpr f32 STEPS = 65535.0f;
@@ -135,21 +111,17 @@ quantize_absmax(const f32* __restrict__ absmax, f32 offset, const f32* __restric
     if (lane_index() == 0) nested[block] = scale;
 }
 
-__constant__ Format FORMATS[2] = {NF4, FP4};
-
 // Elements of a thread: four bytes of codes, all of one block.
 constexpr u32 DECODED = 8;
 
 template <typename T>
-INLINE void dequantize(const u8* codes, u32 format, u32 block_shift, const f32* absmax, const u8* absmax_codes,
-                       const f32* map, f32 offset, T* out, u64 n) {
+INLINE void dequantize(const u8* codes, u32 format, u32 block_shift, const Scales& scales, T* out, u64 n) {
     __shared__ f32 level[LEVELS];
-    if (threadIdx.x < LEVELS) level[threadIdx.x] = FORMATS[format].level[threadIdx.x];
+    copy_levels(format, level);
     __syncthreads();
     u64 start = thread_index() * DECODED;
     if (start >= n) return;
-    u64 block = start >> block_shift;
-    f32 scale = absmax_codes ? map[absmax_codes[block]] * absmax[block / NESTED] + offset : absmax[block];
+    f32 scale = scales[start >> block_shift];
     f32 values[DECODED];
     u64 bytes = (n + 1) / 2;
 #pragma unroll
@@ -173,6 +145,103 @@ INLINE void dequantize(const u8* codes, u32 format, u32 block_shift, const f32* 
     dequantize_4bit_##T(const u8* __restrict__ codes, u32 format, u32 block_shift, const f32* __restrict__ absmax,    \
                         const u8* __restrict__ absmax_codes, const f32* __restrict__ map, f32 offset,                 \
                         T* __restrict__ out, u64 n) {                                                                 \
-        dequantize(codes, format, block_shift, absmax, absmax_codes, map, offset, out, n);                            \
+        dequantize(codes, format, block_shift, Scales{absmax, absmax_codes, map, offset}, out, n);                    \
     }
 FLOATS(DEQUANTIZE)
+
+template <typename T>
+INLINE void embed(const u8* codes, u32 format, u32 block_shift, const Scales& scales, const i32* ids, T* out, u64* stray,
+                  u32 vocabulary, u32 width) {
+    __shared__ f32 level[LEVELS];
+    copy_levels(format, level);
+    __syncthreads();
+    u64 token = blockIdx.x;
+    u32 row = (u32)ids[token];
+    bool inside = row < vocabulary;
+    if (!inside && threadIdx.x == 0) atomicMin(stray, token << 32 | row);
+    for (u32 column = threadIdx.x; column < width; column += THREADS) {
+        // A row may begin in the middle of a block, and of a byte.
+        u64 i = (u64)row * width + column;
+        f32 value = inside ? level[codes[i / 2] >> (i % 2 ? 0 : 4) & 15] * scales[i >> block_shift] : 0.0f;
+        out[token * width + column] = from_f32<T>(value);
+    }
+}
+
+#define EMBEDDING(T)                                                                                                  \
+    KERNEL(THREADS)                                                                                                   \
+    embedding_4bit_##T(const u8* __restrict__ codes, u32 format, u32 block_shift, const f32* __restrict__ absmax,     \
+                       const u8* __restrict__ absmax_codes, const f32* __restrict__ map, f32 offset,                  \
+                       const i32* __restrict__ ids, T* __restrict__ out, u64* stray, u32 vocabulary, u32 width) {     \
+        Scales scales = {absmax, absmax_codes, map, offset};                                                          \
+        embed(codes, format, block_shift, scales, ids, out, stray, vocabulary, width);                                \
+    }
+FLOATS(EMBEDDING)
+
+// ---- Products of few rows.
+
+// W as a thread sees it that multiplies with a row of it. Of a piece's scales, a power of two, each of the row's threads holds
+// one, and asks for that of the next piece while it multiplies.
+struct FourBit {
+    static constexpr u32 MOST_BYTES = matvec::PIECE / 2;
+    const u8* codes;
+    const f32* level;
+    Scales scales;
+    u32 block_shift, k;
+    u64 row_block;             // the row's first block
+    u32 at, next, stored;      // the element whose scale this thread holds, that of the next, what came of it
+    f32 held;
+
+    INLINE FourBit(const u8* codes, const f32* level, const Scales& scales, u32 block_shift, u32 k)
+        : codes(codes), level(level), scales(scales), block_shift(block_shift), k(k) {}
+
+    INLINE u32 bytes(u32 elements) const { return elements / 2; }
+    INLINE const u8* row(u32 j) const { return codes + (u64)j * bytes(k); }
+
+    INLINE void start(u32 j) {
+        row_block = (u64)j * (k >> block_shift);
+        u32 mine = lane_index() % matvec::SIDE << block_shift;
+        at = mine < matvec::PIECE ? mine : 0;
+        held = scales[block_of(at)];
+    }
+    INLINE void fetch() {
+        next = at + matvec::PIECE;
+        stored = scales.stored(block_of(next));
+    }
+    INLINE void advance() {
+        at = next;
+        held = scales.decode(stored, block_of(at));
+    }
+    // Past the end of the row, its last block.
+    INLINE u64 block_of(u32 element) const { return row_block + (min(element, k - 1) >> block_shift); }
+
+    INLINE f32 scale(u32 i) const {
+        return __shfl_sync(0xFFFFFFFF, held, lane_index() / matvec::SIDE * matvec::SIDE + (i >> block_shift));
+    }
+    INLINE void decode(const u8* piece, u32 i, f32 scale, f32 (&w)[matvec::GROUP]) const {
+        u32 word = *reinterpret_cast<const u32*>(piece + i / 2);
+#pragma unroll
+        for (u32 e = 0; e < matvec::GROUP; e++) w[e] = level[word >> (e / 2 * 8 + (e % 2 ? 0 : 4)) & 15] * scale;
+    }
+};
+
+KERNEL(matvec::BLOCK)
+matvec_4bit(const u8* __restrict__ codes, u32 format, u32 block_shift, const f32* __restrict__ absmax,
+            const u8* __restrict__ absmax_codes, const f32* __restrict__ map, f32 offset, const void* __restrict__ x,
+            u32 x_type, u32 round_bf16, void* __restrict__ out, u32 out_type, f32 alpha, u32 accumulate, u32 n, u32 k) {
+    __shared__ f32 level[LEVELS];
+    copy_levels(format, level);
+    __syncthreads();
+    matvec::Product product = {x, x_type, round_bf16, out, out_type, alpha, accumulate, 1, n, k};
+    matvec::one_row(FourBit(codes, level, Scales{absmax, absmax_codes, map, offset}, block_shift, k), product);
+}
+
+KERNEL(matvec::BLOCK, 128)
+matvec_few_4bit(const u8* __restrict__ codes, u32 format, u32 block_shift, const f32* __restrict__ absmax,
+                const u8* __restrict__ absmax_codes, const f32* __restrict__ map, f32 offset, const void* __restrict__ x,
+                u32 round_bf16, void* __restrict__ out, u32 out_type, f32 alpha, u32 accumulate, u32 m, u32 n, u32 k) {
+    __shared__ f32 level[LEVELS];
+    copy_levels(format, level);
+    __syncthreads();
+    matvec::Product product = {x, TYPE_F32, round_bf16, out, out_type, alpha, accumulate, m, n, k};
+    matvec::few_rows(FourBit(codes, level, Scales{absmax, absmax_codes, map, offset}, block_shift, k), product);
+}

@@ -42,6 +42,8 @@ pub const MODULES: &[Module] = modules![
     "adamw",
     "affine",
     "attention",
+    "attention_cores",
+    "attention_cores_backward",
     "binary",
     "cat",
     "compare",
@@ -50,9 +52,12 @@ pub const MODULES: &[Module] = modules![
     "dropout",
     "embedding",
     "gather",
+    "gguf",
     "grad_norm",
     "layer_norm",
+    "linear_cross_entropy",
     "matmul",
+    "matmul_4bit",
     "nf4",
     "random",
     "reduce",
@@ -69,7 +74,18 @@ macro_rules! headers {
 }
 
 /// What a source may include, by the name that it includes it by.
-pub const HEADERS: &[(&str, &str)] = headers!["common.cuh", "gemm.cuh", "math.cuh", "mma.cuh", "philox.cuh"];
+pub const HEADERS: &[(&str, &str)] = headers![
+    "attention.cuh",
+    "attention_cores.cuh",
+    "common.cuh",
+    "gemm.cuh",
+    "gguf.cuh",
+    "math.cuh",
+    "matvec.cuh",
+    "mma.cuh",
+    "nf4.cuh",
+    "philox.cuh",
+];
 
 /// What `scripts/build-kernels` wrote of how the kernels were compiled.
 const MANIFEST: &str = include_str!("../ptx/manifest.txt");

@@ -8,6 +8,7 @@ use crate::sequence::{Batch, Sequence};
 use kinglet_autograd::ops::{Term, TermWeight};
 use kinglet_autograd::{Tape, Var, ops};
 use kinglet_quant::{Weight, embed};
+use kinglet_tensor::ops::Targets;
 use kinglet_tensor::{DType, Device, Error, Result, Tensor, ops as tensor_ops};
 use std::sync::Arc;
 
@@ -126,14 +127,14 @@ impl Decoder {
         let (cos, sin) = if rope.depends_on_length() {
             // Each sequence has frequencies of its own, so that none depends on its neighbours in the batch.
             let tables = batch.segments.list().iter().map(|s| {
-                let positions = &batch.positions[s.q_start..s.q_start + s.q_len];
+                let positions = batch.positions.narrow(0, s.q_start, s.q_len)?;
                 let f = rope.frequencies(d, s.kv_len.max(batch.reach));
-                tensor_ops::rope_table(positions, &f.inv_freq, f.attention_factor, &self.device)
+                tensor_ops::rope_table(&positions, &f.inv_freq, f.attention_factor)
             });
             let (cos, sin): (Vec<_>, Vec<_>) = tables.collect::<Result<Vec<_>>>()?.into_iter().unzip();
             (rows(&cos)?, rows(&sin)?)
         } else {
-            tensor_ops::rope_table(&batch.positions, &whole.inv_freq, whole.attention_factor, &self.device)?
+            tensor_ops::rope_table(&batch.positions, &whole.inv_freq, whole.attention_factor)?
         };
         Ok(Sequence { cos, sin, segments: batch.segments.clone() })
     }
@@ -146,8 +147,8 @@ impl Decoder {
         self.head.forward(hidden, ctx)?.to_dtype(DType::F32)
     }
 
-    /// The sum over all targets of -log p(target), over `divisor`: f32, one element. `targets[i]` is the id to be
-    /// predicted at token `i`, or -1 where there is none.
+    /// The sum over all targets of -log p(target), over `divisor`: f32, one element. A target is the id to be
+    /// predicted at a token.
     ///
     /// # Errors
     /// When the batch does not fit the model.
@@ -155,7 +156,7 @@ impl Decoder {
         &self,
         tape: &'t Tape,
         batch: &Batch,
-        targets: &Tensor,
+        targets: &Targets,
         divisor: f32,
         ctx: &Ctx,
     ) -> Result<Var<'t>> {
@@ -168,7 +169,7 @@ impl Decoder {
     ///
     /// # Errors
     /// When shapes do not fit or a target is not in the vocabulary.
-    pub fn losses<'t>(&self, hidden: &Var<'t>, targets: &Tensor, divisor: f32, ctx: &Ctx) -> Result<(Var<'t>, Tensor)> {
+    pub fn losses<'t>(&self, hidden: &Var<'t>, targets: &Targets, divisor: f32, ctx: &Ctx) -> Result<(Var<'t>, Tensor)> {
         let tape = hidden.tape();
         if let Some(weight) = ctx.trained(tape, HEAD)? {
             let term = Term { x: hidden, weight: TermWeight::Var(&weight) };

@@ -51,9 +51,9 @@ impl Decoder {
     /// error names it.
     pub fn load(source: &Source, options: &LoadOptions) -> Result<Self> {
         // What lies in values, such as the format of 4-bit weights, only the host can read.
-        let host = match options.device.is_meta() {
-            true => Device::cpu(CpuOptions { threads: Some(1), ..CpuOptions::default() })?,
-            false => options.device.clone(),
+        let host = match options.device.as_cpu() {
+            Ok(_) => options.device.clone(),
+            Err(_) => Device::cpu(CpuOptions { threads: Some(1), ..CpuOptions::default() })?,
         };
         let model = build(&source.config, &Files { source, device: &options.device, host: &host }, options)?;
         source.check_unchanged()?;

@@ -8,8 +8,8 @@ use kinglet_tensor::{Device, Error, Result, Tensor};
 pub struct Batch {
     /// Token ids, one a token.
     pub ids: Tensor,
-    /// The position of each token in its own sequence.
-    pub positions: Vec<i32>,
+    /// The position of each token in its own sequence, i32.
+    pub positions: Tensor,
     /// Which tokens form a sequence, and which keys each sees.
     pub segments: Segments,
     /// See [`Batch::within`].
@@ -23,6 +23,7 @@ impl Batch {
     /// When `offsets` do not cut `ids` into pieces, or an id is negative.
     pub fn new(ids: &[i32], offsets: &[usize], device: &Device) -> Result<Self> {
         let segments = Segments::packed(offsets)?;
+        segments.to_device(device)?;
         if offsets.last() != Some(&ids.len()) {
             return Err(Error::shape(
                 "batch",
@@ -30,7 +31,7 @@ impl Batch {
             ));
         }
         let positions = offsets.windows(2).flat_map(|w| 0..(w[1] - w[0]) as i32).collect();
-        Ok(Batch { ids: Tensor::from_slice(ids, &[ids.len()], device)?, positions, segments, reach: 0 })
+        Self::of(ids, positions, segments, device)
     }
 
     /// Says that the tokens are part of a text of at least `length` tokens: where frequencies of rotation depend on the
@@ -47,20 +48,28 @@ impl Batch {
     /// When `ids` is empty.
     pub fn next(ids: &[i32], cached: usize, device: &Device) -> Result<Self> {
         let segments = Segments::one(ids.len(), cached + ids.len())?;
+        segments.to_device(device)?;
         let positions = (cached..cached + ids.len()).map(|p| p as i32).collect();
-        Ok(Batch { ids: Tensor::from_slice(ids, &[ids.len()], device)?, positions, segments, reach: 0 })
+        Self::of(ids, positions, segments, device)
+    }
+
+    /// Everything that kernels read of a batch is on the device from here on: no layer copies anything there.
+    fn of(ids: &[i32], positions: Vec<i32>, segments: Segments, device: &Device) -> Result<Self> {
+        let ids = Tensor::from_slice(ids, &[ids.len()], device)?;
+        let positions = Tensor::from_vec(positions, ids.shape(), device)?;
+        Ok(Batch { ids, positions, segments, reach: 0 })
     }
 
     /// The number of tokens.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.positions.len()
+        self.ids.len()
     }
 
     /// Whether there are none.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.positions.is_empty()
+        self.ids.is_empty()
     }
 }
 
@@ -82,7 +91,8 @@ mod tests {
     fn positions_restart_in_every_packed_sequence_and_go_on_from_the_cache() {
         let device = Device::cpu(CpuOptions { threads: Some(1), ..CpuOptions::default() }).unwrap();
         let batch = Batch::new(&[7, 8, 9, 7, 8], &[0, 3, 5], &device).unwrap();
-        assert_eq!(batch.positions, [0, 1, 2, 0, 1]);
-        assert_eq!(Batch::next(&[7, 8], 3, &device).unwrap().positions, [3, 4]);
+        let positions = |batch: &Batch| batch.positions.to_vec::<i32>().unwrap();
+        assert_eq!(positions(&batch), [0, 1, 2, 0, 1]);
+        assert_eq!(positions(&Batch::next(&[7, 8], 3, &device).unwrap()), [3, 4]);
     }
 }

@@ -47,7 +47,12 @@ pub struct AdamW {
     steps: u64,
     /// Runs of neighbouring elements with or without decay.
     groups: Vec<(Range<usize>, bool)>,
+    /// What changes from step to step, on the device: for elements without decay and with it, [2, 7].
+    numbers: Tensor,
 }
+
+/// The numbers of a step for an element: those of [`AdamWStep`] in its order, but for `clip`, which the kernel makes.
+const NUMBERS: usize = 7;
 
 impl AdamW {
     /// Zero moments for `set`, on its device.
@@ -64,7 +69,9 @@ impl AdamW {
             return Err(Error::invalid(format!("AdamW: {what} must be finite and not negative")));
         }
         let zeros = || Tensor::zeros(&[set.len()], DType::F32, set.values().device());
-        Ok(AdamW { options, m: zeros()?, v: zeros()?, steps: 0, groups: groups(set, weight_decay > 0.0) })
+        let (groups, device) = (groups(set, weight_decay > 0.0), set.values().device());
+        let numbers = Tensor::zeros(&[2, NUMBERS], DType::F32, device)?;
+        Ok(AdamW { options, m: zeros()?, v: zeros()?, steps: 0, groups, numbers })
     }
 
     /// The state that a checkpoint saved.
@@ -105,40 +112,62 @@ impl AdamW {
     /// # Errors
     /// `is_aliased` while somebody holds the parameters or the moments; when `grads` are not those of `set`.
     pub fn step(&mut self, set: &mut ParamSet, grads: &Grads, rate: f64) -> Result<Tensor> {
+        self.begin(rate)?;
+        self.apply(set, grads, None)
+    }
+
+    /// Begins a step at learning rate `rate`: counts it, and copies its numbers to the device. The rest of the step, from
+    /// the first micro-batch to [`AdamW::apply`], then needs no word from the host.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn begin(&mut self, rate: f64) -> Result<()> {
+        self.steps += 1;
+        let rows = [self.numbers(rate, false), self.numbers(rate, true)];
+        self.numbers.write(rows.as_flattened())
+    }
+
+    /// The step that [`AdamW::begin`] began, as [`AdamW::step`] describes it. With a `loss` (one element, f32), nothing is
+    /// changed when that is not finite either: a loss can overflow where its gradient does not.
+    ///
+    /// # Errors
+    /// As [`AdamW::step`].
+    pub fn apply(&mut self, set: &mut ParamSet, grads: &Grads, loss: Option<&Tensor>) -> Result<Tensor> {
         if grads.flat()?.len() != set.len() || self.m.len() != set.len() {
             let what = format!("{} gradients and {} moments", grads.flat()?.len(), self.m.len());
             return Err(Error::shape("AdamW", format!("{what} for {} parameters", set.len())));
         }
-        self.steps += 1;
+        if loss.is_some_and(|loss| loss.len() != 1 || loss.dtype() != DType::F32) {
+            return Err(Error::shape("AdamW", "a loss is one element of f32"));
+        }
         let norm = grad_norm(grads)?;
-        let max_norm = self.options.max_grad_norm as f32;
+        let (max_norm, loss) = (self.options.max_grad_norm as f32, loss.unwrap_or(&norm));
         for (range, decay) in &self.groups {
-            let step = self.coefficients(rate, *decay);
+            let numbers = &self.numbers.select(0, usize::from(*decay))?;
             let gradient = grads.flat()?.narrow(0, range.start, range.len())?;
             let (m, v) = (part(&mut self.m, range)?, part(&mut self.v, range)?);
             set.update(|p| {
                 let device = p.device().clone();
                 let p = p.into_part(range.start, &[range.len()])?;
-                device.run(&ADAMW, AdamwArgs { step, max_norm, norm: &norm, p, m, v, gradient: &gradient })
+                device.run(&ADAMW, AdamwArgs { numbers, max_norm, norm: &norm, loss, p, m, v, gradient: &gradient })
             })?;
         }
         Ok(norm)
     }
 
     /// What of the step does not depend on the gradients, computed in f64 as torch does.
-    fn coefficients(&self, rate: f64, decay: bool) -> AdamWStep {
+    fn numbers(&self, rate: f64, decay: bool) -> [f32; NUMBERS] {
         let AdamWOptions { beta1, beta2, eps, weight_decay, .. } = self.options;
         let t = self.steps as f64;
-        AdamWStep {
-            clip: 1.0,
-            weight1: (1.0 - beta1) as f32,
-            beta2: beta2 as f32,
-            weight2: (1.0 - beta2) as f32,
-            decay: if decay { (1.0 - rate * weight_decay) as f32 } else { 1.0 },
-            step_size: (rate / (1.0 - beta1.powf(t))) as f32,
-            sqrt_bias2: (1.0 - beta2.powf(t)).sqrt() as f32,
-            eps: eps as f32,
-        }
+        [
+            (1.0 - beta1) as f32,
+            beta2 as f32,
+            (1.0 - beta2) as f32,
+            if decay { (1.0 - rate * weight_decay) as f32 } else { 1.0 },
+            (rate / (1.0 - beta1.powf(t))) as f32,
+            (1.0 - beta2.powf(t)).sqrt() as f32,
+            eps as f32,
+        ]
     }
 }
 
@@ -162,12 +191,14 @@ fn part<'a>(moment: &'a mut Tensor, range: &Range<usize>) -> Result<TensorMut<'a
 
 /// Arguments of [`ADAMW`]: one step of AdamW over a part of the flat buffers.
 pub struct AdamwArgs<'a> {
-    /// The numbers of the step; its `clip` is replaced by that of `norm` and `max_norm`.
-    pub step: AdamWStep,
+    /// The numbers of the step, f32 `[7]`, contiguous: those of [`AdamWStep`] in its order, but for `clip`.
+    pub numbers: &'a Tensor,
     /// Gradients of a larger norm are scaled down to it; 0 turns it off.
     pub max_norm: f32,
     /// The norm of all gradients: one element, f32. When it is not finite, nothing is written.
     pub norm: &'a Tensor,
+    /// The loss: one element, f32. When it is not finite, nothing is written.
+    pub loss: &'a Tensor,
     /// Parameters: `[n]`, f32; read and written.
     pub p: TensorMut<'a>,
     /// First moments: `[n]`, f32; read and written.
@@ -183,11 +214,15 @@ kernel!(pub ADAMW = "adamw", AdamwArgs, adamw_cpu, adamw_cuda);
 const CHUNK: usize = 1 << 14;
 
 fn adamw_cpu(cpu: &Cpu, mut args: AdamwArgs<'_>) -> Result<()> {
-    let norm = args.norm.as_slice::<f32>()?[0];
-    if !norm.is_finite() {
+    let (norm, loss) = (args.norm.as_slice::<f32>()?[0], args.loss.as_slice::<f32>()?[0]);
+    if !norm.is_finite() || !loss.is_finite() {
         return Ok(());
     }
-    let step = AdamWStep { clip: clip(norm, args.max_norm), ..args.step };
+    let &[weight1, beta2, weight2, decay, step_size, sqrt_bias2, eps] = args.numbers.as_slice::<f32>()? else {
+        return Err(Error::shape("AdamW", format!("numbers {:?}", args.numbers.shape())));
+    };
+    let clip = clip(norm, args.max_norm);
+    let step = AdamWStep { clip, weight1, beta2, weight2, decay, step_size, sqrt_bias2, eps };
     let p = args.p.as_mut_slice::<f32>()?.chunks_mut(CHUNK);
     let m = args.m.as_mut_slice::<f32>()?.chunks_mut(CHUNK);
     let v = args.v.as_mut_slice::<f32>()?.chunks_mut(CHUNK);
@@ -202,14 +237,12 @@ fn adamw_cpu(cpu: &Cpu, mut args: AdamwArgs<'_>) -> Result<()> {
 }
 
 fn adamw_cuda(cuda: &Cuda, args: AdamwArgs<'_>) -> Result<()> {
-    let AdamwArgs { step, max_norm, norm, p, m, v, gradient } = args;
-    let AdamWStep { clip: _, weight1, beta2, weight2, decay, step_size, sqrt_bias2, eps } = step;
-    // `AdamwStep` of adamw.cu; the kernel computes the clip factor itself.
-    let step = [weight1, beta2, weight2, decay, step_size, sqrt_bias2, eps].map(f32::to_le_bytes);
+    let AdamwArgs { numbers, max_norm, norm, loss, p, m, v, gradient } = args;
     let args = [
-        Arg::Bytes(step.as_flattened()),
+        cuda::read(numbers)?,
         Arg::F32(max_norm),
         cuda::read(norm)?,
+        cuda::read(loss)?,
         cuda::written(&p)?,
         cuda::written(&m)?,
         cuda::written(&v)?,

@@ -7,7 +7,7 @@ use kinglet_models::fs::Folder;
 use kinglet_models::mmap::Mapped;
 use kinglet_models::safetensors::{TensorSpec, open_file, write_file};
 use kinglet_models::{Decoder, StoredType, WeightFiles};
-use kinglet_tensor::{DType, Device, Error, Result, Tensor};
+use kinglet_tensor::{DType, Device, Error, Result, Tensor, dispatch};
 use std::collections::BTreeSet;
 use std::io::Write;
 use std::path::Path;
@@ -120,11 +120,12 @@ pub fn write_params(set: &ParamSet, out: &mut impl Write) -> Result<()> {
 /// When `dtype` is no float that is computed with, or `out` fails.
 pub fn write_tensor(t: &Tensor, dtype: StoredType, out: &mut dyn Write) -> Result<()> {
     let t = t.to_dtype(float(dtype)?)?.contiguous()?;
-    let written = match t.dtype() {
-        DType::F32 => out.write_all(bytemuck::cast_slice(t.as_slice::<f32>()?)),
-        DType::BF16 => out.write_all(bytemuck::cast_slice(t.as_slice::<half::bf16>()?)),
-        _ => out.write_all(bytemuck::cast_slice(t.as_slice::<half::f16>()?)),
-    };
+    let on_host = t.device().as_cpu().is_ok();
+    let written = dispatch!(float t.dtype(), "save", T => {
+        let copy = if on_host { Vec::new() } else { t.to_vec::<T>()? };
+        let values = if on_host { t.as_slice::<T>()? } else { &copy };
+        Ok(out.write_all(bytemuck::cast_slice(values)))
+    })?;
     written.map_err(|e| Error::io("cannot write", e))
 }
 

@@ -1,5 +1,7 @@
 //! Matrices of NF4 or FP4 blocks, with scales in f32 or quantised once more.
 
+use crate::decode::{DecodeRows, aligned, check_stray};
+use crate::matvec::Matvec;
 use crate::panels::{RowPanels, Rows};
 use crate::weight::Direction;
 use kinglet_tensor::cpu::gemm::Panels;
@@ -44,7 +46,8 @@ pub enum Scales {
 
 impl FourBit {
     /// A matrix of parts that were made elsewhere. `codes` are u8, two elements a byte, in any shape; `dtype` is
-    /// that of the dense matrix that they stand for.
+    /// that of the dense matrix that they stand for. On a CUDA device they are copied if they do not begin at a multiple of 16
+    /// bytes, which its kernels need.
     ///
     /// # Errors
     /// When a part is not as long as `shape` and `blocksize` ask, has the wrong dtype, or lives elsewhere.
@@ -73,6 +76,7 @@ impl FourBit {
         if !dtype.is_float() {
             return Err(Error::dtype("four_bit", format!("a matrix of {dtype}")));
         }
+        let codes = if device.as_cuda().is_ok() { aligned(codes)? } else { codes };
         let device_map = match &scales {
             Scales::Nested { map, .. } if device.as_cuda().is_ok() => {
                 Some(Tensor::from_slice(&**map, &[256], &device)?)
@@ -235,6 +239,30 @@ impl FourBit {
     }
 }
 
+impl DecodeRows for FourBit {
+    fn shape(&self) -> [usize; 2] {
+        self.shape
+    }
+
+    fn decoded_dtype(&self, x: DType) -> DType {
+        // Tensor cores multiply 16 bits with 16 bits.
+        x
+    }
+
+    fn decode_rows(&self, rows: Range<usize>, dtype: DType) -> Result<Tensor> {
+        self.dequantize_rows(rows, dtype)
+    }
+
+    fn matvec(&self, one_row: bool) -> Result<Option<Matvec>> {
+        // The kernel's rows begin with a block.
+        if !self.shape[1].is_multiple_of(self.blocksize) {
+            return Ok(None);
+        }
+        let entry = if one_row { "matvec_4bit" } else { "matvec_few_4bit" }.to_owned();
+        Ok(Some(Matvec { module: "nf4", entry, weight: self.decode_args()?.to_vec() }))
+    }
+}
+
 fn check_blocksize(blocksize: usize) -> Result<()> {
     if blocksize.is_power_of_two() && BLOCK_SIZES.contains(&blocksize) {
         return Ok(());
@@ -311,18 +339,18 @@ fn not_finite() -> Error {
 
 fn quantize_cuda(cuda: &Cuda, args: Quantize4bitArgs<'_>) -> Result<()> {
     let Quantize4bitArgs { weight, format, blocksize, codes, absmax } = args;
-    let mut flag = Flag::zero(weight.device())?;
+    let flag = Flag::zero(weight.device())?;
     let args = [
         cuda::read(weight)?,
         Arg::U32(format as u32),
         Arg::U32(blocksize.trailing_zeros()),
         cuda::written(&codes)?,
         cuda::written(&absmax)?,
-        flag.arg()?,
+        flag.arg(),
         cuda::count(weight.len()),
     ];
     cuda::over_rows(cuda, "nf4", &format!("quantize_4bit_{}", weight.dtype()), absmax.len(), &args)?;
-    flag.check(|_| Ok(not_finite()))
+    flag.check_now(|_| not_finite())
 }
 
 /// Arguments of [`QUANTIZE_ABSMAX`]: scales quantised once more, 256 a block.
@@ -376,28 +404,37 @@ fn dequantize_cpu(cpu: &Cpu, mut args: Dequantize4bitArgs<'_>) -> Result<()> {
 }
 
 fn dequantize_cuda(cuda: &Cuda, args: Dequantize4bitArgs<'_>) -> Result<()> {
-    let Dequantize4bitArgs { weight: FourBit { format, blocksize, codes, scales, device_map, .. }, out } = args;
-    const NONE: Arg<'_> = Arg::Pointer(0);
-    let [absmax, absmax_codes, map, offset] = match scales {
-        Scales::Plain(absmax) => [cuda::read(absmax)?, NONE, NONE, Arg::F32(0.0)],
-        Scales::Nested { codes, absmax, offset, .. } => {
-            let map = device_map.as_ref().expect("made with every matrix of nested scales on a CUDA device");
-            [cuda::read(absmax)?, cuda::read(codes)?, cuda::read(map)?, Arg::F32(*offset)]
-        }
-    };
-    let args = [
-        cuda::read(codes)?,
-        Arg::U32(*format as u32),
-        Arg::U32(blocksize.trailing_zeros()),
-        absmax,
-        absmax_codes,
-        map,
-        offset,
-        cuda::written(&out)?,
-        cuda::count(out.len()),
-    ];
+    let Dequantize4bitArgs { weight, out } = args;
+    let args = [&weight.decode_args()?[..], &[cuda::written(&out)?, cuda::count(out.len())]].concat();
     let entry = format!("dequantize_4bit_{}", out.dtype());
     cuda::start(cuda, "nf4", &entry, out.len().div_ceil(CUDA_BLOCK), cuda::THREADS, &args)
+}
+
+impl FourBit {
+    /// What kernels decode elements from: codes, format, log2 of the block size, and the scales.
+    pub(crate) fn decode_args(&self) -> Result<[Arg<'static>; 7]> {
+        const NONE: Arg<'_> = Arg::Pointer(0);
+        let [absmax, absmax_codes, map, offset] = match &self.scales {
+            Scales::Plain(absmax) => [cuda::read(absmax)?, NONE, NONE, Arg::F32(0.0)],
+            Scales::Nested { codes, absmax, offset, .. } => {
+                let map = self.device_map.as_ref().expect("made with every matrix of nested scales on a CUDA device");
+                [cuda::read(absmax)?, cuda::read(codes)?, cuda::read(map)?, Arg::F32(*offset)]
+            }
+        };
+        let (format, block_shift) = (Arg::U32(self.format as u32), Arg::U32(self.blocksize.trailing_zeros()));
+        Ok([cuda::read(&self.codes)?, format, block_shift, absmax, absmax_codes, map, offset])
+    }
+}
+
+/// The rows of `weight` that `ids` choose, into `out` [ids, in].
+pub(crate) fn embed_cuda(cuda: &Cuda, weight: &FourBit, ids: &Tensor, out: &TensorMut<'_>) -> Result<()> {
+    let [vocabulary, width] = weight.shape;
+    let stray = Flag::max(ids.device())?;
+    let chosen = [cuda::read(ids)?, cuda::written(out)?, stray.arg(), cuda::number(vocabulary)?, cuda::number(width)?];
+    let args = [&weight.decode_args()?[..], &chosen].concat();
+    cuda::start(cuda, "nf4", &format!("embedding_4bit_{}", out.dtype()), ids.len(), cuda::THREADS, &args)?;
+    check_stray(stray, vocabulary);
+    Ok(())
 }
 
 /// Elements that a block of the kernel decodes: eight a thread.

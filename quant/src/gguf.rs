@@ -1,11 +1,14 @@
 //! Matrices of ggml blocks, as they lie in a GGUF file.
 
+use crate::decode::{DecodeRows, aligned, check_stray, type_code};
 use crate::four_bit::decode_chunks;
+use crate::matvec::Matvec;
 use crate::panels::{RowPanels, Rows};
 use crate::weight::Direction;
 use kinglet_tensor::cpu::gemm::Panels;
 use kinglet_tensor::cpu::ggml::{self, Format, MAX_BLOCK};
 use kinglet_tensor::cpu::{Cpu, Simd};
+use kinglet_tensor::cuda::{self, Arg, Cuda, Flag};
 use kinglet_tensor::{DType, Device, Error, Result, Tensor, TensorMut, dispatch, kernel};
 use std::ops::Range;
 
@@ -44,10 +47,19 @@ impl RowOrder {
             }
         }
     }
+
+    /// As kernels take it: 0 is plain.
+    fn head_dim(self) -> Result<Arg<'static>> {
+        cuda::number(match self {
+            RowOrder::Plain => 0,
+            RowOrder::Interleaved { head_dim } => head_dim,
+        })
+    }
 }
 
 impl GgufMatrix {
-    /// A matrix of `shape` = [out, in] over the bytes `blocks` (u8).
+    /// A matrix of `shape` = [out, in] over the bytes `blocks` (u8). On a CUDA device they are copied if they do not begin at a
+    /// multiple of 16 bytes, which its kernels need.
     ///
     /// # Errors
     /// When rows are no whole blocks or no whole heads, or `blocks` has not the bytes that they ask for.
@@ -73,6 +85,7 @@ impl GgufMatrix {
             let found = blocks.shape();
             return Err(Error::shape("gguf", format!("{shape:?} of {format} does not lie in {found:?} bytes")));
         }
+        let blocks = if blocks.device().as_cuda().is_ok() { aligned(blocks)? } else { blocks };
         Ok(GgufMatrix { format, shape, order, blocks })
     }
 
@@ -81,8 +94,21 @@ impl GgufMatrix {
     /// # Errors
     /// When `dtype` is no float, or memory runs out.
     pub fn dequantize(&self, dtype: DType) -> Result<Tensor> {
-        let mut out = self.device().alloc(&self.shape, dtype)?;
-        self.device().run(&DEQUANTIZE_GGUF, DequantizeGgufArgs { weight: self, out: out.view() })?;
+        self.dequantize_rows(0..self.shape[0], dtype)
+    }
+
+    /// Some rows of the dense matrix, [rows, in], rounded to `dtype`.
+    ///
+    /// # Errors
+    /// When there are no such rows, `dtype` is no float, or memory runs out.
+    pub fn dequantize_rows(&self, rows: Range<usize>, dtype: DType) -> Result<Tensor> {
+        let [out_features, width] = self.shape;
+        if rows.start > rows.end || rows.end > out_features {
+            return Err(Error::shape("dequantize", format!("rows {rows:?} of {:?}", self.shape)));
+        }
+        let mut out = self.device().alloc(&[rows.len(), width], dtype)?;
+        let args = DequantizeGgufArgs { weight: self, start: rows.start, out: out.view() };
+        self.device().run(&DEQUANTIZE_GGUF, args)?;
         Ok(out.finish())
     }
 
@@ -162,19 +188,58 @@ impl Rows for GgufRows<'_> {
     }
 }
 
-/// Arguments of [`DEQUANTIZE_GGUF`]: out = the dense matrix.
+impl DecodeRows for GgufMatrix {
+    fn shape(&self) -> [usize; 2] {
+        self.shape
+    }
+
+    fn decoded_dtype(&self, x: DType) -> DType {
+        match (self.format, x) {
+            // Beside bf16 an f16 weight stays as it is, and beside f16 both factors are exact.
+            (Format::F16, _) => DType::F16,
+            (_, DType::BF16) => DType::BF16,
+            _ => DType::F32,
+        }
+    }
+
+    fn decode_rows(&self, rows: Range<usize>, dtype: DType) -> Result<Tensor> {
+        self.dequantize_rows(rows, dtype)
+    }
+
+    fn matvec(&self, one_row: bool) -> Result<Option<Matvec>> {
+        let plain = Format::PLAIN.contains(&self.format);
+        if !self.shape[1].is_multiple_of(GROUP) || (plain && !one_row) {
+            return Ok(None);
+        }
+        let (blocks, head_dim) = (cuda::read(&self.blocks)?, self.order.head_dim()?);
+        Ok(Some(match one_row {
+            true => {
+                Matvec { module: "gguf", entry: format!("matvec_gguf_{}", self.format), weight: vec![blocks, head_dim] }
+            }
+            false => {
+                let weight = vec![blocks, Arg::U32(self.format as u32), head_dim];
+                Matvec { module: "gguf", entry: "matvec_few_gguf".to_owned(), weight }
+            }
+        }))
+    }
+}
+
+/// Arguments of [`DEQUANTIZE_GGUF`]: out = rows of the dense matrix.
 pub struct DequantizeGgufArgs<'a> {
-    /// [out, in], in ggml blocks.
+    /// [all rows, in], in ggml blocks.
     pub weight: &'a GgufMatrix,
-    /// [out, in], any float dtype.
+    /// The first row of it.
+    pub start: usize,
+    /// [rows, in], any float dtype.
     pub out: TensorMut<'a>,
 }
-kernel!(pub DEQUANTIZE_GGUF = "dequantize_gguf", DequantizeGgufArgs, dequantize_cpu);
+kernel!(pub DEQUANTIZE_GGUF = "dequantize_gguf", DequantizeGgufArgs, dequantize_cpu, dequantize_cuda);
 
 fn dequantize_cpu(cpu: &Cpu, mut args: DequantizeGgufArgs<'_>) -> Result<()> {
     let (rows, columns) = (args.weight.rows(cpu.simd())?, args.weight.shape[1]);
+    let first = args.start * columns;
     dispatch!(float args.out.dtype(), "dequantize", T => {
-        decode_chunks(cpu, args.out.as_mut_slice::<T>()?, |start, out| decode_flat(&rows, columns, start, out));
+        decode_chunks(cpu, args.out.as_mut_slice::<T>()?, |at, out| decode_flat(&rows, columns, first + at, out));
         Ok(())
     })
 }
@@ -189,3 +254,45 @@ fn decode_flat(rows: &GgufRows<'_>, columns: usize, start: usize, out: &mut [f32
         (at, out) = (at + here.len(), rest);
     }
 }
+
+fn dequantize_cuda(cuda: &Cuda, args: DequantizeGgufArgs<'_>) -> Result<()> {
+    const NONE: Arg<'_> = Arg::Pointer(0);
+    decode_on_device(cuda, args.weight, args.start, [NONE, NONE], &args.out)
+}
+
+/// The rows of `weight` that `ids` choose, into `out` [ids, in].
+pub(crate) fn embed_cuda(cuda: &Cuda, weight: &GgufMatrix, ids: &Tensor, out: &TensorMut<'_>) -> Result<()> {
+    let stray = Flag::max(ids.device())?;
+    decode_on_device(cuda, weight, 0, [cuda::read(ids)?, stray.arg()], out)?;
+    check_stray(stray, weight.shape[0]);
+    Ok(())
+}
+
+/// Rows from `start` on, or those that ids choose, and the word where one that is no row is reported.
+fn decode_on_device(
+    cuda: &Cuda,
+    weight: &GgufMatrix,
+    start: usize,
+    [ids, stray]: [Arg<'_>; 2],
+    out: &TensorMut<'_>,
+) -> Result<()> {
+    let ([vocabulary, width], rows) = (weight.shape, out.shape()[0]);
+    let args = [
+        cuda::read(&weight.blocks)?,
+        Arg::U32(weight.format as u32),
+        weight.order.head_dim()?,
+        cuda::number(vocabulary)?,
+        cuda::count(start),
+        ids,
+        stray,
+        cuda::written(out)?,
+        type_code(out.dtype())?,
+        cuda::count(rows),
+        cuda::number(width)?,
+    ];
+    let groups = width.div_ceil(GROUP).max(1);
+    cuda::over_threads(cuda, "gguf", "dequantize_gguf", rows * groups, &args)
+}
+
+/// Neighbours that a thread of the kernels decodes.
+const GROUP: usize = 8;

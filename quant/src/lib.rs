@@ -3,10 +3,13 @@
 #![forbid(unsafe_code)]
 
 pub mod bnb;
+mod decode;
 mod four_bit;
+mod fused;
 mod gguf;
 pub mod kernels;
 mod linear;
+mod matvec;
 mod panels;
 mod projection;
 mod strips;

@@ -1,8 +1,10 @@
-//! The linear layer on CUDA devices: dense weights by `matmul`, 4-bit ones decoded a strip of rows at a time, the adapter's term
-//! and the bias in the epilogue of the product.
+//! The linear layer on CUDA devices: dense weights by `matmul`, blocks decoded a strip of rows at a time or, for few rows, as they
+//! lie; the adapter's term and the bias in the epilogue of the product.
 
+use crate::decode::DecodeRows;
+use crate::fused::Fused;
 use crate::weight::{Direction, LinearArgs};
-use crate::{FourBit, Weight};
+use crate::{FourBit, Weight, matvec};
 use kinglet_tensor::cpu::gemm::{Accumulate, KC, Options};
 use kinglet_tensor::cuda::Cuda;
 use kinglet_tensor::kernels::{Epilogue, LowRank};
@@ -13,19 +15,56 @@ use std::ops::Range;
 /// 16 bits.
 const STRIP: usize = 128 << 20;
 
-pub(crate) fn linear_cuda(_: &Cuda, args: LinearArgs<'_>) -> Result<()> {
-    let LinearArgs { x, weight, direction, out, options, low_rank, bias } = args;
-    let Options { alpha, accumulate, .. } = options;
-    let epilogue = Epilogue { alpha, accumulate, low_rank, bias };
-    match weight {
-        Weight::Dense(weight) => ops::product_with(x, &operand(weight.clone(), direction)?, out, 0, epilogue),
-        Weight::FourBit(weight) => {
-            let row = weight.shape()[1] * x.dtype().size();
-            let rows = (STRIP / row.max(1) / KC * KC).max(KC);
-            Product { x, weight, direction, rows, epilogue }.write(out)
+pub(crate) fn linear_cuda(cuda: &Cuda, args: LinearArgs<'_>) -> Result<()> {
+    match args.weight {
+        Weight::Dense(weight) => {
+            let b = operand(weight.clone(), args.direction)?;
+            ops::product_with(args.x, &b, args.out, 0, epilogue(args.options, args.low_rank, args.bias))
         }
-        Weight::Gguf(weight) => Err(Error::unsupported(format!("{:?} blocks on a CUDA device", weight.format()))),
+        Weight::FourBit(weight) => four_bit(cuda, weight, args),
+        Weight::Gguf(weight) => blocks(cuda, weight, args),
         Weight::Custom(_) => Err(Error::unsupported("a weight of a custom form on a CUDA device")),
+    }
+}
+
+fn epilogue<'a>(options: Options, low_rank: Option<LowRank<'a>>, bias: Option<&'a Tensor>) -> Epilogue<'a> {
+    Epilogue { alpha: options.alpha, accumulate: options.accumulate, low_rank, bias }
+}
+
+/// On tensor cores as they lie, where that is faster.
+fn four_bit(cuda: &Cuda, weight: &FourBit, args: LinearArgs<'_>) -> Result<()> {
+    if matvec::kernel(args.x, weight, args.direction)?.is_none()
+        && let Some(fused) = Fused::new(args.x, weight, args.direction, &args.out)?
+    {
+        return fused.run(cuda, &args.out, &epilogue(args.options, args.low_rank, args.bias));
+    }
+    blocks(cuda, weight, args)
+}
+
+/// Few rows with the blocks as they lie, many with strips of them decoded.
+fn blocks(cuda: &Cuda, weight: &dyn DecodeRows, args: LinearArgs<'_>) -> Result<()> {
+    let LinearArgs { x, direction, out, options, low_rank, bias, .. } = args;
+    if let Some(kernel) = matvec::kernel(x, weight, direction)? {
+        kernel.run(cuda, x, &out, options)?;
+        return add(low_rank, bias, out);
+    }
+    let row = weight.shape()[1] * weight.decoded_dtype(x.dtype()).size();
+    let rows = (STRIP / row.max(1) / KC * KC).max(KC);
+    Product { x, weight, direction, rows, epilogue: epilogue(options, low_rank, bias) }.write(out)
+}
+
+/// What comes behind a product whose kernel has no epilogue.
+fn add(low_rank: Option<LowRank<'_>>, bias: Option<&Tensor>, mut out: TensorMut<'_>) -> Result<()> {
+    match (low_rank, bias) {
+        (Some(LowRank { u, v, scale }), bias) => {
+            let epilogue = Epilogue { alpha: scale, accumulate: Accumulate::Add, low_rank: None, bias };
+            ops::product_with(u, &v.transpose(0, 1)?, out, 0, epilogue)
+        }
+        (None, Some(bias)) => {
+            let rows = bias.broadcast_to(out.shape())?;
+            ops::accumulate(&mut out, &rows)
+        }
+        (None, None) => Ok(()),
     }
 }
 
@@ -37,11 +76,11 @@ fn operand(rows: Tensor, direction: Direction) -> Result<Tensor> {
     }
 }
 
-/// A product with a weight of which `rows` rows are decoded at a time, to the dtype of `x`: a multiple of [`KC`], so that sums over
-/// rows of W are cut where the product cuts them.
+/// A product with a weight of which `rows` rows are decoded at a time: a multiple of [`KC`], so that sums over rows of W
+/// are cut where the product cuts them.
 struct Product<'a> {
     x: &'a Tensor,
-    weight: &'a FourBit,
+    weight: &'a dyn DecodeRows,
     direction: Direction,
     rows: usize,
     epilogue: Epilogue<'a>,
@@ -83,7 +122,8 @@ impl Product<'_> {
     }
 
     fn strip(&self, rows: Range<usize>) -> Result<Tensor> {
-        operand(self.weight.dequantize_rows(rows, self.x.dtype())?, self.direction)
+        let dtype = self.weight.decoded_dtype(self.x.dtype());
+        operand(self.weight.decode_rows(rows, dtype)?, self.direction)
     }
 
     /// x Wᵀ: each strip gives columns of it, with their rows of v and elements of the bias.

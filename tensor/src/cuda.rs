@@ -31,9 +31,10 @@
 //! arguments against the kernel.
 
 use crate::layout::Layout;
-use crate::{DType, Device, Error, Output, Result, Tensor, TensorMut, ops};
+use crate::{Error, Result, Tensor, TensorMut};
 use kinglet_cuda::Launch;
 
+pub use crate::flags::{Flag, first_at_fault};
 pub use kinglet_cuda::{Arg, Device as Cuda};
 
 /// Elements that a block of an elementwise kernel handles: 256 threads with four each.
@@ -122,59 +123,6 @@ pub fn number(size: usize) -> Result<Arg<'static>> {
 #[must_use]
 pub fn count(size: usize) -> Arg<'static> {
     Arg::U64(size as u64)
-}
-
-/// A 32-bit word of device memory, by which a kernel reports that it was given something wrong: only the device knows what is
-/// in a tensor.
-pub struct Flag {
-    word: Output,
-    clear: i32,
-}
-
-impl Flag {
-    /// A word of 0, which a kernel changes when something is wrong.
-    ///
-    /// # Errors
-    /// When memory runs out.
-    pub fn zero(device: &Device) -> Result<Self> {
-        Self::new(0, device)
-    }
-
-    /// A word of 2³² - 1, for kernels that leave the least index at fault there (`atomicMin`).
-    ///
-    /// # Errors
-    /// When memory runs out.
-    pub fn max(device: &Device) -> Result<Self> {
-        Self::new(-1, device)
-    }
-
-    fn new(clear: i32, device: &Device) -> Result<Self> {
-        let mut word = device.alloc(&[1], DType::I32)?;
-        ops::fill(&mut word.view(), clear as f32)?;
-        Ok(Flag { word, clear })
-    }
-
-    /// The address of the word.
-    ///
-    /// # Errors
-    /// When it is not on a CUDA device.
-    pub fn arg(&mut self) -> Result<Arg<'static>> {
-        written(&self.word.view())
-    }
-
-    /// After the launch: the error that `error` makes of the word, unless that is still what it was.
-    ///
-    /// This waits for the device, which a training step must not do in its middle. `error` owns what it needs, so that a step
-    /// can gather its flags and look at them when it is over.
-    ///
-    /// # Errors
-    /// When the kernel has changed the word, or failed.
-    pub fn check(self, error: impl FnOnce(u32) -> Result<Error> + Send + 'static) -> Result<()> {
-        match self.word.finish().to_vec::<i32>()?[0] {
-            word if word == self.clear => Ok(()),
-            word => Err(error(word.cast_unsigned())?),
-        }
-    }
 }
 
 /// Starts an elementwise kernel over `n` elements, four a thread; nothing for none.

@@ -1,6 +1,7 @@
 //! Devices: handles to contexts that their owners make. No global device, no global pool.
 
 use crate::cpu::{Cpu, Simd};
+use crate::flags::Flags;
 use crate::kernel::{Args, Hooks, Kernel};
 use crate::output::Output;
 use crate::storage::{Heap, MemoryUse, Storage};
@@ -15,6 +16,7 @@ struct Context {
     kind: Kind,
     heap: Heap,
     hooks: Hooks,
+    flags: Flags,
 }
 
 enum Kind {
@@ -88,7 +90,7 @@ impl Device {
     }
 
     fn new(kind: Kind, guard: bool) -> Self {
-        Device(Arc::new(Context { kind, heap: Heap::new(guard), hooks: Hooks::default() }))
+        Device(Arc::new(Context { kind, heap: Heap::new(guard), hooks: Hooks::default(), flags: Flags::default() }))
     }
 
     /// Whether this is a device of [`Device::meta`].
@@ -198,8 +200,26 @@ impl Device {
         }
     }
 
+    /// Waits until everything that was launched is done.
+    ///
+    /// # Errors
+    /// When a kernel failed, or found something wrong in its input that only the device could see.
+    pub fn synchronize(&self) -> Result<()> {
+        match &self.0.kind {
+            Kind::Cuda(device) => {
+                device.synchronize()?;
+                self.0.flags.check()
+            }
+            _ => Ok(()),
+        }
+    }
+
     pub(crate) fn heap(&self) -> &Heap {
         &self.0.heap
+    }
+
+    pub(crate) fn flags(&self) -> &Flags {
+        &self.0.flags
     }
 }
 

@@ -23,16 +23,18 @@ pub use crate::ops::layer_norm::{
     LayerNormBackwardWeightArgs,
 };
 pub use crate::ops::linear_cross_entropy::{
-    LINEAR_CROSS_ENTROPY, LOGITS, LinearCrossEntropyArgs, LogitsArgs, TermRoom,
+    LINEAR_CROSS_ENTROPY, LOGITS, LinearCrossEntropyArgs, LogitsArgs, Room, TermGradientsMut,
 };
-pub use crate::ops::matmul::{Epilogue, LowRank, MATMUL, Machine, MatmulArgs, Plan, Sizes, Tile};
+pub use crate::ops::matmul::{
+    Epilogue, LowRank, MATMUL, Machine, MatmulArgs, Plan, Sizes, Target, Tile, Tiles, comes_in_chunks,
+};
 pub use crate::ops::random::{Distribution, RANDOM, RandomArgs};
 pub use crate::ops::reduce::{ARGMAX, ArgmaxArgs, EXTREME_BACKWARD, ExtremeBackwardArgs, REDUCE, ReduceArgs};
 pub use crate::ops::rms_norm::{
     ADD_RMS_NORM, ADD_RMS_NORM_BACKWARD, AddRmsNormArgs, AddRmsNormBackwardArgs, RMS_NORM, RMS_NORM_BACKWARD,
     RMS_NORM_BACKWARD_WEIGHT, RmsNormArgs, RmsNormBackwardArgs, RmsNormBackwardWeightArgs,
 };
-pub use crate::ops::rope::{ROPE, RopeArgs};
+pub use crate::ops::rope::{ROPE, ROPE_TABLE, RopeArgs, RopeTableArgs};
 pub use crate::ops::scale::{ADD_SCALED, AddScaledArgs, SCALE, ScaleArgs};
 pub use crate::ops::softmax::{SOFTMAX, SOFTMAX_BACKWARD, SoftmaxArgs, SoftmaxBackwardArgs};
 pub use crate::ops::swiglu::{SWIGLU, SWIGLU_BACKWARD, SwigluArgs, SwigluBackwardArgs};

@@ -22,6 +22,7 @@ pub mod cuda;
 mod device;
 mod dtype;
 mod error;
+mod flags;
 pub mod kernel;
 pub mod kernels;
 mod layout;
@@ -31,6 +32,7 @@ mod output;
 pub mod philox;
 #[allow(unsafe_code)]
 mod storage;
+mod targets;
 mod tensor;
 
 pub use device::{CpuOptions, Device};

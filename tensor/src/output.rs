@@ -85,6 +85,11 @@ impl<'a> TensorMut<'a> {
         Ok(self.storage.address()? + (self.offset * self.dtype.size()) as u64)
     }
 
+    /// Copies `bytes`, as many as there are, here from the host.
+    pub(crate) fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        self.storage.write(self.offset * self.dtype.size(), bytes)
+    }
+
     /// The elements, on a host device.
     ///
     /// # Errors

@@ -102,10 +102,13 @@ impl Storage {
         }
     }
 
-    /// Copies the bytes from `start` on to the host, from any device that has them.
+    /// Copies the bytes from `start` on to the host, from any device that has them. What its kernels found wrong comes first.
     pub(crate) fn read(&self, start: usize, to: &mut [u8]) -> Result<()> {
         match &self.memory {
-            Memory::Cuda(buffer) => Ok(buffer.read(start as u64, to)?),
+            Memory::Cuda(buffer) => {
+                self.device.flags().check()?;
+                Ok(buffer.read(start as u64, to)?)
+            }
             _ => {
                 to.copy_from_slice(&self.host::<u8>()?[start..start + to.len()]);
                 Ok(())

@@ -42,6 +42,23 @@ impl Tensor {
         Self::from_slice(&values, shape, device)
     }
 
+    /// Replaces all elements by `values`, in row-major order, where nobody else holds the bytes: how numbers that change
+    /// reach kernels that were captured.
+    ///
+    /// # Errors
+    /// `is_aliased` when somebody does; when dtype or number do not fit.
+    pub fn write<T: Element>(&mut self, values: &[T]) -> Result<()> {
+        if self.dtype != T::DTYPE || self.len() != values.len() {
+            let given = format!("{} values of {}", values.len(), T::DTYPE);
+            return Err(Error::shape("write", format!("{given} into {:?} of {}", self.shape(), self.dtype)));
+        }
+        if self.device().is_meta() {
+            return Ok(());
+        }
+        let mut place = self.as_mut().ok_or_else(|| Error::aliased("write: the tensor is held elsewhere"))?;
+        place.write(bytemuck::cast_slice(values))
+    }
+
     /// A tensor whose every element is `value`.
     ///
     /// # Errors

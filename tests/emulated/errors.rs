@@ -1,15 +1,16 @@
 //! What only the device can see to be wrong is reported as on the CPU, and the device stays usable.
 
-use kinglet::quant::{Direction, FourBit, GgufMatrix, RowOrder, Weight, embed, ggml, nf4};
+use kinglet::quant::{FourBit, GgufMatrix, RowOrder, Weight, embed, ggml, nf4};
 use kinglet::tensor::ops;
 use kinglet::{DType, Device, Error, Result, Tensor};
 use kinglet_oracle::{device, emulated};
 use std::sync::Arc;
 
-/// The error that `run` reports on both kinds of device.
+/// The error that `run` reports on both kinds of device: at once on a host, which a GPU does not wait for.
 fn error(run: impl Fn(&Device) -> Result<Tensor>) -> Error {
     let gpu = emulated(80, 1);
-    let [want, got] = [&device(1), &gpu].map(|device| run(device).unwrap_err());
+    let [want, got] =
+        [&device(1), &gpu].map(|device| run(device).and_then(|out| device.synchronize().map(|()| out)).unwrap_err());
     assert_eq!(got.to_string(), want.to_string());
     assert!(Tensor::full(2.0, &[3], DType::F32, &gpu).unwrap().to_vec::<f32>().unwrap() == [2.0; 3]);
     got
@@ -77,6 +78,33 @@ fn targets_that_are_no_class() {
 }
 
 #[test]
+fn the_first_read_tells_and_nobody_waits_before() {
+    let gpu = emulated(80, 1);
+    let other = Tensor::full(2.0, &[3], DType::F32, &gpu).unwrap();
+    let weight = Tensor::full(1.0, &[5, 3], DType::F32, &gpu).unwrap();
+    let ids = [ids(&[1, 9, 7], &gpu).unwrap(), ids(&[8, 1, 1], &gpu).unwrap()];
+    let waits = || gpu.as_cuda().unwrap().counts().synchronisations;
+    let before = waits();
+    let rows = ids.each_ref().map(|ids| ops::embedding(&weight, ids, DType::F32).unwrap());
+    assert_eq!(waits(), before);
+    let told = other.to_vec::<f32>().unwrap_err().to_string();
+    assert_eq!(told, "embedding: id 9 at index 1 is not in a vocabulary of 5");
+    // What is wrong is told once; a row of a stray id is zero.
+    assert_eq!(other.to_vec::<f32>().unwrap(), [2.0; 3]);
+    assert_eq!(rows[0].to_vec::<f32>().unwrap(), [1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]);
+}
+
+#[test]
+fn what_nobody_asked_for_keeps_nothing_alive() {
+    let gpu = emulated(80, 1);
+    let cuda = gpu.as_cuda().unwrap().clone();
+    let weight = Tensor::full(1.0, &[5, 3], DType::F32, &gpu).unwrap();
+    drop(ops::embedding(&weight, &ids(&[9], &gpu).unwrap(), DType::F32).unwrap());
+    drop((weight, gpu));
+    assert_eq!(cuda.memory().live, 0);
+}
+
+#[test]
 fn nothing_is_launched_for_nothing() {
     let gpu = emulated(80, 1);
     let empty = Tensor::from_slice::<f32>(&[], &[0, 4], &gpu).unwrap();
@@ -93,21 +121,31 @@ fn nothing_is_launched_for_nothing() {
     assert_eq!(launches(), before);
 }
 
-/// Weights in forms that no kernel of the device reads.
 #[test]
-fn forms_without_kernels() {
-    let gpu = emulated(80, 1);
-    let blocks = Tensor::zeros(&[3 * 2 * 34], DType::U8, &gpu).unwrap();
-    let gguf = Weight::Gguf(GgufMatrix::new(ggml::Format::Q8_0, [3, 64], RowOrder::Plain, blocks).unwrap());
-    let x = Tensor::full(1.0, &[2, 64], DType::F32, &gpu).unwrap();
-    let error = gguf.matmul(&x, Direction::Forward).unwrap_err();
-    assert!(error.is_unsupported());
-    assert_eq!(error.to_string(), "linear: Q8_0 blocks on a CUDA device");
-
-    let four_bit = Weight::FourBit(Arc::new(FourBit::quantize(&x, nf4::Format::Nf4, 64, true).unwrap()));
-    for weight in [gguf, four_bit] {
-        let error = embed(&weight, &ids(&[1, 0], &gpu).unwrap(), DType::F32).unwrap_err();
-        assert!(error.to_string().contains("kernel embedding_quantized has no CUDA implementation"), "{error}");
+fn ids_that_are_no_rows_of_a_table_in_blocks() {
+    for bad in [3, -1, i32::MAX, i32::MIN] {
+        for gguf in [false, true] {
+            let chosen =
+                error(|device| embed(&table(gguf, 64, device)?, &ids(&[2, 0, bad, 1, 9], device)?, DType::BF16));
+            assert!(chosen.is_invalid());
+            assert_eq!(chosen.to_string(), format!("embedding: id {bad} at index 2 is not in a vocabulary of 3"));
+        }
     }
-    assert!(x.to_vec::<f32>().unwrap().iter().all(|&v| v == 1.0));
+    // A table of no width has rows all the same.
+    for gguf in [false, true] {
+        error(|device| embed(&table(gguf, 0, device)?, &ids(&[2, 3], device)?, DType::F32));
+    }
+    let gpu = emulated(80, 1);
+    let elsewhere = embed(&table(true, 64, &gpu).unwrap(), &ids(&[1], &device(1)).unwrap(), DType::F32);
+    assert!(elsewhere.unwrap_err().is_device());
+}
+
+/// A weight [3, width] in blocks of one or the other kind.
+fn table(gguf: bool, width: usize, device: &Device) -> Result<Weight> {
+    if gguf {
+        let blocks = Tensor::zeros(&[3 * width / 32 * 34], DType::U8, device)?;
+        return Ok(Weight::Gguf(GgufMatrix::new(ggml::Format::Q8_0, [3, width], RowOrder::Plain, blocks)?));
+    }
+    let dense = Tensor::full(1.0, &[3, width], DType::F32, device)?;
+    Ok(Weight::FourBit(Arc::new(FourBit::quantize(&dense, nf4::Format::Nf4, 64, true)?)))
 }

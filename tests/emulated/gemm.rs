@@ -1,11 +1,14 @@
 //! Products on tensor cores, tile by tile: the model takes large tiles for large products only, so here each is asked for.
 
+use kinglet::quant::nf4::Format;
+use kinglet::quant::{Direction, FourBit, Weight};
 use kinglet::tensor::cpu::gemm::Accumulate;
 use kinglet::tensor::kernels::{Epilogue, LowRank, MATMUL, MatmulArgs, Plan, Tile};
 use kinglet::tensor::ops;
 use kinglet::tensor::philox::Key;
 use kinglet::{DType, Device, Tensor};
 use kinglet_oracle::{device, emulated};
+use std::sync::Arc;
 
 /// Normal values of mean 0, in a matrix whose rows are `pitch` long, of which the first `shape[1]` elements are taken; turned if
 /// asked for.
@@ -185,6 +188,42 @@ fn no_bank_conflicts() {
         for turned in [[false, false], [false, true], [true, false], [true, true]] {
             for rank in [0, 16] {
                 assert_eq!(count(tile, turned, 64, rank, &gpu).conflicts, 0, "{tile:?} {turned:?} rank {rank}");
+            }
+        }
+    }
+}
+
+/// A product with 4-bit blocks as they lie is the product with the decoded matrix, bit for bit, and waits for no bank.
+#[test]
+fn blocks_as_they_lie() {
+    let gpu = emulated(80, 6);
+    for (rows, width, m) in [(136, 72, 70), (24, 160, 9), (65, 64, 129)] {
+        for (format, blocksize, double) in [(Format::Nf4, 64, true), (Format::Fp4, 32, false)] {
+            for direction in [Direction::Forward, Direction::Backward] {
+                for dtype in [DType::BF16, DType::F16] {
+                    let what =
+                        format!("[{rows}, {width}] {format:?} {blocksize} {double} {direction:?} {dtype} of {m} rows");
+                    let (from, to) = if direction == Direction::Forward { (width, rows) } else { (rows, width) };
+                    let dense = matrix([rows, width], false, 0, DType::F32, 1, &gpu);
+                    let blocks = FourBit::quantize(&dense, format, blocksize, double).unwrap();
+                    let decoded = Weight::Dense(blocks.dequantize(dtype).unwrap());
+                    let x = matrix([m, from], false, from.next_multiple_of(8), dtype, 2, &gpu);
+                    let (u, v) =
+                        (matrix([m, 5], false, 0, DType::F32, 3, &gpu), matrix([to, 5], true, 0, DType::F32, 4, &gpu));
+                    let bias = matrix([1, to], false, 0, dtype, 5, &gpu).reshape(&[to]).unwrap();
+                    let low_rank = Some(LowRank { u: &u, v: &v, scale: 0.5 });
+                    let epilogue = Epilogue { alpha: 2.0, accumulate: Accumulate::Add, low_rank, bias: Some(&bias) };
+                    let [got, want] = [Weight::FourBit(Arc::new(blocks)), decoded].map(|weight| {
+                        let mut out = matrix([m, to], false, 0, dtype, 6, &gpu);
+                        let _ = gpu.as_cuda().unwrap().take_counters();
+                        weight.product_into(&x, direction, out.as_mut().unwrap(), epilogue).unwrap();
+                        let counters = gpu.as_cuda().unwrap().take_counters().unwrap();
+                        (values(&out), counters.bank_conflicts, counters.tensor_flops)
+                    });
+                    assert!(got.0 == want.0, "{what}");
+                    assert!(got.2 > 0, "{what}: not on tensor cores");
+                    assert_eq!(got.1, 0, "{what}: bank conflicts");
+                }
             }
         }
     }

@@ -4,10 +4,16 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod attention;
 mod errors;
 mod four_bit;
 mod fused;
 mod gemm;
+mod gguf;
+mod matvec;
+mod models;
+#[path = "../support/mod.rs"]
+mod support;
 mod training;
 mod values;
 
@@ -15,12 +21,8 @@ use kinglet_oracle::{Checker, Scope, cases, emulated, gpu, simd};
 use std::collections::BTreeSet;
 use std::path::Path;
 
-/// Parts of the labels of cases that have no CUDA kernels yet: `errors` has a test that they say so.
-const NOT_YET: [&str; 2] = ["Gguf", "embedding_quantized"];
-
 fn check(file: &str, scope: Scope) {
-    let mut instances = cases::of(file);
-    instances.retain(|case| !NOT_YET.iter().any(|part| case.label().contains(part)));
+    let instances = cases::of(file);
     assert!(!instances.is_empty(), "{file} is no case");
     let mut devices = match scope {
         Scope::Quick => vec![emulated(80, 1)],
@@ -62,7 +64,7 @@ macro_rules! tests {
 tests! {
     adamw: "adamw", "grad_norm";
     affine: "affine";
-    attention: "attention";
+    attention: "attention", "attention_cores", "attention_cores_backward";
     binary: "binary";
     cat: "cat";
     compare: "compare";
@@ -72,7 +74,8 @@ tests! {
     embedding: "embedding";
     gather: "gather";
     layer_norm: "layer_norm";
-    linear:;
+    linear: "gguf";
+    linear_cross_entropy: "linear_cross_entropy";
     matmul: "matmul";
     random: "random";
     reduce: "reduce";

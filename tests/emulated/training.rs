@@ -30,7 +30,8 @@ fn params(device: &Device) -> Result<ParamSet> {
 
 /// Attention and SwiGLU, each with dropout.
 fn block<'t>(tape: &'t Tape, set: &ParamSet, x: &Var<'t>, key: Key) -> Result<Var<'t>> {
-    let (cos, sin) = rope_table(&[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12], &[1.0, 0.1], 1.0, x.value().device())?;
+    let positions = Tensor::from_vec((0..TOKENS as i32).collect(), &[TOKENS], x.value().device())?;
+    let (cos, sin) = rope_table(&positions, &[1.0, 0.1], 1.0)?;
     let param = |name: &str| tape.param(set, set.id(name).expect("one of the names"));
     let turned = |x: Var<'t>| ops::rope(&x.reshape(&[TOKENS, 2, WIDTH / 2])?, &cos, &sin)?.transpose(0, 1);
     let normed = ops::rms_norm(x, &param("norm")?, 1e-5)?;

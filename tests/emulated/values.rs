@@ -201,27 +201,18 @@ fn losses_of_infinite_logits_are_the_cpus() {
 #[test]
 fn a_norm_that_is_not_finite_stops_the_optimiser() {
     use kinglet::optim::kernels::{ADAMW, AdamwArgs};
-    use kinglet::tensor::cpu::adamw::AdamWStep;
-    for norm in [1.5, f32::INFINITY, f32::NAN] {
-        same(&format!("a norm of {norm}"), |d| {
+    for (norm, loss) in [(1.5, 2.0), (f32::INFINITY, 2.0), (f32::NAN, 2.0), (1.5, f32::INFINITY), (1.5, f32::NAN)] {
+        same(&format!("a norm of {norm}, a loss of {loss}"), |d| {
             let vector = |value: f32| Tensor::full(value, &[300], DType::F32, d);
             let (mut p, mut m, mut v, gradient) = (vector(0.5)?, vector(0.1)?, vector(0.2)?, vector(0.3)?);
-            let norm = Tensor::full(norm, &[1], DType::F32, d)?;
-            let step = AdamWStep {
-                clip: 1.0,
-                weight1: 0.1,
-                beta2: 0.999,
-                weight2: 0.001,
-                decay: 1.0,
-                step_size: 0.01,
-                sqrt_bias2: 0.9,
-                eps: 1e-8,
-            };
+            let (norm, loss) = (Tensor::full(norm, &[1], DType::F32, d)?, Tensor::full(loss, &[1], DType::F32, d)?);
+            let numbers = Tensor::from_slice(&[0.1f32, 0.999, 0.001, 1.0, 0.01, 0.9, 1e-8], &[7], d)?;
             let nobody = "nobody else holds it";
             let args = AdamwArgs {
-                step,
+                numbers: &numbers,
                 max_norm: 1.0,
                 norm: &norm,
+                loss: &loss,
                 p: p.as_mut().expect(nobody),
                 m: m.as_mut().expect(nobody),
                 v: v.as_mut().expect(nobody),

@@ -5,7 +5,7 @@ use kinglet::models::mmap::Mapped;
 use kinglet::models::{Batch, Ctx, Decoder, LoadOptions, QuantOptions, Source};
 use kinglet::peft::{Adapter, LoraConfig};
 use kinglet::quant::nf4::Format;
-use kinglet::tensor::ops;
+use kinglet::tensor::ops::{self, Targets};
 use kinglet::tensor::philox::Key;
 use kinglet::{CpuOptions, DType, Device, Tensor};
 use kinglet_oracle::simd;
@@ -65,15 +65,15 @@ pub(crate) fn ids(len: usize, vocab: usize, seed: u64) -> Vec<i32> {
 }
 
 /// Rows end to end with the next token as each one's target, and the number of targets.
-pub(crate) fn batch(rows: &[Vec<i32>], device: &Device) -> (Batch, Tensor, f32) {
+pub(crate) fn batch(rows: &[Vec<i32>], device: &Device) -> (Batch, Targets, f32) {
     let mut offsets = vec![0];
     offsets.extend(rows.iter().scan(0, |end, row| {
         *end += row.len();
         Some(*end)
     }));
     let targets: Vec<i32> = rows.iter().flat_map(|row| row[1..].iter().copied().chain([-1])).collect();
-    let count = targets.iter().filter(|&&t| t >= 0).count() as f32;
-    let targets = Tensor::from_slice(&targets, &[targets.len()], device).unwrap();
+    let targets = Targets::new(&targets, device).unwrap();
+    let count = targets.count() as f32;
     (Batch::new(&rows.concat(), &offsets, device).unwrap(), targets, count)
 }
 

@@ -7,7 +7,7 @@ use kinglet_models::mmap::Mapped;
 use kinglet_models::{Batch, Ctx, Decoder, LoadOptions, QuantOptions, Source};
 use kinglet_peft::{Adapter, LoraConfig, MergeOptions, Targets, logit_gap, merge};
 use kinglet_quant::nf4::Format;
-use kinglet_tensor::{DType, Result, Tensor};
+use kinglet_tensor::{DType, Result, Tensor, ops as tensor_ops};
 use kinglet_train::{Method, Settings, Start};
 use std::path::Path;
 
@@ -121,8 +121,9 @@ fn an_adapter_on_the_output_projection_learns() {
         let base = base(name);
         let target_modules = Targets::Names(vec!["lm_head".into(), "q_proj".into()]);
         let adapter = moved(LoraConfig { r: 3, target_modules, ..LoraConfig::default() }, &base);
-        let targets =
-            Tensor::from_vec(IDS[1..].iter().copied().chain([-1]).collect(), &[IDS.len()], base.device()).unwrap();
+        let next: Vec<i32> = IDS[1..].iter().copied().chain([-1]).collect();
+        let targets = tensor_ops::Targets::new(&next, base.device()).unwrap();
+        let vector = Tensor::from_slice(&next, &[IDS.len()], base.device()).unwrap();
         let pass = |fused: bool| {
             let ctx = Ctx::eval(DType::F32).with_adapters(adapter.set());
             let (tape, mut grads) = (Tape::new(), Grads::new(&adapter.params).unwrap());
@@ -130,7 +131,7 @@ fn an_adapter_on_the_output_projection_learns() {
             let hidden = base.hidden(&tape, &batch, None, &ctx).unwrap();
             let loss = match fused {
                 true => base.losses(&hidden, &targets, 8.0, &ctx).unwrap().0,
-                false => ops::cross_entropy(&base.logits(&hidden, &ctx).unwrap(), &targets, 8.0).unwrap(),
+                false => ops::cross_entropy(&base.logits(&hidden, &ctx).unwrap(), &vector, 8.0).unwrap(),
             };
             tape.backward(&loss, &mut grads).unwrap();
             let gradients =

@@ -28,7 +28,7 @@ const STATE_TENSORS: &str = "kinglet_state.safetensors";
 /// The tensors of a state: parameters, first and second moments.
 const STATE_NAMES: [&str; 3] = ["values", "m", "v"];
 /// Of the files' form: a reader of this version reads no other.
-const VERSION: u32 = 3;
+const VERSION: u32 = 4;
 /// The kernel set: to be raised with every change to a kernel or an op that changes the bits of any result, so that no
 /// run goes on with other numbers than it began with.
 const KERNEL_SET: u32 = 1;
@@ -39,8 +39,8 @@ pub(crate) struct Identity {
     pub(crate) base: String,
     pub(crate) data: String,
     pub(crate) eval_data: Option<String>,
-    /// The SIMD level: another one may round differently.
-    pub(crate) simd: String,
+    /// What computes, with the SIMD level of a CPU: another device may round differently.
+    pub(crate) device: String,
     /// [`KERNEL_SET`]: that of another kinglet may round differently.
     pub(crate) kernel_set: u32,
 }
@@ -51,7 +51,7 @@ impl Identity {
             base: fingerprint::of_base(base)?,
             data: fingerprint::of_file(&settings.data)?,
             eval_data: settings.eval_data.as_deref().map(fingerprint::of_file).transpose()?,
-            simd: format!("{:?}", device.as_cpu()?.simd().level()).to_lowercase(),
+            device: describe(device),
             kernel_set: KERNEL_SET,
         })
     }
@@ -73,9 +73,12 @@ impl Identity {
         if self.eval_data != saved.eval_data {
             return changed("evaluation file", settings.eval_data.as_deref().unwrap_or(Path::new("")));
         }
-        if self.simd != saved.simd {
-            let what = format!("the run began at SIMD level {}, this is {}", saved.simd, self.simd);
-            let advice = format!("set KINGLET_SIMD={}, or start anew with --overwrite", saved.simd);
+        if self.device != saved.device {
+            let what = format!("the run began on {}, this is {}", saved.device, self.device);
+            let advice = match saved.device.strip_prefix(CPU) {
+                Some(level) => format!("give --device cpu with KINGLET_SIMD={level} set, or start anew with --overwrite"),
+                None => "go on there, or start anew with --overwrite".to_owned(),
+            };
             return Err(Error::invalid(format!("{what}: its numbers would differ in the last bits: {advice}")));
         }
         if self.kernel_set != saved.kernel_set {
@@ -85,6 +88,16 @@ impl Identity {
             return Err(Error::invalid(format!("{what}: its numbers would differ in the last bits: {advice}")));
         }
         Ok(())
+    }
+}
+
+/// How the description of a CPU begins.
+const CPU: &str = "a CPU at SIMD level ";
+
+fn describe(device: &Device) -> String {
+    match device.as_cpu() {
+        Ok(cpu) => format!("{CPU}{}", format!("{:?}", cpu.simd().level()).to_lowercase()),
+        Err(_) => format!("{device:?}"),
     }
 }
 

@@ -7,7 +7,8 @@ use kinglet_autograd::Tape;
 use kinglet_data::{Example, Prompt, TokenBatch, Tokenizer};
 use kinglet_models::{Batch, Ctx, Decoder, Request, Sampling, generate};
 use kinglet_tensor::cpu::gemm::FEW_ROWS;
-use kinglet_tensor::{Error, Result, Tensor};
+use kinglet_tensor::ops::Targets;
+use kinglet_tensor::{Error, Result};
 use std::ops::ControlFlow;
 
 /// The loss over a file.
@@ -71,7 +72,7 @@ fn row_losses(model: &Decoder, ctx: &Ctx, rows: &[Example]) -> Result<Vec<f64>> 
     let tape = Tape::inert();
     let losses = || {
         let batch = Batch::new(&packed.ids, &packed.segments, model.device())?;
-        let targets = Tensor::from_slice(&packed.targets, &[packed.targets.len()], model.device())?;
+        let targets = Targets::new(&packed.targets, model.device())?;
         let hidden = model.hidden(&tape, &batch, None, ctx)?;
         model.losses(&hidden, &targets, 1.0, ctx)?.1.to_vec::<f32>()
     };

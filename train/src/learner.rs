@@ -4,9 +4,10 @@ use crate::settings::{Method, Settings};
 use kinglet_autograd::{Grads, Options, ParamSet, Tape};
 use kinglet_data::TokenBatch;
 use kinglet_models::{AdapterMap, AdapterSet, Batch, Ctx, Decoder};
-use kinglet_optim::{AdamW, grad_norm};
+use kinglet_optim::AdamW;
 use kinglet_peft::{Adapter, LoraConfig, Targets, full};
 use kinglet_tensor::philox::Key;
+use kinglet_tensor::ops::{self, Reduce};
 use kinglet_tensor::{DType, Error, Result, Tensor};
 use std::path::Path;
 use std::sync::Arc;
@@ -23,6 +24,20 @@ pub(crate) struct Learner {
     dtype: DType,
     checkpoint: bool,
     seed: u64,
+}
+
+/// A micro-batch on the device.
+pub(crate) struct Input {
+    batch: Batch,
+    targets: ops::Targets,
+}
+
+/// What a step that was launched will have found.
+pub(crate) struct Launched {
+    /// The losses of its micro-batches, each its share of the step's: `[micro-batches]`, f32.
+    losses: Tensor,
+    /// The norm of the gradient before clipping: one element, f32.
+    norm: Tensor,
 }
 
 /// What a step found. When one of the two is not finite, nothing was changed.
@@ -94,52 +109,62 @@ impl Learner {
         }
     }
 
-    /// Step number `step` (from 1) at learning rate `rate` over all of `micro`. The device's threads are entered once.
+    /// Step number `step` (from 1) at learning rate `rate` over all of `micro`. The device's threads are entered once. Batches
+    /// and numbers go to the device first; then nothing waits for it until the step is done.
     pub(crate) fn step(&mut self, micro: &[TokenBatch], step: u64, rate: f64) -> Result<StepResult> {
         let device = self.model.device().clone();
-        device.enter(|| self.step_inside(micro, step, rate))
+        device.enter(|| {
+            let inputs = self.upload(micro)?;
+            self.adamw.begin(rate)?;
+            self.launch(&inputs, step)?.read()
+        })
     }
 
-    fn step_inside(&mut self, micro: &[TokenBatch], step: u64, rate: f64) -> Result<StepResult> {
-        let tape = Options { record: true, recompute: true, check: false };
-        let loss = self.accumulate(micro, step, tape).map_err(|(_, e)| e)?;
-        self.update(loss, rate)
-    }
-
-    /// One step of the optimiser by what `grads` hold, whose loss was `loss`. A loss can overflow where its gradient
-    /// does not, so both are looked at before anything is changed: the loss here, the norm by AdamW.
-    fn update(&mut self, loss: f64, rate: f64) -> Result<StepResult> {
-        let norm = if loss.is_finite() {
-            let params = Arc::get_mut(&mut self.params).ok_or_else(held)?;
-            self.adamw.step(params, &self.grads, rate)?
-        } else {
-            grad_norm(&self.grads)?
+    /// The batches of a step where kernels read them.
+    pub(crate) fn upload(&self, micro: &[TokenBatch]) -> Result<Vec<Input>> {
+        let device = self.model.device();
+        let input = |batch: &TokenBatch| {
+            let targets = ops::Targets::new(&batch.targets, device)?;
+            Ok(Input { batch: Batch::new(&batch.ids, &batch.segments, device)?, targets })
         };
-        Ok(StepResult { loss, grad_norm: number(&norm)? })
+        micro.iter().map(input).collect()
     }
 
-    /// The loss and, in `grads`, the gradient of the mean over all target tokens of `micro`. An error comes with the
-    /// micro-batch that it arose in.
-    fn accumulate(&mut self, micro: &[TokenBatch], step: u64, options: Options) -> Result<f64, (usize, Error)> {
+    /// All kernels of a step, whose numbers AdamW has. Neither reads from the device nor writes to it.
+    pub(crate) fn launch(&mut self, inputs: &[Input], step: u64) -> Result<Launched> {
+        let tape = Options { record: true, recompute: true, check: false };
+        let losses = self.accumulate(inputs, step, tape).map_err(|(_, e)| e)?;
+        self.update(losses)
+    }
+
+    /// One step of the optimiser by what `grads` hold, whose losses, one a micro-batch, were `losses`. A loss can overflow
+    /// where its gradient does not, so both are looked at before anything is changed.
+    fn update(&mut self, losses: Tensor) -> Result<Launched> {
+        let loss = ops::reduce(Reduce::Sum, &losses, &[0], false)?;
+        let params = Arc::get_mut(&mut self.params).ok_or_else(held)?;
+        let norm = self.adamw.apply(params, &self.grads, Some(&loss))?;
+        Ok(Launched { losses, norm })
+    }
+
+    /// The losses `[micro-batches]` and, in `grads`, the gradient of the mean over all target tokens of `inputs`. An error
+    /// comes with the micro-batch that it arose in.
+    fn accumulate(&mut self, inputs: &[Input], step: u64, options: Options) -> Result<Tensor, (usize, Error)> {
         self.grads.zero().map_err(|e| (0, e))?;
-        let targets: usize = micro.iter().map(TokenBatch::target_tokens).sum();
-        let mut sum = 0.0;
-        for (i, batch) in micro.iter().enumerate() {
+        let targets: usize = inputs.iter().map(|input| input.targets.count()).sum();
+        let mut losses = Vec::with_capacity(inputs.len());
+        for (i, input) in inputs.iter().enumerate() {
             let ctx = self.train_ctx(step, i);
-            sum += self.backward(batch, targets, &ctx, options).map_err(|e| (i, e))?;
+            losses.push(self.backward(input, targets, &ctx, options).map_err(|e| (i, e))?);
         }
-        Ok(sum)
+        ops::stack(&losses.iter().collect::<Vec<_>>(), 0).map_err(|e| (0, e))
     }
 
     /// Adds one micro-batch's gradient; returns its share of the loss.
-    fn backward(&mut self, batch: &TokenBatch, divisor: usize, ctx: &Ctx, options: Options) -> Result<f64> {
-        let device = self.model.device();
-        let targets = Tensor::from_slice(&batch.targets, &[batch.targets.len()], device)?;
-        let input = Batch::new(&batch.ids, &batch.segments, device)?;
+    fn backward(&mut self, input: &Input, divisor: usize, ctx: &Ctx, options: Options) -> Result<Tensor> {
         let tape = Tape::with(options);
-        let loss = self.model.loss(&tape, &input, &targets, divisor as f32, ctx)?;
+        let loss = self.model.loss(&tape, &input.batch, &input.targets, divisor as f32, ctx)?;
         tape.backward(&loss, &mut self.grads)?;
-        number(loss.value())
+        Ok(loss.value().clone())
     }
 
     /// Why a step was not finite: runs it again with a look at every value and gradient. Nothing was updated since, so
@@ -147,7 +172,11 @@ impl Learner {
     pub(crate) fn explain(&mut self, micro: &[TokenBatch], step: u64) -> Error {
         let tape = Options { record: true, recompute: true, check: true };
         const ADVICE: &str = "try a lower --learning-rate, or look at these rows";
-        let Err((i, error)) = self.accumulate(micro, step, tape) else {
+        let inputs = match self.upload(micro) {
+            Ok(inputs) => inputs,
+            Err(error) => return error,
+        };
+        let Err((i, error)) = self.accumulate(&inputs, step, tape) else {
             return Error::non_finite(format!(
                 "step {step}: the loss or the norm of the gradient is not finite, its parts are: {ADVICE}"
             ));
@@ -163,9 +192,15 @@ impl Learner {
     }
 }
 
-/// The one element of `t`; on the meta device, which has no values, 0.
-fn number(t: &Tensor) -> Result<f64> {
-    if t.device().is_meta() { Ok(0.0) } else { t.item().map(f64::from) }
+impl Launched {
+    /// Waits until the step is done.
+    pub(crate) fn read(&self) -> Result<StepResult> {
+        if self.norm.device().is_meta() {
+            return Ok(StepResult { loss: 0.0, grad_norm: 0.0 });
+        }
+        let loss = self.losses.to_vec::<f32>()?.into_iter().map(f64::from).sum();
+        Ok(StepResult { loss, grad_norm: self.norm.item()?.into() })
+    }
 }
 
 fn held() -> Error {
@@ -202,20 +237,21 @@ mod tests {
         let device = Device::cpu(CpuOptions { threads: Some(1), ..CpuOptions::default() }).unwrap();
         let mut learner = Learner::new(base.model(&settings, &device).unwrap(), &settings, None).unwrap();
         let rows = Rows::new(&settings, &base).unwrap();
-        let micro = rows.feed().step(0).unwrap();
+        let inputs = learner.upload(&rows.feed().step(0).unwrap()).unwrap();
         let tape = Options { record: true, recompute: true, check: false };
-        let loss = learner.accumulate(&micro, 1, tape).map_err(|(_, e)| e).unwrap();
+        let losses = learner.accumulate(&inputs, 1, tape).map_err(|(_, e)| e).unwrap();
         let state = |l: &Learner| {
             let [m, v] = l.adamw.moments();
             [l.params.values(), m, v].map(|t| t.to_vec::<f32>().unwrap())
         };
         let before = state(&learner);
-        for bad in [f64::NAN, f64::INFINITY] {
-            let result = learner.update(bad, 0.1).unwrap();
+        learner.adamw.begin(0.1).unwrap();
+        for bad in [f32::NAN, f32::INFINITY] {
+            let result = learner.update(Tensor::full(bad, &[1], DType::F32, &device).unwrap()).unwrap().read().unwrap();
             assert!(result.grad_norm > 0.0 && result.grad_norm.is_finite(), "the gradient alone is no reason to stop");
-            assert_eq!((state(&learner), learner.adamw.steps()), (before.clone(), 0));
+            assert_eq!(state(&learner), before);
         }
-        learner.update(loss, 0.1).unwrap();
+        learner.update(losses).unwrap();
         assert_ne!(state(&learner), before);
     }
 }

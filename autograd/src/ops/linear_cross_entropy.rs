@@ -2,7 +2,7 @@
 //! the logits are there, and only scaled here.
 
 use crate::{Save, Var};
-use kinglet_tensor::ops::{self, Projection, Wants};
+use kinglet_tensor::ops::{self, Projection, Targets, Wants};
 use kinglet_tensor::{DType, Error, Result, Tensor};
 
 /// One product of the logits, x · weightᵀ, with x [tokens, d].
@@ -28,7 +28,7 @@ pub enum TermWeight<'a, 't> {
 ///
 /// # Errors
 /// When a target is no class, shapes, dtypes or devices do not fit, or there is no term.
-pub fn linear_cross_entropy<'t>(terms: &[Term<'_, 't>], targets: &Tensor, divisor: f32) -> Result<(Var<'t>, Tensor)> {
+pub fn linear_cross_entropy<'t>(terms: &[Term<'_, 't>], targets: &Targets, divisor: f32) -> Result<(Var<'t>, Tensor)> {
     let Some(Term { x: first, .. }) = terms.first() else {
         return Err(Error::invalid("linear_cross_entropy: no term"));
     };

@@ -65,7 +65,12 @@ pub(crate) fn open(options: EmulatorOptions) -> Result<Box<dyn Driver>> {
         name: format!("emulated GPU (sm_{})", options.arch),
         arch: options.arch,
         memory_bytes: options.memory_bytes,
-        multiprocessors: 1,
+        // Those of the A100, the L40 and the H100: launchers cut work by it.
+        multiprocessors: match options.arch {
+            ..89 => 108,
+            89 => 142,
+            _ => 132,
+        },
         shared_bytes_per_block: kinglet_emulator::gpu::shared_limit(options.arch),
         driver_version: 0,
     };

@@ -3,10 +3,12 @@
 
 use crate::cpu::Cpu;
 use crate::cpu::attention::{self, Attention, Gradients, Mask, Segment};
-use crate::cuda::{self, Arg, Cuda};
-use crate::ops::fill;
+use crate::ops::copy;
 use crate::{DType, Error, Result, Tensor, TensorMut, kernel, same_device};
-use std::sync::Arc;
+
+mod cuda;
+mod segments;
+pub use segments::Segments;
 
 /// Keys and values [entries, key heads, d]. Contiguous now; pages with a block table are to come here.
 #[derive(Clone, Copy)]
@@ -17,110 +19,53 @@ pub struct KvView<'a> {
     pub v: &'a Tensor,
 }
 
-/// Which query rows see which key rows: a list of segments, checked when made and cheap to clone.
-#[derive(Clone, Debug)]
-pub struct Segments {
-    list: Arc<[Segment]>,
-    queries: usize,
-    keys: usize,
-}
-
-impl Segments {
-    /// The queries of the segments follow each other without gaps from row 0; keys may lie anywhere. Under a causal
-    /// or window mask the last query of a segment stands at its last key.
-    ///
-    /// # Errors
-    /// When a segment is empty, queries have gaps or overlap, or a number is too large.
-    pub fn new(list: Vec<Segment>) -> Result<Self> {
-        let (mut queries, mut keys) = (0usize, 0usize);
-        for (i, s) in list.iter().enumerate() {
-            let ends = s.q_start.checked_add(s.q_len).zip(s.kv_start.checked_add(s.kv_len));
-            let Some((q_end, kv_end)) = ends.filter(|_| s.q_start == queries && s.q_len > 0 && s.kv_len > 0) else {
-                return Err(Error::invalid(format!("attention: segment {i} is {s:?}, its queries start at {queries}")));
-            };
-            (queries, keys) = (q_end, keys.max(kv_end));
-        }
-        Ok(Segments { list: list.into(), queries, keys })
-    }
-
-    /// Rows packed one after another, each seeing itself alone: row i is tokens `offsets[i]..offsets[i + 1]`.
-    ///
-    /// # Errors
-    /// When the offsets do not start at 0 and rise.
-    pub fn packed(offsets: &[usize]) -> Result<Self> {
-        if offsets.first() != Some(&0) || offsets.windows(2).any(|w| w[0] >= w[1]) {
-            return Err(Error::invalid(format!("attention: packed rows at offsets {offsets:?}")));
-        }
-        let row = |w: &[usize]| Segment { q_start: w[0], q_len: w[1] - w[0], kv_start: w[0], kv_len: w[1] - w[0] };
-        Self::new(offsets.windows(2).map(row).collect())
-    }
-
-    /// One sequence of `queries` tokens at the end of `keys` (all of which they may see).
-    ///
-    /// # Errors
-    /// When there are none of either.
-    pub fn one(queries: usize, keys: usize) -> Result<Self> {
-        Self::new(vec![Segment { q_start: 0, q_len: queries, kv_start: 0, kv_len: keys }])
-    }
-
-    /// The segments in the order of their queries.
-    #[must_use]
-    pub fn list(&self) -> &[Segment] {
-        &self.list
-    }
-
-    /// How many query rows there are.
-    #[must_use]
-    pub fn queries(&self) -> usize {
-        self.queries
-    }
-}
-
-/// Arguments of [`ATTENTION`]: out = softmax(q kᵀ · scale) v within segments.
+/// Arguments of [`ATTENTION`]: out = softmax(q kᵀ · scale) v within segments. q, k, v and out are of one dtype: f32, and
+/// on CUDA devices also bf16 or f16, where d is a multiple of 8 and each tensor begins at a multiple of 16 bytes.
 pub struct AttentionArgs<'a> {
-    /// [tokens, heads, d], f32, contiguous.
+    /// [tokens, heads, d], contiguous.
     pub q: &'a Tensor,
-    /// Keys and values [entries, key heads, d], f32, contiguous.
+    /// Keys and values [entries, key heads, d], contiguous.
     pub kv: KvView<'a>,
     /// Which queries see which keys, in the order of the queries.
-    pub segments: &'a [Segment],
+    pub segments: &'a Segments,
     /// Which keys of its segment a query sees.
     pub mask: Mask,
     /// Factor of the scores.
     pub scale: f32,
-    /// [tokens, heads, d], f32.
+    /// [tokens, heads, d].
     pub out: TensorMut<'a>,
     /// The logarithm of each softmax's sum: [tokens, heads], f32.
     pub lse: TensorMut<'a>,
 }
-kernel!(pub ATTENTION = "attention", AttentionArgs, forward_cpu, forward_cuda);
+kernel!(pub ATTENTION = "attention", AttentionArgs, forward_cpu, cuda::forward);
 
-/// Arguments of [`ATTENTION_BACKWARD`]: the gradients of [`ATTENTION`] by q, k and v.
+/// Arguments of [`ATTENTION_BACKWARD`]: the gradients of [`ATTENTION`] by q, k and v. All but lse are of one dtype, as
+/// there.
 pub struct AttentionBackwardArgs<'a> {
-    /// The gradient of `out`: [tokens, heads, d], f32, contiguous.
+    /// The gradient of `out`: [tokens, heads, d], contiguous.
     pub d_out: &'a Tensor,
-    /// [tokens, heads, d], f32, contiguous.
+    /// [tokens, heads, d], contiguous.
     pub q: &'a Tensor,
-    /// Keys and values [entries, key heads, d], f32, contiguous.
+    /// Keys and values [entries, key heads, d], contiguous.
     pub kv: KvView<'a>,
-    /// As the forward pass gave it: [tokens, heads, d], f32, contiguous.
+    /// As the forward pass gave it: [tokens, heads, d], contiguous.
     pub out: &'a Tensor,
     /// As the forward pass gave it: [tokens, heads], f32, contiguous.
     pub lse: &'a Tensor,
     /// Which queries see which keys, in the order of the queries.
-    pub segments: &'a [Segment],
+    pub segments: &'a Segments,
     /// Which keys of its segment a query sees.
     pub mask: Mask,
     /// Factor of the scores.
     pub scale: f32,
-    /// [tokens, heads, d], f32.
+    /// [tokens, heads, d].
     pub dq: TensorMut<'a>,
-    /// [entries, key heads, d], f32.
+    /// [entries, key heads, d].
     pub dk: TensorMut<'a>,
-    /// [entries, key heads, d], f32.
+    /// [entries, key heads, d].
     pub dv: TensorMut<'a>,
 }
-kernel!(pub ATTENTION_BACKWARD = "attention_backward", AttentionBackwardArgs, backward_cpu, backward_cuda);
+kernel!(pub ATTENTION_BACKWARD = "attention_backward", AttentionBackwardArgs, backward_cpu, cuda::backward);
 
 /// Attention of `q` [tokens, heads, d] over the keys and values of `kv`; query head h uses key head
 /// h / (heads / key heads). Gives the output [tokens, heads, d] and the logarithm of each softmax's sum
@@ -131,12 +76,12 @@ kernel!(pub ATTENTION_BACKWARD = "attention_backward", AttentionBackwardArgs, ba
 pub fn attention(q: &Tensor, kv: KvView<'_>, segments: &Segments, mask: Mask, scale: f32) -> Result<(Tensor, Tensor)> {
     let device = same_device("attention", &[q, kv.k, kv.v])?;
     check(q, kv, segments, mask)?;
-    let (q32, k32, v32) = (wide(q)?, wide(kv.k)?, wide(kv.v)?);
-    let mut out = device.alloc(q.shape(), DType::F32)?;
+    let dtype = kernels_dtype(q)?;
+    let [q_in, k, v] = &operands([q, kv.k, kv.v], dtype)?;
+    let mut out = device.alloc(q.shape(), dtype)?;
     let mut lse = device.alloc(&q.shape()[..2], DType::F32)?;
-    let kv = KvView { k: &k32, v: &v32 };
-    let segments = segments.list();
-    device.run(&ATTENTION, AttentionArgs { q: &q32, kv, segments, mask, scale, out: out.view(), lse: lse.view() })?;
+    let kv = KvView { k, v };
+    device.run(&ATTENTION, AttentionArgs { q: q_in, kv, segments, mask, scale, out: out.view(), lse: lse.view() })?;
     Ok((out.finish().to_dtype(q.dtype())?, lse.finish()))
 }
 
@@ -161,32 +106,48 @@ pub fn attention_backward(
         let shapes = format!("gradient {:?}, output {:?}, lse {:?}", d_out.shape(), out.shape(), lse.shape());
         return Err(Error::shape("attention_backward", format!("{shapes} of q {:?}", q.shape())));
     }
-    let (d_out, q32, k32, v32) = (wide(d_out)?, wide(q)?, wide(kv.k)?, wide(kv.v)?);
-    let (out, lse) = (wide(out)?, wide(lse)?);
-    let mut dq = device.alloc(q.shape(), DType::F32)?;
-    let mut dk = device.alloc(kv.k.shape(), DType::F32)?;
-    let mut dv = device.alloc(kv.v.shape(), DType::F32)?;
+    let dtype = kernels_dtype(q)?;
+    let [d_out, q_in, k, v, out] = &operands([d_out, q, kv.k, kv.v, out], dtype)?;
+    let lse = &lse.to_dtype(DType::F32)?.contiguous()?;
+    let mut dq = device.alloc(q.shape(), dtype)?;
+    let mut dk = device.alloc(kv.k.shape(), dtype)?;
+    let mut dv = device.alloc(kv.v.shape(), dtype)?;
+    let (kv, (dq_view, dk_view, dv_view)) = (KvView { k, v }, (dq.view(), dk.view(), dv.view()));
     let args = AttentionBackwardArgs {
-        d_out: &d_out,
-        q: &q32,
-        kv: KvView { k: &k32, v: &v32 },
-        out: &out,
-        lse: &lse,
-        segments: segments.list(),
+        d_out,
+        q: q_in,
+        kv,
+        out,
+        lse,
+        segments,
         mask,
         scale,
-        dq: dq.view(),
-        dk: dk.view(),
-        dv: dv.view(),
+        dq: dq_view,
+        dk: dk_view,
+        dv: dv_view,
     };
     device.run(&ATTENTION_BACKWARD, args)?;
     let dtype = q.dtype();
     Ok([dq.finish().to_dtype(dtype)?, dk.finish().to_dtype(dtype)?, dv.finish().to_dtype(dtype)?])
 }
 
-/// The values as the kernels take them.
-fn wide(x: &Tensor) -> Result<Tensor> {
-    x.to_dtype(DType::F32)?.contiguous()
+/// The dtype that the kernels for `q` take: its own 16 bits on the tensor cores of a CUDA device, which need heads of whole
+/// 16 bytes; f32 everywhere else.
+fn kernels_dtype(q: &Tensor) -> Result<DType> {
+    let (_, _, width) = q.dims3("attention")?;
+    Ok(if q.device().as_cuda().is_ok() && width.is_multiple_of(8) { q.dtype() } else { DType::F32 })
+}
+
+/// Tensors as the kernels take them: of `dtype`, contiguous, and aligned where 16 bits are read 16 bytes at a time.
+fn operands<const N: usize>(tensors: [&Tensor; N], dtype: DType) -> Result<[Tensor; N]> {
+    let mut operands = tensors.map(Clone::clone);
+    for x in &mut operands {
+        *x = x.to_dtype(dtype)?.contiguous()?;
+        if dtype != DType::F32 && x.address()? % cuda::ALIGNMENT != 0 {
+            *x = copy(x, dtype)?;
+        }
+    }
+    Ok(operands)
 }
 
 fn check(q: &Tensor, kv: KvView<'_>, segments: &Segments, mask: Mask) -> Result<()> {
@@ -195,8 +156,8 @@ fn check(q: &Tensor, kv: KvView<'_>, segments: &Segments, mask: Mask) -> Result<
         let shapes = format!("q {:?}, k {:?}, v {:?}", q.shape(), kv.k.shape(), kv.v.shape());
         return Err(Error::shape("attention", shapes));
     }
-    if segments.queries != tokens || segments.keys > entries {
-        let needs = format!("segments of {} queries and {} keys", segments.queries, segments.keys);
+    if segments.queries() != tokens || segments.keys() > entries {
+        let needs = format!("segments of {} queries and {} keys", segments.queries(), segments.keys());
         return Err(Error::shape("attention", format!("{needs}, with q {:?} and k {:?}", q.shape(), kv.k.shape())));
     }
     if !q.dtype().is_float() || kv.k.dtype() != q.dtype() || kv.v.dtype() != q.dtype() {
@@ -204,7 +165,7 @@ fn check(q: &Tensor, kv: KvView<'_>, segments: &Segments, mask: Mask) -> Result<
         return Err(Error::dtype("attention", dtypes));
     }
     let blind = |s: &&Segment| mask != Mask::Full && s.q_len > s.kv_len;
-    if let Some(s) = segments.list.iter().find(blind) {
+    if let Some(s) = segments.list().iter().find(blind) {
         return Err(Error::invalid(format!("attention: under {mask:?} {s:?} has queries before its first key")));
     }
     if mask == Mask::Window(0) {
@@ -221,7 +182,7 @@ fn attention_of(q: &Tensor, kv: KvView<'_>, mask: Mask, scale: f32) -> Result<At
 fn forward_cpu(cpu: &Cpu, mut args: AttentionArgs<'_>) -> Result<()> {
     let of = attention_of(args.q, args.kv, args.mask, args.scale)?;
     let (q, k, v) = (args.q.as_slice()?, args.kv.k.as_slice()?, args.kv.v.as_slice()?);
-    attention::forward(cpu, &of, args.segments, q, k, v, args.out.as_mut_slice()?, args.lse.as_mut_slice()?)
+    attention::forward(cpu, &of, args.segments.list(), q, k, v, args.out.as_mut_slice()?, args.lse.as_mut_slice()?)
 }
 
 fn backward_cpu(cpu: &Cpu, mut args: AttentionBackwardArgs<'_>) -> Result<()> {
@@ -229,103 +190,5 @@ fn backward_cpu(cpu: &Cpu, mut args: AttentionBackwardArgs<'_>) -> Result<()> {
     let (q, k, v) = (args.q.as_slice()?, args.kv.k.as_slice()?, args.kv.v.as_slice()?);
     let (out, lse, d_out) = (args.out.as_slice()?, args.lse.as_slice()?, args.d_out.as_slice()?);
     let (dq, dk, dv) = (args.dq.as_mut_slice()?, args.dk.as_mut_slice()?, args.dv.as_mut_slice()?);
-    attention::backward(cpu, &of, args.segments, q, k, v, out, lse, d_out, Gradients { q: dq, k: dk, v: dv })
-}
-
-/// Rows and keys of a tile of attention.cu.
-const SIDE: usize = 64;
-/// The most columns that a block of its kernel for keys and values owns.
-const SLICE: usize = 128;
-
-/// The segments as attention.cu takes them, and what else its kernels share.
-struct Plan {
-    segments: Tensor,
-    mask: Mask,
-    heads: usize,
-    kv_heads: usize,
-    width: usize,
-    row_tiles: usize,
-    key_tiles: usize,
-}
-
-impl Plan {
-    /// The table of segments is copied to the device here, once a call; with a step's state prepared before it starts, that
-    /// copy moves off the path.
-    fn new(q: &Tensor, kv: KvView<'_>, segments: &[Segment], mask: Mask) -> Result<Self> {
-        let ((tokens, heads, width), (entries, kv_heads, _)) = (q.dims3("attention")?, kv.k.dims3("attention")?);
-        if width > 256 || i32::try_from((tokens * heads).max(entries)).is_err() {
-            let shapes = format!("q {:?} and k {:?}", q.shape(), kv.k.shape());
-            return Err(Error::unsupported(format!("attention on a CUDA device: {shapes} (heads of at most 256)")));
-        }
-        let (mut row_tiles, mut key_tiles) = (0, 0);
-        let mut table = Vec::with_capacity(6 * segments.len());
-        for s in segments {
-            // All of them are below 2³¹, as the tokens and entries are.
-            table.extend([s.q_start, s.q_len, s.kv_start, s.kv_len, row_tiles, key_tiles].map(|n| n as i32));
-            row_tiles += (s.q_len * (heads / kv_heads)).div_ceil(SIDE);
-            key_tiles += s.kv_len.div_ceil(SIDE);
-        }
-        let segments = Tensor::from_vec(table, &[segments.len(), 6], q.device())?;
-        Ok(Plan { segments, mask, heads, kv_heads, width, row_tiles, key_tiles })
-    }
-
-    /// `segments, count, full, window, scale`
-    fn who_sees_whom(&self, scale: f32) -> Result<[Arg<'static>; 5]> {
-        let (full, window) = match self.mask {
-            Mask::Full => (1, 0),
-            Mask::Causal => (0, i32::MAX as usize),
-            Mask::Window(n) => (0, n.min(i32::MAX as usize)),
-        };
-        let count = cuda::number(self.segments.dim(0)?)?;
-        Ok([cuda::read(&self.segments)?, count, Arg::U32(full), cuda::number(window)?, Arg::F32(scale)])
-    }
-
-    /// `heads, kv_heads, width`
-    fn sizes(&self) -> Result<[Arg<'static>; 3]> {
-        Ok([cuda::number(self.heads)?, cuda::number(self.kv_heads)?, cuda::number(self.width)?])
-    }
-
-    /// Starts a kernel whose blocks own rows.
-    fn over_rows(&self, cuda: &Cuda, kernel: &str, args: &[Arg<'_>]) -> Result<()> {
-        let columns = self.width.next_power_of_two().max(64);
-        let blocks = self.row_tiles * self.kv_heads;
-        cuda::start(cuda, "attention", &format!("{kernel}_f32_{columns}"), blocks, cuda::THREADS, args)
-    }
-
-    /// Starts a kernel whose blocks own keys, and a slice of their columns.
-    fn over_keys(&self, cuda: &Cuda, kernel: &str, args: &[Arg<'_>]) -> Result<()> {
-        let columns = self.width.next_power_of_two().clamp(64, SLICE);
-        let blocks = self.key_tiles * self.kv_heads * self.width.div_ceil(columns);
-        cuda::start(cuda, "attention", &format!("{kernel}_f32_{columns}"), blocks, cuda::THREADS, args)
-    }
-}
-
-fn forward_cuda(cuda: &Cuda, args: AttentionArgs<'_>) -> Result<()> {
-    let AttentionArgs { q, kv, segments, mask, scale, out, lse } = args;
-    let plan = Plan::new(q, kv, segments, mask)?;
-    let tensors = [cuda::read(q)?, cuda::read(kv.k)?, cuda::read(kv.v)?];
-    let outputs = [cuda::written(&out)?, cuda::written(&lse)?];
-    let args = [&tensors[..], &plan.who_sees_whom(scale)?, &outputs, &plan.sizes()?].concat();
-    plan.over_rows(cuda, "attention", &args)
-}
-
-fn backward_cuda(cuda: &Cuda, args: AttentionBackwardArgs<'_>) -> Result<()> {
-    let AttentionBackwardArgs { d_out, q, kv, out, lse, segments, mask, scale, dq, mut dk, mut dv } = args;
-    attention::check_keys(segments)?;
-    let plan = Plan::new(q, kv, segments, mask)?;
-    // No block owns the entries between segments.
-    if segments.iter().map(|s| s.kv_len).sum::<usize>() < kv.k.dim(0)? {
-        fill(&mut dk, 0.0)?;
-        fill(&mut dv, 0.0)?;
-    }
-    let mut scratch = q.device().alloc(lse.shape(), DType::F32)?;
-    let delta = cuda::written(&scratch.view())?;
-    let args = [cuda::read(d_out)?, cuda::read(out)?, delta, cuda::count(lse.len()), cuda::number(plan.width)?];
-    cuda::over_rows(cuda, "attention", "attention_backward_delta_f32", lse.len(), &args)?;
-    let tensors = [cuda::read(d_out)?, cuda::read(q)?, cuda::read(kv.k)?, cuda::read(kv.v)?, cuda::read(lse)?, delta];
-    let with = |outputs: &[Arg<'static>]| -> Result<Vec<Arg<'static>>> {
-        Ok([&tensors[..], &plan.who_sees_whom(scale)?, outputs, &plan.sizes()?].concat())
-    };
-    plan.over_rows(cuda, "attention_backward_q", &with(&[cuda::written(&dq)?])?)?;
-    plan.over_keys(cuda, "attention_backward_kv", &with(&[cuda::written(&dk)?, cuda::written(&dv)?])?)
+    attention::backward(cpu, &of, args.segments.list(), q, k, v, out, lse, d_out, Gradients { q: dq, k: dk, v: dv })
 }

@@ -81,21 +81,25 @@ pub fn cross_entropy_backward(
     Ok(out.finish())
 }
 
-pub(super) fn check_targets(op: &str, targets: &Tensor, rows: usize, divisor: f32) -> Result<()> {
+fn check_targets(op: &str, targets: &Tensor, rows: usize, divisor: f32) -> Result<()> {
     if *targets.shape() != [rows] {
         return Err(Error::shape(op, format!("targets {:?} for {rows} rows", targets.shape())));
     }
     if targets.dtype() != DType::I32 {
         return Err(Error::dtype(op, format!("targets of {}, not i32", targets.dtype())));
     }
-    if !(divisor > 0.0 && divisor.is_finite()) {
-        return Err(Error::invalid(format!("{op}: divisor {divisor}")));
+    check_divisor(op, divisor)
+}
+
+pub(super) fn check_divisor(op: &str, divisor: f32) -> Result<()> {
+    match divisor > 0.0 && divisor.is_finite() {
+        true => Ok(()),
+        false => Err(Error::invalid(format!("{op}: divisor {divisor}"))),
     }
-    Ok(())
 }
 
 /// Each target as a class, `None` where it is -1.
-pub(super) fn classes_of(op: &str, targets: &[i32], classes: usize) -> Result<Vec<Option<usize>>> {
+fn classes_of(op: &str, targets: &[i32], classes: usize) -> Result<Vec<Option<usize>>> {
     let class = |(row, &target): (usize, &i32)| match usize::try_from(target) {
         Ok(class) if class < classes => Ok(Some(class)),
         Err(_) if target == -1 => Ok(None),
@@ -173,27 +177,28 @@ fn row_gradients<T: Float>(
 fn forward_cuda(cuda: &Cuda, args: CrossEntropyArgs<'_>) -> Result<()> {
     let CrossEntropyArgs { logits, targets, divisor, loss, lse } = args;
     let (rows, classes) = logits.dims2("cross_entropy")?;
-    let (mut flag, mut scratch) = (Flag::max(logits.device())?, logits.device().alloc(&[rows], DType::F32)?);
+    let (flag, mut scratch) = (Flag::max(logits.device())?, logits.device().alloc(&[rows], DType::F32)?);
     let losses = cuda::written(&scratch.view())?;
     let args = [
         cuda::read(logits)?,
         cuda::read(targets)?,
         cuda::written(&lse)?,
         losses,
-        flag.arg()?,
+        flag.arg(),
         cuda::count(rows),
         cuda::number(classes)?,
     ];
     cuda::over_rows(cuda, "cross_entropy", &format!("cross_entropy_{}", logits.dtype()), rows, &args)?;
     let args = [losses, Arg::F32(divisor), cuda::written(&loss)?, cuda::count(rows)];
     cuda::start(cuda, "cross_entropy", "cross_entropy_loss", 1, cuda::WARP, &args)?;
-    check_stray(flag, "cross_entropy", targets, classes)
+    check_stray(flag, "cross_entropy", classes);
+    Ok(())
 }
 
 fn backward_cuda(cuda: &Cuda, args: CrossEntropyBackwardArgs<'_>) -> Result<()> {
     let CrossEntropyBackwardArgs { dy, logits, targets, lse, divisor, out } = args;
     let (rows, classes) = logits.dims2("cross_entropy_backward")?;
-    let mut flag = Flag::max(logits.device())?;
+    let flag = Flag::max(logits.device())?;
     let args = [
         cuda::read(dy)?,
         cuda::read(logits)?,
@@ -201,22 +206,22 @@ fn backward_cuda(cuda: &Cuda, args: CrossEntropyBackwardArgs<'_>) -> Result<()> 
         cuda::read(lse)?,
         Arg::F32(divisor),
         cuda::written(&out)?,
-        flag.arg()?,
+        flag.arg(),
         cuda::count(rows),
         cuda::number(classes)?,
     ];
     let entry = format!("cross_entropy_backward_{}", logits.dtype());
     cuda::over_rows(cuda, "cross_entropy", &entry, rows, &args)?;
-    check_stray(flag, "cross_entropy_backward", targets, classes)
+    check_stray(flag, "cross_entropy_backward", classes);
+    Ok(())
 }
 
-/// The kernels leave the least row whose target is no class.
-fn check_stray(flag: Flag, op: &'static str, targets: &Tensor, classes: usize) -> Result<()> {
-    let targets = targets.clone();
-    flag.check(move |row| {
-        let target = targets.narrow(0, row as usize, 1)?.to_vec::<i32>()?[0];
-        Ok(stray(op, target, row as usize, classes))
-    })
+/// The kernels leave the first row whose target is no class.
+fn check_stray(flag: Flag, op: &'static str, classes: usize) {
+    flag.check(move |word| {
+        let (row, target) = cuda::first_at_fault(word);
+        stray(op, target, row, classes)
+    });
 }
 
 simd! {

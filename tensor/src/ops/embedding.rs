@@ -126,43 +126,44 @@ fn scatter<T: Float>(cpu: &Cpu, dy: &[T], rows: &[usize], width: usize, out: &mu
 fn forward_cuda(cuda: &Cuda, args: EmbeddingArgs<'_>) -> Result<()> {
     let EmbeddingArgs { weight, ids, out } = args;
     let (vocabulary, width) = weight.dims2("embedding")?;
-    let mut stray = Flag::max(ids.device())?;
+    let stray = Flag::max(ids.device())?;
     let entry = format!("embedding_{}_{}", weight.dtype(), out.dtype());
     let args = [
         cuda::read(weight)?,
         cuda::read(ids)?,
         cuda::written(&out)?,
-        stray.arg()?,
+        stray.arg(),
         cuda::number(vocabulary)?,
         cuda::number(width)?,
     ];
     cuda::start(cuda, "embedding", &entry, ids.len(), cuda::THREADS, &args)?;
-    check_stray(stray, ids, vocabulary)
+    check_stray(stray, vocabulary);
+    Ok(())
 }
 
 fn backward_cuda(cuda: &Cuda, args: EmbeddingBackwardArgs<'_>) -> Result<()> {
     let EmbeddingBackwardArgs { dy, ids, out } = args;
     let (vocabulary, width) = (out.shape()[0], out.shape()[1]);
-    let mut stray = Flag::max(ids.device())?;
+    let stray = Flag::max(ids.device())?;
     let args = [
         cuda::read(dy)?,
         cuda::read(ids)?,
         cuda::written(&out)?,
-        stray.arg()?,
+        stray.arg(),
         cuda::number(ids.len())?,
         cuda::number(vocabulary)?,
         cuda::number(width)?,
     ];
     let entry = format!("embedding_backward_{}", dy.dtype());
     cuda::start(cuda, "embedding", &entry, ids.len(), cuda::THREADS, &args)?;
-    check_stray(stray, ids, vocabulary)
+    check_stray(stray, vocabulary);
+    Ok(())
 }
 
-/// The kernels leave the least index of an id that is not in the table.
-fn check_stray(flag: Flag, ids: &Tensor, vocabulary: usize) -> Result<()> {
-    let ids = ids.clone();
-    flag.check(move |index| {
-        let id = ids.narrow(0, index as usize, 1)?.to_vec::<i32>()?[0];
-        Ok(stray(id, index as usize, vocabulary))
-    })
+/// The kernels leave the first id that is not in the table.
+fn check_stray(flag: Flag, vocabulary: usize) {
+    flag.check(move |word| {
+        let (index, id) = cuda::first_at_fault(word);
+        stray(id, index, vocabulary)
+    });
 }

@@ -175,47 +175,44 @@ fn scatter_add_cpu(cpu: &Cpu, mut args: ScatterAddArgs<'_>) -> Result<()> {
 fn gather_cuda(cuda: &Cuda, args: GatherArgs<'_>) -> Result<()> {
     let GatherArgs { x, dim, index, out } = args;
     let ([_, count, inner], limit) = (around(index.shape(), dim), x.shape()[dim]);
-    let (mut flag, view) = (Flag::zero(x.device())?, View::new(index)?);
+    let (flag, view) = (Flag::max(x.device())?, View::new(index)?);
     let args = [
         cuda::read(x)?,
         cuda::read(index)?,
         view.arg(),
         cuda::written(&out)?,
-        flag.arg()?,
+        flag.arg(),
         cuda::count(out.len()),
         cuda::number(count)?,
         cuda::number(limit)?,
         cuda::count(inner),
     ];
     cuda::over_threads(cuda, "gather", &format!("gather_b{}", 8 * x.dtype().size()), out.len(), &args)?;
-    check_stray(flag, "gather", index, limit)
+    check_stray(flag, "gather", limit);
+    Ok(())
 }
 
 fn scatter_add_cuda(cuda: &Cuda, args: ScatterAddArgs<'_>) -> Result<()> {
     let ScatterAddArgs { dim, index, src, out } = args;
     let ([outer, count, inner], limit) = (around(index.shape(), dim), out.shape()[dim]);
-    let (mut flag, view) = (Flag::zero(src.device())?, View::new(index)?);
+    let (flag, view) = (Flag::max(src.device())?, View::new(index)?);
     let args = [
         cuda::read(index)?,
         view.arg(),
         cuda::read(src)?,
         cuda::written(&out)?,
-        flag.arg()?,
+        flag.arg(),
         cuda::count(outer),
         cuda::number(count)?,
         cuda::number(limit)?,
         cuda::count(inner),
     ];
     cuda::over_threads(cuda, "gather", &format!("scatter_add_{}", src.dtype()), outer * inner, &args)?;
-    check_stray(flag, "scatter_add", index, limit)
+    check_stray(flag, "scatter_add", limit);
+    Ok(())
 }
 
-/// The kernels only say that some index is not below `limit`; the first such is named.
-fn check_stray(flag: Flag, op: &'static str, index: &Tensor, limit: usize) -> Result<()> {
-    let index = index.clone();
-    flag.check(move |_| {
-        let inside = |i: i32| usize::try_from(i).is_ok_and(|i| i < limit);
-        let first = index.to_vec::<i32>()?.into_iter().find(|&i| !inside(i));
-        Ok(stray(op, first.expect("the kernel found one"), limit))
-    })
+/// The kernels leave the first index that is not below `limit`.
+fn check_stray(flag: Flag, op: &'static str, limit: usize) {
+    flag.check(move |word| stray(op, cuda::first_at_fault(word).1, limit));
 }

@@ -9,8 +9,10 @@ use std::ops::Range;
 
 mod cuda;
 mod plan;
+mod tiles;
 
 pub use plan::{Machine, Plan, Sizes, Tile};
+pub use tiles::{Target, Tiles, comes_in_chunks};
 
 /// Arguments of [`MATMUL`]: out = a b, and what the epilogue makes of it.
 pub struct MatmulArgs<'a> {

@@ -47,4 +47,5 @@ pub use rope::{rope, rope_backward, rope_table};
 pub use scale::{add_scaled, scale};
 pub use softmax::{Softmax, softmax, softmax_backward};
 pub use swiglu::{swiglu, swiglu_backward};
+pub use crate::targets::Targets;
 pub use unary::{Unary, unary, unary_backward};

@@ -1,9 +1,9 @@
 //! Rotary position embedding (Su et al., "RoFormer", 2021), split-half as in Hugging Face's Llama: element i of a head
 //! turns with element i + n by the angle position · inv_freq[i], where n is the number of frequencies.
 
-use crate::cpu::{Cpu, Simd, math, rows_per_task, simd};
-use crate::cuda::{self, Arg, Cuda};
-use crate::{DType, Device, Error, Float, Result, Tensor, TensorMut, dispatch, kernel, same_device};
+use crate::cpu::{Cpu, math, rows_per_task, simd};
+use crate::cuda::{self, Arg, Cuda, Flag};
+use crate::{DType, Error, Float, Result, Tensor, TensorMut, dispatch, kernel, same_device};
 
 /// Arguments of [`ROPE`]: the first 2n elements of each head turned by the angles of its token.
 pub struct RopeArgs<'a> {
@@ -20,23 +20,85 @@ pub struct RopeArgs<'a> {
 }
 kernel!(pub ROPE = "rope", RopeArgs, rope_cpu, rope_cuda);
 
+/// Arguments of [`ROPE_TABLE`]: cos and sin of the angles position · frequency, scaled.
+pub struct RopeTableArgs<'a> {
+    /// `[tokens]`, i32, contiguous, which the kernel checks.
+    pub positions: &'a Tensor,
+    /// n frequencies.
+    pub inv_freq: &'a [f32],
+    /// Factor of both.
+    pub scaling: f32,
+    /// [tokens, n], f32.
+    pub cos: TensorMut<'a>,
+    /// [tokens, n], f32.
+    pub sin: TensorMut<'a>,
+}
+kernel!(pub ROPE_TABLE = "rope_table", RopeTableArgs, table_cpu, table_cuda);
+
 /// cos and sin of every angle position · frequency (a product in f32, as Hugging Face's), times `scaling` (YaRN's
-/// attention factor; 1 for all others): two tensors [positions, frequencies] of f32, made once a forward pass.
+/// attention factor; 1 for all others): two tensors [positions, frequencies] of f32, made once a forward pass. `positions`
+/// is a vector of i32.
 ///
 /// # Errors
-/// When a position is negative, an angle is too large for f32 to know its turn, or memory runs out.
-pub fn rope_table(positions: &[i32], inv_freq: &[f32], scaling: f32, device: &Device) -> Result<(Tensor, Tensor)> {
-    let shape = [positions.len(), inv_freq.len()];
-    let simd = device.as_cpu().map_or_else(|_| Simd::detect(), Cpu::simd);
-    let (mut cos, mut sin) = (vec![0.0; shape[0] * shape[1]], vec![0.0; shape[0] * shape[1]]);
-    let rows = cos.chunks_exact_mut(shape[1].max(1)).zip(sin.chunks_exact_mut(shape[1].max(1)));
-    for (&position, (cos, sin)) in positions.iter().zip(rows) {
-        angles(simd, position as f32, inv_freq, scaling, cos, sin);
+/// When a position is negative, an angle is too large for f32 to know its turn, `positions` has another shape or dtype, or
+/// memory runs out.
+pub fn rope_table(positions: &Tensor, inv_freq: &[f32], scaling: f32) -> Result<(Tensor, Tensor)> {
+    let (&[tokens], DType::I32) = (positions.shape(), positions.dtype()) else {
+        let found = format!("{:?} of {}", positions.shape(), positions.dtype());
+        return Err(Error::shape("rope", format!("positions are a vector of i32, not {found}")));
+    };
+    let device = positions.device();
+    let alloc = || device.alloc(&[tokens, inv_freq.len()], DType::F32);
+    let (mut cos, mut sin) = (alloc()?, alloc()?);
+    let positions = &positions.contiguous()?;
+    device.run(&ROPE_TABLE, RopeTableArgs { positions, inv_freq, scaling, cos: cos.view(), sin: sin.view() })?;
+    Ok((cos.finish(), sin.finish()))
+}
+
+fn bad_position(position: i32, index: usize) -> Error {
+    Error::invalid(format!("rope: position {position} at index {index} has no angle in f32"))
+}
+
+fn table_cpu(cpu: &Cpu, mut args: RopeTableArgs<'_>) -> Result<()> {
+    let n = args.inv_freq.len().max(1);
+    let (cos, sin) = (args.cos.as_mut_slice::<f32>()?, args.sin.as_mut_slice::<f32>()?);
+    let rows = cos.chunks_exact_mut(n).zip(sin.chunks_exact_mut(n));
+    for ((index, &position), (cos, sin)) in args.positions.as_slice::<i32>()?.iter().enumerate().zip(rows) {
+        angles(cpu.simd(), position as f32, args.inv_freq, args.scaling, cos, sin);
         if position < 0 || sin.iter().any(|s| s.is_nan()) {
-            return Err(Error::invalid(format!("rope: position {position} with frequencies {inv_freq:?}")));
+            return Err(bad_position(position, index));
         }
     }
-    Ok((Tensor::from_vec(cos, &shape, device)?, Tensor::from_vec(sin, &shape, device)?))
+    Ok(())
+}
+
+/// The most frequencies that rope.cu takes.
+const MOST_FREQUENCIES: usize = 128;
+
+fn table_cuda(cuda: &Cuda, args: RopeTableArgs<'_>) -> Result<()> {
+    let RopeTableArgs { positions, inv_freq, scaling, cos, sin } = args;
+    if inv_freq.len() > MOST_FREQUENCIES {
+        return Err(Error::unsupported(format!("rope: {} frequencies on a CUDA device", inv_freq.len())));
+    }
+    let mut frequencies = [[0; size_of::<f32>()]; MOST_FREQUENCIES];
+    frequencies.iter_mut().zip(inv_freq).for_each(|(bytes, f)| *bytes = f.to_le_bytes());
+    let stray = Flag::max(positions.device())?;
+    let args = [
+        cuda::read(positions)?,
+        Arg::Bytes(frequencies.as_flattened()),
+        Arg::F32(scaling),
+        cuda::written(&cos)?,
+        cuda::written(&sin)?,
+        stray.arg(),
+        cuda::count(positions.len()),
+        cuda::number(inv_freq.len())?,
+    ];
+    cuda::over_threads(cuda, "rope", "rope_table", cos.len(), &args)?;
+    stray.check(|word| {
+        let (index, position) = cuda::first_at_fault(word);
+        bad_position(position, index)
+    });
+    Ok(())
 }
 
 /// `x` [tokens, heads, d] with the first 2n elements of each head turned by the angles of its token; `cos` and `sin`

@@ -43,10 +43,19 @@ pub enum Scope {
 }
 
 /// Cases whose CUDA kernels add up in another order than the CPU's, for these dtypes of the data: they are held to the
-/// tolerance only: products of 16-bit matrices, on tensor cores, and attention, whose softmax goes tile by tile. All others
-/// have the CPU's bits.
-const OTHER_ORDER: [(&str, &[DType]); 4] =
-    [("attention ", FLOATS), ("matmul ", HALVES), ("linear ", HALVES), ("lora ", HALVES)];
+/// tolerance only: products of 16-bit matrices, on tensor cores, and softmaxes that go tile by tile (attention) or are shared by
+/// a block of threads (the loss over an output projection). All others have the CPU's bits.
+const OTHER_ORDER: [(&str, &[DType]); 9] = [
+    ("attention ", FLOATS),
+    ("matmul ", HALVES),
+    ("linear ", HALVES),
+    ("lora ", HALVES),
+    ("linear_cross_entropy ", FLOATS),
+    ("linear_cross_entropy_frozen ", FLOATS),
+    ("linear_cross_entropy_adapted ", FLOATS),
+    ("token_losses ", FLOATS),
+    ("logits ", HALVES),
+];
 const FLOATS: &[DType] = &[DType::F32, DType::BF16, DType::F16];
 const HALVES: &[DType] = &[DType::BF16, DType::F16];
 

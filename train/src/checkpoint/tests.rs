@@ -5,17 +5,18 @@ use kinglet_tensor::CpuOptions;
 
 fn identity() -> Identity {
     let text = |s: &str| s.to_string();
-    Identity { base: text("b"), data: text("d"), eval_data: None, simd: text("avx2"), kernel_set: KERNEL_SET }
+    Identity { base: text("b"), data: text("d"), eval_data: None, device: text("a CPU at SIMD level avx2"), kernel_set: KERNEL_SET }
 }
 
 #[test]
 fn a_run_goes_on_with_nothing_else_than_it_began_with() {
     type Case = (&'static [&'static str], fn(&mut Identity));
-    let cases: [Case; 5] = [
+    let cases: [Case; 6] = [
         (&["base model", "--overwrite"], |i| i.base.push('x')),
         (&["data file", "rows.jsonl"], |i| i.data.push('x')),
         (&["evaluation file"], |i| i.eval_data = Some("x".into())),
-        (&["SIMD level avx512", "KINGLET_SIMD=avx512"], |i| i.simd = "avx512".into()),
+        (&["on a CPU at SIMD level avx512", "KINGLET_SIMD=avx512"], |i| i.device = "a CPU at SIMD level avx512".into()),
+        (&["on NVIDIA H100", "go on there"], |i| i.device = "NVIDIA H100".into()),
         (&["kernel set 0", "--overwrite"], |i| i.kernel_set = 0),
     ];
     let settings = Settings::new("model", "rows.jsonl", "out");

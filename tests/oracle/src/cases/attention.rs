@@ -55,10 +55,19 @@ impl Case for Attention {
             case([2, 1, 64], &[(6, 6)], Causal),
             case([2, 1, 96], &[(5, 9)], Causal),
             case([2, 1, 128], &[(6, 6), (2, 2)], Causal),
-            case([2, 2, 131], &[(4, 4)], Full),
+            case([1, 1, 131], &[(4, 4)], Full),
             case([2, 1, 256], &[(5, 5)], Window(3)),
             // Across tiles of keys and blocks of queries.
             case([2, 1, 3], &[(130, 130), (60, 99)], Causal),
+            // More segments than a warp looks at at a time.
+            case([1, 1, 8], &[(1, 2); 34], Causal),
+            // Lengths around those of tiles, and groups that tiles cut.
+            case([3, 1, 8], &[(63, 63), (65, 65)], Causal),
+            case([8, 1, 8], &[(33, 64)], Full),
+            case([1, 1, 40], &[(64, 64), (3, 130)], Window(33)),
+            case([3, 1, 80], &[(44, 44)], Window(100)),
+            case([1, 1, 136], &[(33, 40)], Causal),
+            case([1, 1, 256], &[(17, 40)], Window(20)),
         ]
     }
 

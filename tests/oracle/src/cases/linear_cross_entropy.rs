@@ -4,7 +4,8 @@ use super::cross_entropy::{loss, targets};
 use crate::{Array, Case, Input, Scalar, float, integers};
 use kinglet_autograd::Var;
 use kinglet_autograd::ops::{self, Term, TermWeight};
-use kinglet_tensor::{DType, Result, ops as forward};
+use kinglet_tensor::ops::{self as forward, Targets};
+use kinglet_tensor::{DType, Result};
 
 /// The sizes of a projection and its dtype; `None` is the data's.
 #[derive(Clone, Copy, Debug)]
@@ -35,6 +36,12 @@ impl Sizes {
         let targets = integers("targets", &[self.rows], &targets(self.rows, self.classes));
         let hidden = float("hidden", &[self.rows, self.width]);
         vec![hidden, if learns { weight } else { weight.frozen() }, targets]
+    }
+
+    /// Those of the third input. A device that only counts has no values, but their number decides what there is to count.
+    fn targets(&self, inputs: &[Var<'_>]) -> Result<Targets> {
+        let device = inputs[2].value().device();
+        if device.is_meta() { Targets::new(&targets(self.rows, self.classes), device) } else { Targets::of(inputs[2].value()) }
     }
 
     fn logits<S: Scalar>(inputs: &[Array<S>]) -> Array<S> {
@@ -80,7 +87,7 @@ impl Case for LinearCrossEntropy {
     }
     fn run<'t>(&self, inputs: &[Var<'t>]) -> Result<Var<'t>> {
         let term = Term { x: &inputs[0], weight: TermWeight::Var(&inputs[1]) };
-        Ok(ops::linear_cross_entropy(&[term], inputs[2].value(), DIVISOR)?.0)
+        Ok(ops::linear_cross_entropy(&[term], &self.0.targets(inputs)?, DIVISOR)?.0)
     }
     fn flops(&self) -> usize {
         self.0.flops(2)
@@ -106,7 +113,7 @@ impl Case for FrozenLinearCrossEntropy {
     fn run<'t>(&self, inputs: &[Var<'t>]) -> Result<Var<'t>> {
         let weight = inputs[1].value().contiguous()?;
         let term = Term { x: &inputs[0], weight: TermWeight::Frozen(&weight) };
-        Ok(ops::linear_cross_entropy(&[term], inputs[2].value(), DIVISOR)?.0)
+        Ok(ops::linear_cross_entropy(&[term], &self.0.targets(inputs)?, DIVISOR)?.0)
     }
     fn flops(&self) -> usize {
         self.0.flops(1)
@@ -144,7 +151,7 @@ impl Case for AdaptedLinearCrossEntropy {
         let weight = inputs[1].value().contiguous()?;
         let base = Term { x: &inputs[0], weight: TermWeight::Frozen(&weight) };
         let adapter = Term { x: &inputs[3], weight: TermWeight::Var(&inputs[4]) };
-        Ok(ops::linear_cross_entropy(&[base, adapter], inputs[2].value(), DIVISOR)?.0)
+        Ok(ops::linear_cross_entropy(&[base, adapter], &self.sizes.targets(inputs)?, DIVISOR)?.0)
     }
     fn flops(&self) -> usize {
         self.sizes.flops(1) + Sizes { width: self.rank, ..self.sizes }.flops(2)
@@ -171,7 +178,7 @@ impl Case for TokenLosses {
     }
     fn run<'t>(&self, inputs: &[Var<'t>]) -> Result<Var<'t>> {
         let weight = inputs[1].value().contiguous()?;
-        let losses = forward::token_losses(inputs[0].value(), &weight, inputs[2].value())?;
+        let losses = forward::token_losses(inputs[0].value(), &weight, &self.0.targets(inputs)?)?;
         Ok(inputs[0].tape().constant(losses))
     }
 }

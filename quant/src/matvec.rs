@@ -1,0 +1,56 @@
+//! Products of few rows with weights in blocks on CUDA devices, as it is when a token is decoded: the weight's bytes are read once
+//! and decoded in registers (`cuda/kernels/matvec.cuh`), in the order of the CPU's sums.
+
+use crate::decode::{DecodeRows, aligned, type_code};
+use crate::weight::Direction;
+use kinglet_tensor::cpu::gemm::{Accumulate, FEW_ROWS, Options};
+use kinglet_tensor::cuda::{self, Arg, Cuda};
+use kinglet_tensor::{DType, Result, Tensor, TensorMut};
+
+/// Rows of the weight that a block of the kernels has, four a warp, and its threads.
+const BLOCK_ROWS: usize = 16;
+const BLOCK: u32 = 128;
+
+/// The kernel that multiplies with a weight as it lies, for one row of x or for up to eight.
+pub(crate) struct Matvec {
+    /// The module.
+    pub(crate) module: &'static str,
+    /// The entry point.
+    pub(crate) entry: String,
+    /// Its first arguments, which tell it the weight.
+    pub(crate) weight: Vec<Arg<'static>>,
+}
+
+/// The kernel for `x`, if it has so few rows and there is one for the weight's form and shape.
+pub(crate) fn kernel(x: &Tensor, weight: &dyn DecodeRows, direction: Direction) -> Result<Option<Matvec>> {
+    let (rows, columns) = x.dims2("linear")?;
+    let some = (1..=FEW_ROWS).contains(&rows) && columns > 0;
+    if some && direction == Direction::Forward { weight.matvec(rows == 1) } else { Ok(None) }
+}
+
+impl Matvec {
+    /// `out` = alpha x Wᵀ, or `out` += that.
+    pub(crate) fn run(&self, cuda: &Cuda, x: &Tensor, out: &TensorMut<'_>, options: Options) -> Result<()> {
+        let (m, k) = x.dims2("linear")?;
+        let n = out.shape()[1];
+        // Several rows come in f32, which holds the 16-bit types: they are short beside the weight.
+        let x = &aligned(if m == 1 { x.contiguous()? } else { x.to_dtype(DType::F32)?.contiguous()? })?;
+        let mut args = self.weight.clone();
+        args.push(cuda::read(x)?);
+        if m == 1 {
+            args.push(type_code(x.dtype())?);
+        }
+        args.extend([
+            Arg::U32(options.round_bf16.into()),
+            cuda::written(out)?,
+            type_code(out.dtype())?,
+            Arg::F32(options.alpha),
+            Arg::U32((options.accumulate == Accumulate::Add).into()),
+        ]);
+        if m > 1 {
+            args.push(cuda::number(m)?);
+        }
+        args.extend([cuda::number(n)?, cuda::number(k)?]);
+        cuda::start(cuda, self.module, &self.entry, n.div_ceil(BLOCK_ROWS), BLOCK, &args)
+    }
+}

@@ -1,0 +1,193 @@
+//! Attention on CUDA devices: which kernels run, on how many blocks.
+
+use super::{AttentionArgs, AttentionBackwardArgs, KvView, Segments};
+use crate::cpu::attention::{Mask, check_keys};
+use crate::cuda::{self, Arg, Cuda};
+use crate::ops::fill;
+use crate::{DType, Error, Result, Tensor};
+use kinglet_cuda::Launch;
+
+/// What addresses of 16-bit tensors are multiples of.
+pub(super) const ALIGNMENT: u64 = 16;
+
+/// Columns of a result that a block of the f32 kernels, or of those for keys and values, owns.
+const COLUMNS: usize = 128;
+/// Rows or keys that a block of the f32 kernels owns, and keys that one on tensor cores does.
+const SIDE: usize = 64;
+/// Threads of a block on tensor cores.
+const CORE_THREADS: u32 = 128;
+
+/// What all kernels of a call share.
+struct Plan<'a> {
+    cuda: &'a Cuda,
+    segments: &'a Segments,
+    /// i32 [segments, 4]; see [`Segments::to_device`].
+    table: Tensor,
+    mask: Mask,
+    scale: f32,
+    dtype: DType,
+    heads: usize,
+    kv_heads: usize,
+    width: usize,
+}
+
+/// One launch, as its kernel's head says.
+struct Geometry {
+    module: &'static str,
+    entry: String,
+    /// Rows or keys of a block.
+    side: usize,
+    /// Slices that the columns are cut into.
+    slices: usize,
+    threads: u32,
+    shared: usize,
+}
+
+impl<'a> Plan<'a> {
+    fn new(cuda: &'a Cuda, q: &Tensor, kv: KvView<'_>, segments: &'a Segments, mask: Mask, scale: f32) -> Result<Self> {
+        let ((tokens, heads, width), (entries, kv_heads, _)) = (q.dims3("attention")?, kv.k.dims3("attention")?);
+        if width > 256 || i32::try_from((tokens * heads).max(entries)).is_err() {
+            let shapes = format!("q {:?} and k {:?}", q.shape(), kv.k.shape());
+            return Err(Error::unsupported(format!("attention on a CUDA device: {shapes} (heads of at most 256)")));
+        }
+        let dtype = q.dtype();
+        if dtype != DType::F32 && !width.is_multiple_of(8) {
+            return Err(Error::unsupported(format!("attention in {dtype} with heads of {width}, no multiple of 8")));
+        }
+        let table = segments.table(q.device())?;
+        Ok(Plan { cuda, segments, table, mask, scale, dtype, heads, kv_heads, width })
+    }
+
+    /// The addresses of tensors, which the kernels for 16 bits take in whole 16 bytes.
+    fn addresses(&self, tensors: &[Arg<'static>]) -> Result<Vec<Arg<'static>>> {
+        let aligned = |arg: &Arg<'_>| !matches!(arg, Arg::Pointer(address) if address % ALIGNMENT != 0);
+        if self.dtype == DType::F32 || tensors.iter().all(aligned) {
+            return Ok(tensors.to_vec());
+        }
+        Err(Error::unsupported(format!("attention in {} on tensors not aligned to {ALIGNMENT} bytes", self.dtype)))
+    }
+
+    /// `segments, count, full, window, scale`
+    fn who_sees_whom(&self) -> Result<[Arg<'static>; 5]> {
+        let (full, window) = match self.mask {
+            Mask::Full => (1, 0),
+            Mask::Causal => (0, i32::MAX as usize),
+            Mask::Window(n) => (0, n.min(i32::MAX as usize)),
+        };
+        let count = cuda::number(self.table.dim(0)?)?;
+        Ok([cuda::read(&self.table)?, count, Arg::U32(full), cuda::number(window)?, Arg::F32(self.scale)])
+    }
+
+    /// `inputs, segments, count, full, window, scale, outputs, heads, kv_heads, width`
+    fn arguments(&self, inputs: &[Arg<'static>], outputs: &[Arg<'static>]) -> Result<Vec<Arg<'static>>> {
+        let sizes = [cuda::number(self.heads)?, cuda::number(self.kv_heads)?, cuda::number(self.width)?];
+        Ok([inputs, &self.who_sees_whom()?, outputs, &sizes].concat())
+    }
+
+    /// The f32 kernel of this name.
+    fn plain(&self, name: &str) -> Geometry {
+        let (entry, slices) = (format!("{name}_f32"), self.width.div_ceil(COLUMNS));
+        Geometry { module: "attention", entry, side: SIDE, slices, threads: cuda::THREADS, shared: 0 }
+    }
+
+    /// The kernel of this name on tensor cores, whose blocks own `side` rows or keys and keep `rows` rows in shared memory.
+    fn on_cores(&self, module: &'static str, name: &str, side: usize, rows: usize) -> Geometry {
+        let columns = self.columns();
+        let (entry, shared) = (format!("{name}_{}_{columns}", self.dtype), rows * columns * self.dtype.size());
+        Geometry { module, entry, side, slices: 1, threads: CORE_THREADS, shared }
+    }
+
+    /// Columns that a kernel on tensor cores is made for.
+    fn columns(&self) -> usize {
+        if self.width <= COLUMNS { COLUMNS } else { 2 * COLUMNS }
+    }
+
+    /// Rows that a block on tensor cores owns.
+    fn core_rows(&self) -> usize {
+        if self.width <= COLUMNS { 128 } else { 64 }
+    }
+
+    /// Rows or keys of a tile that blocks of the backward pass walk over on tensor cores.
+    fn walked(&self) -> usize {
+        if self.width <= COLUMNS { 32 } else { 16 }
+    }
+
+    fn forward(&self) -> Geometry {
+        match self.dtype {
+            DType::F32 => self.plain("attention"),
+            _ => self.on_cores("attention_cores", "attention", self.core_rows(), self.core_rows() + 4 * 32),
+        }
+    }
+
+    fn backward_q(&self) -> Geometry {
+        let rows = 2 * self.core_rows() + 4 * self.walked();
+        match self.dtype {
+            DType::F32 => self.plain("attention_backward_q"),
+            _ => self.on_cores("attention_cores_backward", "attention_backward_q", self.core_rows(), rows),
+        }
+    }
+
+    fn backward_kv(&self) -> Geometry {
+        if self.dtype == DType::F32 {
+            return self.plain("attention_backward_kv");
+        }
+        let rows = 2 * SIDE + 4 * self.walked();
+        let geometry = self.on_cores("attention_cores_backward", "attention_backward_kv", SIDE, rows);
+        // The lse and delta of two stages of rows.
+        let numbers = 4 * self.walked() * size_of::<f32>();
+        Geometry { slices: self.width.div_ceil(COLUMNS), shared: geometry.shared + numbers, ..geometry }
+    }
+
+    /// Starts a kernel whose blocks own rows (a query and a head of those that share a key head).
+    fn over_rows(&self, geometry: &Geometry, args: &[Arg<'_>]) -> Result<()> {
+        let group = self.heads / self.kv_heads;
+        self.start(geometry, self.segments.list().iter().map(|s| s.q_len * group), args)
+    }
+
+    /// Starts a kernel whose blocks own keys.
+    fn over_keys(&self, geometry: &Geometry, args: &[Arg<'_>]) -> Result<()> {
+        self.start(geometry, self.segments.list().iter().map(|s| s.kv_len), args)
+    }
+
+    /// Starts a kernel over segments of these lengths: tiles are counted as the kernels do it.
+    fn start(&self, geometry: &Geometry, lengths: impl Iterator<Item = usize>, args: &[Arg<'_>]) -> Result<()> {
+        let Geometry { module, entry, side, slices, threads, shared } = geometry;
+        let tiles: usize = lengths.map(|length| length.div_ceil(*side)).sum();
+        let too_many = |_| Error::unsupported(format!("{entry}: {tiles} tiles of {} key heads", self.kv_heads));
+        let blocks = u32::try_from(tiles * self.kv_heads * slices).map_err(too_many)?;
+        if blocks == 0 {
+            return Ok(());
+        }
+        let launch = Launch::linear(blocks, *threads).with_shared(*shared as u32);
+        Ok(self.cuda.launch(module, entry, &launch, args)?)
+    }
+}
+
+pub(super) fn forward(cuda: &Cuda, args: AttentionArgs<'_>) -> Result<()> {
+    let AttentionArgs { q, kv, segments, mask, scale, out, lse } = args;
+    let plan = Plan::new(cuda, q, kv, segments, mask, scale)?;
+    let inputs = plan.addresses(&[cuda::read(q)?, cuda::read(kv.k)?, cuda::read(kv.v)?])?;
+    let outputs = [&plan.addresses(&[cuda::written(&out)?])?[..], &[cuda::written(&lse)?]].concat();
+    plan.over_rows(&plan.forward(), &plan.arguments(&inputs, &outputs)?)
+}
+
+pub(super) fn backward(cuda: &Cuda, args: AttentionBackwardArgs<'_>) -> Result<()> {
+    let AttentionBackwardArgs { d_out, q, kv, out, lse, segments, mask, scale, dq, mut dk, mut dv } = args;
+    check_keys(segments.list())?;
+    let plan = Plan::new(cuda, q, kv, segments, mask, scale)?;
+    // No block owns the entries between segments.
+    if segments.list().iter().map(|s| s.kv_len).sum::<usize>() < kv.k.dim(0)? {
+        fill(&mut dk, 0.0)?;
+        fill(&mut dv, 0.0)?;
+    }
+    let mut scratch = q.device().alloc(lse.shape(), DType::F32)?;
+    let delta = cuda::written(&scratch.view())?;
+    let args = [cuda::read(d_out)?, cuda::read(out)?, delta, cuda::count(lse.len()), cuda::number(plan.width)?];
+    let entry = format!("attention_backward_delta_{}", plan.dtype);
+    cuda::over_rows(cuda, "attention", &entry, lse.len(), &args)?;
+    let tensors = plan.addresses(&[cuda::read(d_out)?, cuda::read(q)?, cuda::read(kv.k)?, cuda::read(kv.v)?])?;
+    let inputs = [&tensors[..], &[cuda::read(lse)?, delta]].concat();
+    let [dq, dk, dv] = [cuda::written(&dq)?, cuda::written(&dk)?, cuda::written(&dv)?];
+    plan.over_rows(&plan.backward_q(), &plan.arguments(&inputs, &plan.addresses(&[dq])?)?)?;
+    plan.over_keys(&plan.backward_kv(), &plan.arguments(&inputs, &plan.addresses(&[dk, dv])?)?)
+}
