@@ -62,28 +62,36 @@ template <typename T> constexpr u32 PER_CHUNK = sizeof(Chunk) / sizeof(T);
 // Steps along k of a stage.
 template <typename T> constexpr u32 DEPTH = CHUNKS * PER_CHUNK<T>;
 
-extern __shared__ Chunk shared[];
+// A stage is where it begins in here, in bytes.
+alignas(1024) extern __shared__ Chunk shared[];
 
 // Elements of a chunk are neighbours along k or, `across`, along the side: as they are in global memory. Chunks keep
-// that order, but each is moved within its 64 or 128 bytes such that eight that are read or written at a time lie in
-// different banks: eight rows of one chunk along k, or eight steps of one chunk across.
+// that order, but each is moved within its line, 64 or 2 SIDE bytes, such that eight that are read or written at a time
+// lie in different banks: eight rows of one chunk along k, or eight steps of one chunk across.
 template <u32 SIDE> struct Layout {
-    bool across;
-    u32 lane;  // what this thread's lane adds to the place of a fragment
+    static constexpr u32 LINE = SIDE / 8;
+    const bool across;
+    const u32 lane;  // shared address, in a stage at 0, of what this thread names of the first fragment
 
-    INLINE explicit Layout(bool across) : across(across) {
+    // For fragments from row (or column) `first` on, a multiple of 32.
+    INLINE Layout(bool across, u32 first) : across(across), lane(mma::shared_address(shared) + of_lane(across, first)) {}
+
+    static INLINE u32 of_lane(bool across, u32 first) {
         u32 row = lane_index() % 8, second = lane_index() / 8 % 2, fourth = lane_index() / 16;
-        lane = across ? (row + 8 * second) * (SIDE / 8) + (fourth ^ row) : (row + 8 * fourth) * CHUNKS + (second ^ row / 2);
+        u32 lying = (first + row + 8 * fourth) * CHUNKS + (second ^ row / 2);
+        u32 standing = (row + 8 * second) * LINE + (fourth ^ row ^ first / 8);
+        return sizeof(Chunk) * (across ? standing : lying);
     }
 
-    // Where chunk i lies.
-    INLINE u32 place(u32 i) const { return across ? i ^ i / (SIDE / 8) % 8 : i ^ i / 8 % CHUNKS; }
+    // Where chunk i lies, in chunks.
+    INLINE u32 place(u32 i) const { return across ? i ^ i / LINE % 8 : i ^ i / 8 % CHUNKS; }
 
-    // The 8 x 8 matrices of 16 rows from `first` on (a multiple of 16) and two chunks along k from `chunk` on (an even
-    // number): rows 0-7 and both chunks, then rows 8-15. Elements of 32 bits can only lie along k.
-    INLINE void load(u32 (&out)[4], const Chunk* stage, u32 first, u32 chunk) const {
-        u32 at = across ? (lane ^ first / 8) + chunk * SIDE : (lane ^ chunk) + first * CHUNKS;
-        mma::load_matrices(out, stage + at, across);
+    // Fragment i, of 16 rows, and half the depth, two chunks: the 8 x 8 matrices of rows 0-7 and both chunks, then of rows
+    // 8-15. Elements of 32 bits can only lie along k.
+    INLINE void load(u32 (&out)[4], u32 stage, u32 i, u32 half) const {
+        // An even chunk is added within a line by turning its bits over, and lines by plain addition.
+        u32 lines = across ? half * 16 * LINE : i * 16 * CHUNKS, chunks = 2 * (across ? i : half);
+        mma::load_matrices(out, (lane + stage + sizeof(Chunk) * lines) ^ sizeof(Chunk) * chunks, across);
     }
 };
 
@@ -102,28 +110,40 @@ template <typename T, u32 SIDE> INLINE Start start_of(u32 chunk, bool across) {
     return across ? Start{chunk % LINE * N, chunk / LINE} : Start{chunk / CHUNKS, chunk % CHUNKS * N};
 }
 
-// A matrix of 16-bit elements whose chunks are whole in global memory and aligned there.
+// A matrix of 16-bit elements whose chunks are whole in global memory and aligned there. A thread copies every THREADS-th
+// chunk: of several rows at one place along k, or of several steps at one place across.
 template <typename T, u32 SIDE, u32 THREADS> struct Direct {
-    const Matrix<T> x;
-    const u32 first;
     const Layout<SIDE> layout;
+    const T* start;  // the thread's first chunk at k = 0
+    u64 along, hop;  // from step to step, and to the thread's next chunk
+    u32 to;          // its place in a stage, as a shared address
+    u32 step;        // its first step
+    u32 far, far_end, far_hop, near;
 
-    INLINE Direct(const Matrix<T>& x, u32 first, bool across) : x(x), first(first), layout(across) {}
+    INLINE Direct(const Matrix<T>& x, u32 first, bool across, u32 warp_first) : layout(across, warp_first) {
+        static_assert(THREADS / Layout<SIDE>::LINE % 8 == 0, "chunks that are THREADS apart move alike");
+        Start at = start_of<T, SIDE>(threadIdx.x, across);
+        u32 i = first + at.i;
+        start = x.start + i * x.outer + at.step * x.along;
+        far_hop = THREADS / (across ? Layout<SIDE>::LINE : CHUNKS);
+        along = x.along, hop = far_hop * (across ? x.along : x.outer);
+        to = mma::shared_address(shared + layout.place(threadIdx.x));
+        step = at.step, far = across ? at.step : i, far_end = x.size, near = rest<8>(i, x.size);
+    }
 
-    INLINE void begin(Chunk* stage, u32 k, u32 end) {
+    INLINE void begin(u32 stage, u32 k, u32 end) {
+        const T* from = start + k * along;
+        // Rows (or steps) that there are, and what there is of each.
+        u32 first = layout.across ? k + far : far, last = layout.across ? end : far_end;
+        u32 count = layout.across ? near : rest<8>(k + step, end);
 #pragma unroll
-        for (u32 t = 0; t < SIDE * CHUNKS; t += THREADS) {
-            u32 chunk = t + threadIdx.x;
-            Start at = start_of<T, SIDE>(chunk, layout.across);
-            u32 i = first + at.i, step = k + at.step;
-            u32 sides = rest<8>(i, x.size), steps = rest<8>(step, end);
-            u32 count = layout.across ? (steps > 0 ? sides : 0) : (sides > 0 ? steps : 0);
-            const T* from = x.start + (count > 0 ? i * x.outer + step * x.along : 0);
-            mma::copy_async(stage + layout.place(chunk), from, count * sizeof(T));
+        for (u32 t = 0; t < SIDE * CHUNKS / THREADS; t++) {
+            u32 bytes = first + t * far_hop < last ? count * sizeof(T) : 0;
+            mma::copy_async(to + stage + t * THREADS * sizeof(Chunk), from + t * hop, bytes);
         }
     }
 
-    INLINE void finish(Chunk*) {}
+    INLINE void finish(u32) {}
 };
 
 // N elements from `from` on, `apart` from each other, of which `count` are there; zero for the others.
@@ -141,18 +161,26 @@ template <u32 N, typename X> INLINE void gather(const X* from, u64 apart, u32 co
     }
 }
 
+// x as a T.
+template <typename T, typename X> struct Rounded {
+    static INLINE T of(X x) { return from_f32<T>(to_f32(x)); }
+};
+template <typename T> struct Rounded<T, T> {
+    static INLINE T of(T x) { return x; }
+};
+
 // A matrix of any layout, of elements X which are rounded to T: they pass through registers while a stage before is
 // multiplied.
 template <typename X, typename T, u32 SIDE, u32 THREADS> struct Gathered {
     static constexpr u32 N = PER_CHUNK<T>, MINE = SIDE * CHUNKS / THREADS;
+    const Layout<SIDE> layout;
     const Matrix<X> x;
     const u32 first;
     const bool across;
-    const Layout<SIDE> layout;
     X held[MINE][N];
 
-    INLINE Gathered(const Matrix<X>& x, u32 first, bool across)
-        : x(x), first(first), across(across), layout(across && sizeof(T) == 2) {}
+    INLINE Gathered(const Matrix<X>& x, u32 first, bool across, u32 warp_first)
+        : layout(across && sizeof(T) == 2, warp_first), x(x), first(first), across(across) {}
 
     // The chunk that is this thread's t-th. Where the layout cannot follow global memory, neighbouring threads take
     // neighbouring rows.
@@ -161,75 +189,71 @@ template <typename X, typename T, u32 SIDE, u32 THREADS> struct Gathered {
         return across && !layout.across ? own % SIDE * CHUNKS + own / SIDE : own;
     }
 
-    INLINE void begin(Chunk*, u32 k, u32 end) {
-#pragma unroll
-        for (u32 t = 0; t < MINE; t++) {
-            Start at = start_of<T, SIDE>(chunk(t), layout.across);
-            u32 i = first + at.i, step = k + at.step;
-            u32 sides = rest<N>(i, x.size), steps = rest<N>(step, end);
-            u32 count = layout.across ? (steps > 0 ? sides : 0) : (sides > 0 ? steps : 0);
-            gather(x.start + (count > 0 ? i * x.outer + step * x.along : 0), layout.across ? x.outer : x.along, count,
-                   held[t]);
-        }
+    INLINE void load(u32 t, u32 k, u32 end, X (&out)[N]) const {
+        Start at = start_of<T, SIDE>(chunk(t), layout.across);
+        u32 i = first + at.i, step = k + at.step, sides = rest<N>(i, x.size), steps = rest<N>(step, end);
+        u32 count = layout.across ? (steps > 0 ? sides : 0) : (sides > 0 ? steps : 0);
+        gather(x.start + (count > 0 ? i * x.outer + step * x.along : 0), layout.across ? x.outer : x.along, count, out);
     }
 
-    INLINE void finish(Chunk* stage) {
+    INLINE void store(u32 stage, u32 t, const X (&values)[N]) const {
+        Vec<T, N> rounded;
 #pragma unroll
-        for (u32 t = 0; t < MINE; t++) {
-            Vec<T, N> rounded;
+        for (u32 e = 0; e < N; e++) rounded.at[e] = Rounded<T, X>::of(values[e]);
+        *reinterpret_cast<Vec<T, N>*>(shared + stage / sizeof(Chunk) + layout.place(chunk(t))) = rounded;
+    }
+
+    INLINE void begin(u32, u32 k, u32 end) {
 #pragma unroll
-            for (u32 e = 0; e < N; e++) rounded.at[e] = from_f32<T>(to_f32(held[t][e]));
-            *reinterpret_cast<Vec<T, N>*>(stage + layout.place(chunk(t))) = rounded;
-        }
+        for (u32 t = 0; t < MINE; t++) load(t, k, end, held[t]);
+    }
+
+    INLINE void finish(u32 stage) {
+#pragma unroll
+        for (u32 t = 0; t < MINE; t++) store(stage, t, held[t]);
     }
 };
 
-// Direct where that can be, else Gathered, at once: then no registers are held for what is rare.
-template <typename T, u32 SIDE, u32 THREADS> struct Either {
-    const bool direct;
-    const Layout<SIDE> layout;
-    Direct<T, SIDE, THREADS> copied;
-    Gathered<T, T, SIDE, THREADS> gathered;
+// The same, at once: no registers are held for what is rare.
+template <typename T, u32 SIDE, u32 THREADS> struct AtOnce : Gathered<T, T, SIDE, THREADS> {
+    using Gathered<T, T, SIDE, THREADS>::Gathered;
 
-    INLINE Either(const Matrix<T>& x, u32 first, bool across, bool direct)
-        : direct(direct), layout(across), copied(x, first, across), gathered(x, first, across) {}
-
-    INLINE void begin(Chunk* stage, u32 k, u32 end) {
-        if (direct) {
-            copied.begin(stage, k, end);
-        } else {
-            gathered.begin(stage, k, end);
-            gathered.finish(stage);
+    INLINE void begin(u32 stage, u32 k, u32 end) {
+#pragma unroll 1
+        for (u32 t = 0; t < SIDE * CHUNKS / THREADS; t++) {
+            T chunk[PER_CHUNK<T>];
+            this->load(t, k, end, chunk);
+            this->store(stage, t, chunk);
         }
     }
 
-    INLINE void finish(Chunk*) {}
+    INLINE void finish(u32) {}
 };
 
 // ---- The product.
 
 // sums += the 64 bytes along k of a stage: two fragments.
 template <typename T, typename S>
-INLINE void multiply_stage(Sums<S>& sums, const Chunk* a, const Layout<S::ROWS>& a_layout, const Chunk* b,
+INLINE void multiply_stage(Sums<S>& sums, u32 a, const Layout<S::ROWS>& a_layout, u32 b,
                            const Layout<S::COLUMNS>& b_layout) {
 #pragma unroll
-    for (u32 chunk = 0; chunk < CHUNKS; chunk += 2) {
+    for (u32 half = 0; half < 2; half++) {
         u32 left[S::I][4];
 #pragma unroll
         for (u32 i = 0; i < S::I; i++) {
             u32 part[4];
-            a_layout.load(part, a, S::warp_row() + 16 * i, chunk);
+            a_layout.load(part, a, i, half);
             left[i][0] = part[0], left[i][1] = part[2], left[i][2] = part[1], left[i][3] = part[3];
         }
 #pragma unroll
         for (u32 j = 0; j < S::J; j += 2) {
             u32 part[4];
-            b_layout.load(part, b, S::warp_column() + 8 * j, chunk);
+            b_layout.load(part, b, j / 2, half);
             u32 right[2][2] = {{part[0], part[1]}, {part[2], part[3]}};
 #pragma unroll
             for (u32 i = 0; i < S::I; i++) {
 #pragma unroll
-                for (u32 half = 0; half < 2; half++) mma::multiply(sums[i][j + half], left[i], right[half], T());
+                for (u32 d = 0; d < 2; d++) mma::multiply(sums[i][j + d], left[i], right[d], T());
             }
         }
     }
@@ -238,36 +262,41 @@ INLINE void multiply_stage(Sums<S>& sums, const Chunk* a, const Layout<S::ROWS>&
 // sums += a b for steps k .. end, a stage after the other, in a ring of S::STAGES. All of shared memory is free behind it.
 template <typename T, typename S, typename A, typename B>
 INLINE void multiply(Sums<S>& sums, A& a, B& b, u32 k, u32 end) {
-    constexpr u32 OF_A = S::ROWS * CHUNKS, SIZE = OF_A + S::COLUMNS * CHUNKS;
+    constexpr u32 OF_A = S::ROWS * CHUNKS * sizeof(Chunk), SIZE = OF_A + S::COLUMNS * CHUNKS * sizeof(Chunk);
+    constexpr u32 RING = S::STAGES * SIZE;
     u32 stages = k < end ? (end - k + DEPTH<T> - 1) / DEPTH<T> : 0;
-    auto place = [](u32 s) { return shared + s % S::STAGES * SIZE; };
-    auto begin = [&](u32 s) {
-        if (s < stages) {
-            a.begin(place(s), k + s * DEPTH<T>, end);
-            b.begin(place(s) + OF_A, k + s * DEPTH<T>, end);
+    // The next stage to load, and where it goes.
+    u32 next = 0, to = 0;
+    auto begin = [&] {
+        if (next < stages) {
+            a.begin(to, k + next * DEPTH<T>, end);
+            b.begin(to + OF_A, k + next * DEPTH<T>, end);
         }
         // Perhaps an empty group: so each stage is one.
         mma::commit();
     };
-    auto finish = [&](u32 s) {
-        if (s < stages) {
-            a.finish(place(s));
-            b.finish(place(s) + OF_A);
+    auto finish = [&] {
+        if (next < stages) {
+            a.finish(to);
+            b.finish(to + OF_A);
         }
+        next++, to = to + SIZE == RING ? 0 : to + SIZE;
     };
 #pragma unroll 1
-    for (u32 s = 0; s < S::STAGES - 1; s++) {
-        begin(s);
-        finish(s);
+    while (next < S::STAGES - 1) {
+        begin();
+        finish();
     }
+    u32 at = 0;
 #pragma unroll 1
     for (u32 s = 0; s < stages; s++) {
         // Stage s is there, and stage s - 1 has been read by all: its place takes the next.
         mma::wait<S::STAGES - 2>();
         __syncthreads();
-        begin(s + S::STAGES - 1);
-        multiply_stage<T, S>(sums, place(s), a.layout, place(s) + OF_A, b.layout);
-        finish(s + S::STAGES - 1);
+        begin();
+        multiply_stage<T, S>(sums, at, a.layout, at + OF_A, b.layout);
+        finish();
+        at = at + SIZE == RING ? 0 : at + SIZE;
     }
     mma::wait<0>();
     __syncthreads();
@@ -381,14 +410,14 @@ INLINE void store(Sums<S>& sums, const Epilogue& e, const Out<C>& out, const Pla
     // Eight words of padding: the eight rows of a part then lie in different banks.
     constexpr u32 PITCH = S::WARP_COLUMNS + 8, FOURS = S::WARP_COLUMNS / 4;
     f32* strip = reinterpret_cast<f32*>(shared) + threadIdx.x / WARP * 16 * PITCH;
-    f32* own = strip + lane_index() / 4 * PITCH + lane_index() % 4 * 2;
+    auto pairs = reinterpret_cast<Vec<f32, 2>*>(strip) + lane_index() / 4 * (PITCH / 2) + lane_index() % 4;
 #pragma unroll
     for (u32 i = 0; i < S::I; i++) {
         __syncwarp();
 #pragma unroll
         for (u32 j = 0; j < S::J; j++) {
-            *reinterpret_cast<Vec<f32, 2>*>(own + 8 * j) = {sums[i][j][0], sums[i][j][1]};
-            *reinterpret_cast<Vec<f32, 2>*>(own + 8 * PITCH + 8 * j) = {sums[i][j][2], sums[i][j][3]};
+            pairs[4 * j] = {sums[i][j][0], sums[i][j][1]};
+            pairs[4 * PITCH + 4 * j] = {sums[i][j][2], sums[i][j][3]};
         }
         __syncwarp();
 #pragma unroll 1

@@ -41,30 +41,57 @@ template <typename T> INLINE bool direct(const Matrix<T>& x) {
     return near == 1 && far % 8 == 0 && aligned<8>(x.start);
 }
 
-// How an operand of elements X comes to a tile of T.
-template <typename S, typename T, typename X, u32 SIDE> struct Source : gemm::Gathered<X, T, SIDE, S::THREADS> {
-    INLINE Source(const Matrix<X>& x, u32 first) : gemm::Gathered<X, T, SIDE, S::THREADS>(x, first, across(x)) {}
-};
-template <typename T, u32 SIDE> struct Source<gemm::Small, T, T, SIDE> : gemm::Either<T, SIDE, gemm::Small::THREADS> {
-    INLINE Source(const Matrix<T>& x, u32 first)
-        : gemm::Either<T, SIDE, gemm::Small::THREADS>(x, first, across(x), direct(x)) {}
-};
-template <typename T, u32 SIDE> struct Source<gemm::Large, T, T, SIDE> : gemm::Direct<T, SIDE, gemm::Large::THREADS> {
-    INLINE Source(const Matrix<T>& x, u32 first) : gemm::Direct<T, SIDE, gemm::Large::THREADS>(x, first, across(x)) {}
-};
-template <typename T, u32 SIDE> struct Source<gemm::Wide, T, T, SIDE> : gemm::Direct<T, SIDE, gemm::Wide::THREADS> {
-    INLINE Source(const Matrix<T>& x, u32 first) : gemm::Direct<T, SIDE, gemm::Wide::THREADS>(x, first, across(x)) {}
+// The steps along k of a block: its split's.
+struct Steps {
+    u32 first, end;
 };
 
-template <typename S, typename T, typename A, typename B>
-INLINE void by_cores(const Matrix<A>& a, const Matrix<B>& b, const gemm::Out<A>& out, const Epilogue& epilogue,
-                     const gemm::Place& place, u32 k, u32 depth) {
-    Source<S, T, A, S::ROWS> left(a, place.row);
-    Source<S, T, B, S::COLUMNS> right(b, place.column);
-    gemm::Sums<S> sums = {};
-    u32 first = (u32)place.split * depth;
-    gemm::multiply<T, S>(sums, left, right, first, min(k, first + depth));
-    gemm::store<S>(sums, epilogue, out, place, a.size, b.size);
+// sums += a b for the tile and steps of a block, by sources of A and B.
+template <typename S, typename T, typename A, typename B, typename X, typename Y>
+INLINE void add_by(gemm::Sums<S>& sums, const Matrix<X>& a, const Matrix<Y>& b, const gemm::Place& place, Steps steps) {
+    A left(a, place.row, across(a), S::warp_row());
+    B right(b, place.column, across(b), S::warp_column());
+    gemm::multiply<T, S>(sums, left, right, steps.first, steps.end);
+}
+
+template <typename S, typename T> using LeftCopies = gemm::Direct<T, S::ROWS, S::THREADS>;
+template <typename S, typename T> using RightCopies = gemm::Direct<T, S::COLUMNS, S::THREADS>;
+template <typename S, typename T> using LeftAtOnce = gemm::AtOnce<T, S::ROWS, S::THREADS>;
+template <typename S, typename T> using RightAtOnce = gemm::AtOnce<T, S::COLUMNS, S::THREADS>;
+template <typename S, typename X, typename T> using LeftRounded = gemm::Gathered<X, T, S::ROWS, S::THREADS>;
+template <typename S, typename X, typename T> using RightRounded = gemm::Gathered<X, T, S::COLUMNS, S::THREADS>;
+
+// Operands that can be copied.
+template <typename S, typename T, typename X, typename Y>
+INLINE void add_copied(gemm::Sums<S>& sums, const X& a, const Y& b, const gemm::Place& place, Steps steps) {
+    add_by<S, T, LeftCopies<S, T>, RightCopies<S, T>>(sums, a, b, place, steps);
+}
+
+// Operands of any layout.
+template <typename S, typename T, typename X, typename Y>
+INLINE void add_any(gemm::Sums<S>& sums, const X& a, const Y& b, const gemm::Place& place, Steps steps) {
+    if (direct(a) && direct(b)) {
+        add_copied<S, T>(sums, a, b, place, steps);
+    } else {
+        add_by<S, T, LeftAtOnce<S, T>, RightAtOnce<S, T>>(sums, a, b, place, steps);
+    }
+}
+
+// b is rounded to T on its way.
+template <typename S, typename T, typename X, typename Y>
+INLINE void add_rounding_b(gemm::Sums<S>& sums, const X& a, const Matrix<Y>& b, const gemm::Place& place, Steps steps) {
+    if (direct(a)) {
+        add_by<S, T, LeftCopies<S, T>, RightRounded<S, Y, T>>(sums, a, b, place, steps);
+    } else {
+        add_by<S, T, LeftAtOnce<S, T>, RightRounded<S, Y, T>>(sums, a, b, place, steps);
+    }
+}
+
+// Both are.
+template <typename S, typename T, typename X, typename Y>
+INLINE void add_rounding(gemm::Sums<S>& sums, const Matrix<X>& a, const Matrix<Y>& b, const gemm::Place& place,
+                         Steps steps) {
+    add_by<S, T, LeftRounded<S, X, T>, RightRounded<S, Y, T>>(sums, a, b, place, steps);
 }
 
 // ---- f32: tiles of 64 x 64 by 256 threads of 4 x 4 elements each, 16 apart.
@@ -246,7 +273,7 @@ FLOATS(SUM)
     Matrix<B> right = {b + b_batch.offset(BATCH), b_n, b_k, n};                                                       \
     Epilogue epilogue = {accumulate, alpha, bias, u, v, v_n, v_r, rank, scale};
 
-#define CORES(NAME, SHAPE, REGISTERS, T, A_, B_)                                                                      \
+#define CORES(NAME, ADD, SHAPE, REGISTERS, T, A_, B_)                                                                 \
     KERNEL(SHAPE::THREADS, REGISTERS)                                                                                 \
     NAME(const A_* __restrict__ a, u64 a_m, u64 a_k, VIEW a_batch, const B_* __restrict__ b, u64 b_k, u64 b_n,        \
         VIEW b_batch, A_* __restrict__ out, u64 out_m, u32 wide, u32 accumulate, f32 alpha,                           \
@@ -258,7 +285,10 @@ FLOATS(SUM)
         OPERANDS(place.batch)                                                                                         \
         u64 first = (place.split * batches + place.batch) * m * out_m;                                                \
         A* to = wide ? reinterpret_cast<A*>(reinterpret_cast<f32*>(out) + first) : out + first;                       \
-        by_cores<SHAPE, T>(left, right, gemm::Out<A>{to, out_m, wide != 0}, epilogue, place, k, depth);               \
+        Steps steps = {(u32)place.split * depth, min(k, (u32)place.split * depth + depth)};                           \
+        gemm::Sums<SHAPE> sums = {};                                                                                  \
+        ADD<SHAPE, T>(sums, left, right, place, steps);                                                               \
+        gemm::store<SHAPE>(sums, epilogue, gemm::Out<A>{to, out_m, wide != 0}, place, m, n);                          \
     }
 
 #define PLAIN(A_, B_, C_)                                                                                             \
@@ -290,14 +320,14 @@ FLOATS(SUM)
     }
 
 // REGISTERS such that three blocks of 64x64, two of 128x128 and one of 128x256 fit a multiprocessor.
-CORES(matmul_64x64_bf16_bf16, gemm::Small, 168, bf16, bf16, bf16)
-CORES(matmul_64x64_bf16_f32, gemm::Small, 168, bf16, bf16, f32)
-CORES(matmul_64x64_f16_f16, gemm::Small, 168, f16, f16, f16)
-CORES(matmul_64x64_f32_f32, gemm::Small, 168, mma::tf32, f32, f32)
-CORES(matmul_128x128_bf16_bf16, gemm::Large, 255, bf16, bf16, bf16)
-CORES(matmul_128x128_f16_f16, gemm::Large, 255, f16, f16, f16)
-CORES(matmul_128x256_bf16_bf16, gemm::Wide, 255, bf16, bf16, bf16)
-CORES(matmul_128x256_f16_f16, gemm::Wide, 255, f16, f16, f16)
+CORES(matmul_64x64_bf16_bf16, add_any, gemm::Small, 168, bf16, bf16, bf16)
+CORES(matmul_64x64_f16_f16, add_any, gemm::Small, 168, f16, f16, f16)
+CORES(matmul_64x64_bf16_f32, add_rounding_b, gemm::Small, 168, bf16, bf16, f32)
+CORES(matmul_64x64_f32_f32, add_rounding, gemm::Small, 168, mma::tf32, f32, f32)
+CORES(matmul_128x128_bf16_bf16, add_copied, gemm::Large, 255, bf16, bf16, bf16)
+CORES(matmul_128x128_f16_f16, add_copied, gemm::Large, 255, f16, f16, f16)
+CORES(matmul_128x256_bf16_bf16, add_copied, gemm::Wide, 255, bf16, bf16, bf16)
+CORES(matmul_128x256_f16_f16, add_copied, gemm::Wide, 255, f16, f16, f16)
 
 ROWS(bf16, bf16, bf16)
 ROWS(bf16, bf16, f32)

@@ -40,24 +40,25 @@ INLINE void load_matrices(u32 (&out)[4], const void* row) {
                  : "memory");
 }
 
-// The same; if `transposed` (for all threads alike) each matrix is turned: elements 2t and 2t + 1 are those of rows 2t and
-// 2t + 1 in column g. A run-time choice: one kernel takes operands that lie either way, for one idle slot a load.
-INLINE void load_matrices(u32 (&out)[4], const void* row, bool transposed) {
+// The same of a shared address; if `transposed` (for all threads alike) each matrix is turned: elements 2t and 2t + 1 are
+// those of rows 2t and 2t + 1 in column g. A run-time choice: one kernel takes operands that lie either way, for one idle slot a load.
+INLINE void load_matrices(u32 (&out)[4], u32 row, bool transposed) {
     asm volatile("{ .reg .pred turned; setp.ne.u32 turned, %5, 0;"
                  "@!turned ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
                  "@turned ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4]; }"
                  : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
-                 : "r"(shared_address(row)), "r"((u32)transposed)
+                 : "r"(row), "r"((u32)transposed)
                  : "memory");
 }
 
 // 16 bytes from global to shared memory, both aligned, without a register between; `bytes` (0 ..= 16) are read, the
 // rest is zero. They are there after commit, a wait for their group, and a barrier.
-INLINE void copy_async(void* to, const void* from, u32 bytes) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)),
-                 "l"(__cvta_generic_to_global(from)), "r"(bytes)
+INLINE void copy_async(u32 to, const void* from, u32 bytes) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(__cvta_generic_to_global(from)),
+                 "r"(bytes)
                  : "memory");
 }
+INLINE void copy_async(void* to, const void* from, u32 bytes) { copy_async(shared_address(to), from, bytes); }
 
 // Closes a group of copies.
 INLINE void commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }

@@ -58,6 +58,7 @@ pub const MODULES: &[Module] = modules![
     "layer_norm",
     "linear_cross_entropy",
     "matmul",
+    "matmul_4bit",
     "nf4",
     "random",
     "reduce",

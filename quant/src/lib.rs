@@ -5,6 +5,7 @@
 pub mod bnb;
 mod decode;
 mod four_bit;
+mod fused;
 mod gguf;
 pub mod kernels;
 mod linear;

@@ -3,6 +3,7 @@
 use crate::{FourBit, GgufMatrix, strips};
 use kinglet_tensor::cpu::gemm::{Accumulate, Dense, Options, Panels, gemm};
 use kinglet_tensor::cpu::{Cpu, Simd};
+use kinglet_tensor::kernels::{Epilogue, LowRank};
 use kinglet_tensor::{DType, Device, Error, Result, Tensor, TensorMut, kernel};
 use std::sync::Arc;
 
@@ -111,6 +112,20 @@ impl Weight {
         accumulate: Accumulate,
         alpha: f32,
     ) -> Result<()> {
+        self.product_into(x, direction, out, Epilogue { alpha, accumulate, ..Epilogue::default() })
+    }
+
+    /// As [`Weight::matmul`], into `out` by way of an epilogue: a factor, an adapter's term, a bias, adding to `out`.
+    ///
+    /// # Errors
+    /// When shapes or devices do not fit.
+    pub fn product_into(
+        &self,
+        x: &Tensor,
+        direction: Direction,
+        out: TensorMut<'_>,
+        epilogue: Epilogue<'_>,
+    ) -> Result<()> {
         let (out_features, in_features) = self.dims()?;
         let (from, to) = match direction {
             Direction::Forward => (in_features, out_features),
@@ -128,6 +143,11 @@ impl Weight {
             return Err(Error::device("linear", format!("x on {:?}, weight on {:?}", x.device(), self.device())));
         }
         let (x, weight) = (&x.forwards()?, &self.forwards()?);
+        let Epilogue { alpha, accumulate, low_rank, bias } = epilogue;
+        let bias = bias.map(Tensor::contiguous).transpose()?;
+        let narrow = low_rank.map(|l| Ok::<_, Error>((l.u.forwards()?, l.v.forwards()?))).transpose()?;
+        let low_rank = low_rank.zip(narrow.as_ref()).map(|(LowRank { scale, .. }, (u, v))| LowRank { u, v, scale });
+        Epilogue { low_rank, bias: bias.as_ref(), ..epilogue }.check(1, rows, to)?;
         // Beside bf16 activations every weight becomes bf16, but for f16, which widens as they do.
         let is_f16 = match weight {
             Weight::Dense(w) => w.dtype() == DType::F16,
@@ -135,7 +155,8 @@ impl Weight {
             _ => false,
         };
         let options = Options { alpha, accumulate, round_bf16: x.dtype() == DType::BF16 && !is_f16 };
-        x.device().run(&LINEAR, LinearArgs { x, weight, direction, out, options })
+        let bias = bias.as_ref();
+        x.device().run(&LINEAR, LinearArgs { x, weight, direction, out, options, low_rank, bias })
     }
 }
 
@@ -149,7 +170,7 @@ impl Weight {
     }
 }
 
-/// Arguments of [`LINEAR`]: out = x Wᵀ or x W, or out += that.
+/// Arguments of [`LINEAR`]: out = x Wᵀ or x W, or out += that; then the low-rank term and the bias.
 pub struct LinearArgs<'a> {
     /// [t, in] forward, [t, out] backward; any float dtype; any layout without negative strides.
     pub x: &'a Tensor,
@@ -161,11 +182,17 @@ pub struct LinearArgs<'a> {
     pub out: TensorMut<'a>,
     /// Factor of the product, rounding, overwrite or add.
     pub options: Options,
+    /// An adapter's term, which is added: u [t, r] and v [columns of `out`, r], float, without negative strides.
+    pub low_rank: Option<LowRank<'a>>,
+    /// `[columns of out]`, float, contiguous; added last.
+    pub bias: Option<&'a Tensor>,
 }
 kernel!(pub LINEAR = "linear", LinearArgs, linear_cpu, strips::linear_cuda);
 
-fn linear_cpu(cpu: &Cpu, mut args: LinearArgs<'_>) -> Result<()> {
-    let columns = args.out.shape()[1];
-    let panels = args.weight.panels(cpu.simd(), args.direction)?;
-    gemm(cpu, &args.x.as_mat("linear")?, &*panels, args.out.as_out("linear")?, columns, args.options)
+fn linear_cpu(cpu: &Cpu, args: LinearArgs<'_>) -> Result<()> {
+    let LinearArgs { x, weight, direction, mut out, options, low_rank, bias } = args;
+    let columns = out.shape()[1];
+    let panels = weight.panels(cpu.simd(), direction)?;
+    gemm(cpu, &x.as_mat("linear")?, &*panels, out.as_out("linear")?, columns, options)?;
+    Epilogue { low_rank, bias, ..Epilogue::default() }.add_on_cpu(cpu, out, columns)
 }

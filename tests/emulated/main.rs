@@ -8,6 +8,7 @@ mod attention;
 mod errors;
 mod four_bit;
 mod fused;
+mod gemm;
 mod gguf;
 mod matvec;
 mod models;

@@ -9,8 +9,10 @@ use std::ops::Range;
 
 mod cuda;
 mod plan;
+mod tiles;
 
 pub use plan::{Machine, Plan, Sizes, Tile};
+pub use tiles::{Target, Tiles, comes_in_chunks};
 
 /// Arguments of [`MATMUL`]: out = a b, and what the epilogue makes of it.
 pub struct MatmulArgs<'a> {
@@ -72,7 +74,10 @@ pub struct LowRank<'a> {
 
 impl Epilogue<'_> {
     /// Whether it fits a product of one matrix [m, n], or a batch of them.
-    fn check(&self, batches: usize, m: usize, n: usize) -> Result<()> {
+    ///
+    /// # Errors
+    /// When it does not.
+    pub fn check(&self, batches: usize, m: usize, n: usize) -> Result<()> {
         let fits = |x: &Tensor, shape: &[usize]| x.dtype().is_float() && x.shape() == shape;
         let low_rank = self.low_rank.is_none_or(|LowRank { u, v, .. }| match u.shape() {
             [_, r] => fits(u, &[m, *r]) && fits(v, &[n, *r]),

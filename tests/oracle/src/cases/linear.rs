@@ -108,6 +108,9 @@ fn quantised() -> Vec<(Form, Sizes)> {
         (Form::FourBit(Format::Nf4, 128, true), Sizes::new(11, 320, 9)),
         (Form::FourBit(Format::Fp4, 64, true), Sizes::new(13, 47, 20)),
         (Form::FourBit(Format::Fp4, 32, false), Sizes::new(3, 64, 7)),
+        // Across tiles of a GPU, in whole words of codes.
+        (Form::FourBit(Format::Nf4, 64, true), Sizes::new(65, 128, 72)),
+        (Form::FourBit(Format::Fp4, 64, false), Sizes::new(20, 72, 130)),
     ];
     all.extend(ggml::Format::ALL.map(|format| (Form::Gguf(format), Sizes::new(11, 256, 3))));
     all.push((Form::Gguf(ggml::Format::Q4_K), Sizes::new(2, 512, 5)));
@@ -251,7 +254,12 @@ impl Case for LoraLinear {
         let nf4 = Form::FourBit(Format::Nf4, 64, true);
         let forms = [Form::Dense(None), nf4, Form::Dense(Some(DType::BF16)), Form::Dense(None), nf4];
         let adapters = Adapter::all().into_iter().cycle();
-        let each = forms.into_iter().zip(SIZES).zip(adapters);
+        let tiles = [
+            (Form::Dense(None), Sizes::new(66, 40, 72)),
+            (nf4, Sizes::new(65, 128, 72)),
+            (nf4, Sizes::new(20, 72, 66)),
+        ];
+        let each = forms.into_iter().zip(SIZES).chain(tiles).zip(adapters);
         each.map(|((form, sizes), adapter)| LoraLinear { form, sizes, adapter, bias: sizes.rows > 1 }).collect()
     }
 

@@ -28,7 +28,13 @@ impl Case for MatMul {
             same(&[3, 4, 5], &[5, 6]),
             same(&[2, 1, 9, 5], &[3, 5, 4]),
             same(&[3, 5], &[2, 5, 4]),
+            // Across tiles of a GPU, aligned to 16 bytes and not, and k in parts.
+            same(&[64, 64], &[64, 128]),
+            same(&[63, 129], &[129, 65]),
+            same(&[130, 40], &[40, 72]),
+            same(&[10, 1024], &[1024, 16]),
             MatMul { a: &[2, 11, 17], b: &[17, 9], b_f32: true },
+            MatMul { a: &[130, 40], b: &[40, 72], b_f32: true },
         ]
     }
 

@@ -1,0 +1,249 @@
+//! Products on tensor cores, tile by tile: the model takes large tiles for large products only, so here each is asked for.
+
+use kinglet::quant::nf4::Format;
+use kinglet::quant::{Direction, FourBit, Weight};
+use kinglet::tensor::cpu::gemm::Accumulate;
+use kinglet::tensor::kernels::{Epilogue, LowRank, MATMUL, MatmulArgs, Plan, Tile};
+use kinglet::tensor::ops;
+use kinglet::tensor::philox::Key;
+use kinglet::{DType, Device, Tensor};
+use kinglet_oracle::{device, emulated};
+use std::sync::Arc;
+
+/// Normal values of mean 0, in a matrix whose rows are `pitch` long, of which the first `shape[1]` elements are taken; turned if
+/// asked for.
+fn matrix(shape: [usize; 2], turned: bool, pitch: usize, dtype: DType, seed: u64, device: &Device) -> Tensor {
+    let [rows, columns] = if turned { [shape[1], shape[0]] } else { shape };
+    let pitch = pitch.max(columns);
+    let values: Vec<f32> =
+        (0..rows * pitch).map(|i| Key::derive(&[seed]).words(i as u64)[0] as f32 * 2f32.powi(-31) - 1.0).collect();
+    let whole = Tensor::from_vec(values, &[rows, pitch], device).unwrap().to_dtype(dtype).unwrap();
+    let part = whole.narrow(1, 0, columns).unwrap();
+    if turned { part.transpose(0, 1).unwrap() } else { part }
+}
+
+fn values(t: &Tensor) -> Vec<f32> {
+    t.to_dtype(DType::F32).unwrap().to_vec::<f32>().unwrap()
+}
+
+/// A product with everything that can be behind it.
+#[derive(Clone, Copy, Debug)]
+struct Case {
+    size: [usize; 3],
+    /// Whether a, and b, lie column by column.
+    turned: [bool; 2],
+    dtype: DType,
+    out: DType,
+    rank: usize,
+    accumulate: Accumulate,
+}
+
+impl Case {
+    fn plain(size: [usize; 3], turned: [bool; 2], dtype: DType) -> Self {
+        Case { size, turned, dtype, out: dtype, rank: 0, accumulate: Accumulate::Store }
+    }
+
+    /// The result by `plan`, with columns of `out` on both sides of it that must stay as they are.
+    fn run(&self, device: &Device, plan: Option<Plan>, tf32: bool) -> Vec<f32> {
+        let Case { size: [m, n, k], turned, dtype, out, rank, accumulate } = *self;
+        // Rows of a multiple of 8 elements: each 16 bytes are aligned.
+        let pitch = |x: usize| x.next_multiple_of(8);
+        let a = matrix([m, k], turned[0], pitch(if turned[0] { m } else { k }), dtype, 1, device);
+        let b = matrix([k, n], turned[1], pitch(if turned[1] { k } else { n }), dtype, 2, device);
+        let [u, v] =
+            [(m, 3), (n, 4)].map(|(rows, seed)| matrix([rows, rank], rank % 2 == 1, 0, DType::F32, seed, device));
+        let bias = matrix([1, n], false, 0, DType::F32, 5, device).reshape(&[n]).unwrap();
+        let epilogue = Epilogue {
+            alpha: 0.5,
+            accumulate,
+            low_rank: (rank > 0).then_some(LowRank { u: &u, v: &v, scale: -2.0 }),
+            bias: (rank > 0).then_some(&bias),
+        };
+        let mut result = matrix([m, n + 5], false, 0, out, 6, device);
+        let before = values(&result);
+        let args = MatmulArgs { column: 3, epilogue, tf32, plan, ..MatmulArgs::new(&a, &b, result.as_mut().unwrap()) };
+        device.run(&MATMUL, args).unwrap();
+        let after = values(&result);
+        for (i, (before, after)) in before.iter().zip(&after).enumerate() {
+            let column = i % (n + 5);
+            assert!((3..n + 3).contains(&column) || before == after, "{self:?} {plan:?} wrote to column {column}");
+        }
+        after
+    }
+
+    /// Close to the CPU's result, for sums of k products of about 1 and roundings of about `epsilon`.
+    fn compare(&self, got: &[f32], want: &[f32], epsilon: f32, what: &str) {
+        let allowed = epsilon * (4.0 + (self.size[2] as f32).sqrt());
+        for (i, (got, want)) in got.iter().zip(want).enumerate() {
+            assert!(
+                (got - want).abs() <= allowed + 2.0 * epsilon * want.abs(),
+                "{self:?} {what}: {got}, not {want}, at {i}"
+            );
+        }
+    }
+}
+
+fn plan(tile: Tile, splits: usize) -> Option<Plan> {
+    Some(Plan { tile, splits })
+}
+
+/// All tiles give the same bits, in all layouts, and they are near the CPU's.
+#[test]
+fn tiles() {
+    let (cpu, gpu) = (device(2), emulated(80, 3));
+    for (i, size) in [[130, 70, 67], [65, 257, 96], [129, 300, 33], [16, 8, 200]].into_iter().enumerate() {
+        for turned in [[false, false], [false, true], [true, false], [true, true]] {
+            let dtype = if i % 2 == 0 { DType::BF16 } else { DType::F16 };
+            let case = Case::plain(size, turned, dtype);
+            let small = case.run(&gpu, plan(Tile::Small, 1), false);
+            case.compare(&small, &case.run(&cpu, None, false), dtype.epsilon().unwrap() as f32, "small");
+            for tile in [Tile::Large, Tile::Wide] {
+                assert!(case.run(&gpu, plan(tile, 1), false) == small, "{case:?} {tile:?}");
+            }
+        }
+    }
+}
+
+/// Factor, low-rank term, bias, and adding to `out`, by every tile and in parts of k.
+#[test]
+fn epilogues() {
+    let (cpu, gpu) = (device(2), emulated(90, 4));
+    for (dtype, out) in [(DType::BF16, DType::BF16), (DType::BF16, DType::F32), (DType::F16, DType::F16)] {
+        for (rank, accumulate) in [(1, Accumulate::Store), (16, Accumulate::Add), (35, Accumulate::Add)] {
+            let case = Case { size: [70, 133, 160], turned: [false, true], dtype, out, rank, accumulate };
+            let want = case.run(&cpu, None, false);
+            let small = case.run(&gpu, plan(Tile::Small, 1), false);
+            // What the CPU rounds after each part.
+            case.compare(&small, &want, dtype.epsilon().unwrap() as f32, "small");
+            for tile in [Tile::Large, Tile::Wide] {
+                assert!(case.run(&gpu, plan(tile, 1), false) == small, "{case:?} {tile:?}");
+            }
+            let parts = case.run(&gpu, plan(Tile::Small, 3), false);
+            case.compare(&parts, &want, dtype.epsilon().unwrap() as f32, "three parts");
+            assert!(parts == case.run(&emulated(80, 9), plan(Tile::Large, 3), false), "{case:?}, again");
+        }
+    }
+}
+
+/// f32 operands, rounded to 10 bits only when that is asked for.
+#[test]
+fn tf32() {
+    let (cpu, gpu) = (device(2), emulated(80, 5));
+    for turned in [[false, false], [false, true], [true, false], [true, true]] {
+        let case = Case { rank: 3, accumulate: Accumulate::Add, ..Case::plain([70, 67, 45], turned, DType::F32) };
+        let (want, rounded) = (case.run(&cpu, None, false), case.run(&gpu, None, true));
+        assert!(case.run(&gpu, None, false) == want, "{case:?}");
+        assert!(rounded != want, "{case:?}: nothing is rounded");
+        case.compare(&rounded, &want, 2f32.powi(-11), "tf32");
+    }
+}
+
+/// A plan that the operands do not allow is refused, and nothing is written.
+#[test]
+fn plans_that_do_not_fit() {
+    let gpu = emulated(80, 0);
+    let a = matrix([20, 33], false, 33, DType::BF16, 1, &gpu);
+    let b = matrix([33, 20], false, 20, DType::BF16, 2, &gpu);
+    for plan in [plan(Tile::Large, 1), plan(Tile::Small, 0)] {
+        let mut out = gpu.alloc(&[20, 20], DType::F32).unwrap();
+        let error = gpu.run(&MATMUL, MatmulArgs { plan, ..MatmulArgs::new(&a, &b, out.view()) }).unwrap_err();
+        assert!(error.to_string().contains("matmul"), "{error}");
+    }
+    assert!(ops::matmul(&a, &b).is_ok());
+}
+
+/// What the virtual GPU counts.
+struct Count {
+    conflicts: u64,
+    sectors: f64,
+    instructions: f64,
+    kiloflops: f64,
+}
+
+/// A product [256, k] x [k, 256] by `tile`.
+fn count(tile: Tile, turned: [bool; 2], k: usize, rank: usize, gpu: &Device) -> Count {
+    let a = matrix([256, k], turned[0], 256, DType::BF16, 1, gpu);
+    let b = matrix([k, 256], turned[1], 256, DType::BF16, 2, gpu);
+    let u = matrix([256, rank], false, 0, DType::F32, 3, gpu);
+    let mut out = gpu.alloc(&[256, 256], DType::BF16).unwrap();
+    let low_rank = (rank > 0).then_some(LowRank { u: &u, v: &u, scale: 1.0 });
+    let epilogue = Epilogue { low_rank, ..Epilogue::default() };
+    let _ = gpu.as_cuda().unwrap().take_counters();
+    let args = MatmulArgs { epilogue, plan: plan(tile, 1), ..MatmulArgs::new(&a, &b, out.view()) };
+    gpu.run(&MATMUL, args).unwrap();
+    let counters = gpu.as_cuda().unwrap().take_counters().unwrap();
+    Count {
+        conflicts: counters.bank_conflicts,
+        sectors: counters.sectors_per_request(),
+        instructions: counters.warp_instructions as f64,
+        kiloflops: (counters.tensor_flops + counters.scalar_flops) as f64 / 1e3,
+    }
+}
+
+/// Nothing waits for a bank of shared memory, whichever way operands lie.
+#[test]
+fn no_bank_conflicts() {
+    let gpu = emulated(80, 0);
+    for tile in Tile::ALL {
+        for turned in [[false, false], [false, true], [true, false], [true, true]] {
+            for rank in [0, 16] {
+                assert_eq!(count(tile, turned, 64, rank, &gpu).conflicts, 0, "{tile:?} {turned:?} rank {rank}");
+            }
+        }
+    }
+}
+
+/// A product with 4-bit blocks as they lie is the product with the decoded matrix, bit for bit, and waits for no bank.
+#[test]
+fn blocks_as_they_lie() {
+    let gpu = emulated(80, 6);
+    for (rows, width, m) in [(136, 72, 70), (24, 160, 9), (65, 64, 129)] {
+        for (format, blocksize, double) in [(Format::Nf4, 64, true), (Format::Fp4, 32, false)] {
+            for direction in [Direction::Forward, Direction::Backward] {
+                for dtype in [DType::BF16, DType::F16] {
+                    let what =
+                        format!("[{rows}, {width}] {format:?} {blocksize} {double} {direction:?} {dtype} of {m} rows");
+                    let (from, to) = if direction == Direction::Forward { (width, rows) } else { (rows, width) };
+                    let dense = matrix([rows, width], false, 0, DType::F32, 1, &gpu);
+                    let blocks = FourBit::quantize(&dense, format, blocksize, double).unwrap();
+                    let decoded = Weight::Dense(blocks.dequantize(dtype).unwrap());
+                    let x = matrix([m, from], false, from.next_multiple_of(8), dtype, 2, &gpu);
+                    let (u, v) =
+                        (matrix([m, 5], false, 0, DType::F32, 3, &gpu), matrix([to, 5], true, 0, DType::F32, 4, &gpu));
+                    let bias = matrix([1, to], false, 0, dtype, 5, &gpu).reshape(&[to]).unwrap();
+                    let low_rank = Some(LowRank { u: &u, v: &v, scale: 0.5 });
+                    let epilogue = Epilogue { alpha: 2.0, accumulate: Accumulate::Add, low_rank, bias: Some(&bias) };
+                    let [got, want] = [Weight::FourBit(Arc::new(blocks)), decoded].map(|weight| {
+                        let mut out = matrix([m, to], false, 0, dtype, 6, &gpu);
+                        let _ = gpu.as_cuda().unwrap().take_counters();
+                        weight.product_into(&x, direction, out.as_mut().unwrap(), epilogue).unwrap();
+                        let counters = gpu.as_cuda().unwrap().take_counters().unwrap();
+                        (values(&out), counters.bank_conflicts, counters.tensor_flops)
+                    });
+                    assert!(got.0 == want.0, "{what}");
+                    assert!(got.2 > 0, "{what}: not on tensor cores");
+                    assert_eq!(got.1, 0, "{what}: bank conflicts");
+                }
+            }
+        }
+    }
+}
+
+/// Prints the counters of a product of 256 x 256 x 256, and the instructions that another 256 steps along k take.
+#[test]
+#[ignore = "a table for a look"]
+fn counters() {
+    let gpu = emulated(80, 0);
+    println!("tile   rank  a, b turned     conflicts  sectors/request  instructions/kiloflop  of the loop");
+    for tile in Tile::ALL {
+        for turned in [[false, false], [false, true], [true, false], [true, true]] {
+            for rank in [0, 16] {
+                let [once, more] = [256, 512].map(|k| count(tile, turned, k, rank, &gpu));
+                let Count { conflicts, sectors, instructions, kiloflops } = once;
+                let each = instructions / kiloflops;
+                let steady = (more.instructions - instructions) / (more.kiloflops - kiloflops);
+                println!("{tile:6?} {rank:4} {turned:15?} {conflicts:10} {sectors:16.2} {each:22.3} {steady:12.3}");
+            }
+        }
+    }
+}
