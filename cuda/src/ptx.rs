@@ -62,6 +62,7 @@ pub const MODULES: &[Module] = modules![
     "reduce",
     "rms_norm",
     "rope",
+    "sample",
     "scale",
     "softmax",
     "swiglu",

@@ -11,6 +11,7 @@ mod fused;
 mod gguf;
 mod matvec;
 mod models;
+mod sample;
 #[path = "../support/mod.rs"]
 mod support;
 mod training;
@@ -80,6 +81,7 @@ tests! {
     reduce: "reduce";
     rms_norm: "rms_norm";
     rope: "rope";
+    sample: "sample";
     scale: "scale";
     softmax: "softmax";
     swiglu: "swiglu";
