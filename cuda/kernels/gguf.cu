@@ -2,7 +2,8 @@
 // (quant/src/matvec.rs), bit for bit as on the CPU; gguf.cuh has the formats, matvec.cuh the products.
 //
 //   dequantize_gguf    out[i] = row start + i of the matrix, or row ids[i] if ids is not null, rounded to the type of out
-//   matvec_gguf_F      out = alpha x Wᵀ or out + alpha x Wᵀ for one row x of any type, W in format F
+//   matvec_gguf_F      out = alpha x Wᵀ or out + alpha x Wᵀ for one row x in f32 or bf16, W in format F
+//   matvec_plain_gguf  the same, W of plain numbers
 //   matvec_few_gguf    the same for up to 8 rows in f32, W in any format of blocks
 //
 // The matrix is [vocabulary, width] or W [n, k] at a multiple of 16 bytes, its rows in the order that head_dim tells
@@ -53,7 +54,6 @@ struct Matrix {
     INLINE void start(u32 j) {}
     INLINE void fetch() {}
     INLINE void advance() {}
-    INLINE f32 scale(u32 i) const { return 1.0f; }
 };
 
 // In a format that is known when the kernel is compiled.
@@ -62,7 +62,7 @@ template <typename F> struct MatrixOf : Matrix {
 
     INLINE u32 bytes(u32 elements) const { return elements / F::LEN * F::BYTES; }
     INLINE const u8* row(u32 j) const { return blocks + gguf::stored_row(j, head_dim) * bytes(k); }
-    INLINE void decode(const u8* piece, u32 i, f32, f32 (&w)[gguf::GROUP]) const {
+    INLINE void decode(const u8* piece, u32 i, f32 (&w)[gguf::GROUP]) const {
         F::decode(piece + i / F::LEN * F::BYTES, i % F::LEN, w);
     }
 };
@@ -78,23 +78,42 @@ struct AnyMatrix : Matrix {
         return bytes;
     }
     INLINE const u8* row(u32 j) const { return blocks + gguf::stored_row(j, head_dim) * bytes(k); }
-    INLINE void decode(const u8* piece, u32 i, f32 scale, f32 (&w)[gguf::GROUP]) const {
-        gguf::with_blocks(format, [&](auto f) { MatrixOf<decltype(f)>().decode(piece, i, scale, w); });
+    INLINE void decode(const u8* piece, u32 i, f32 (&w)[gguf::GROUP]) const {
+        gguf::with_blocks(format, [&](auto f) { MatrixOf<decltype(f)>().decode(piece, i, w); });
+    }
+};
+
+// Plain numbers of a type that is known when it runs.
+struct PlainMatrix : Matrix {
+    static constexpr u32 MOST_BYTES = MatrixOf<gguf::F32>::MOST_BYTES;
+    u32 format;
+
+    INLINE u32 bytes(u32 elements) const { return elements * (format == gguf::FORMAT_F32 ? 4 : 2); }
+    INLINE const u8* row(u32 j) const { return blocks + gguf::stored_row(j, head_dim) * bytes(k); }
+    INLINE void decode(const u8* piece, u32 i, f32 (&w)[gguf::GROUP]) const {
+        gguf::with_plain(format, [&](auto f) { MatrixOf<decltype(f)>().decode(piece, i, w); });
     }
 };
 
 #define MATVEC(F)                                                                                                     \
     KERNEL(matvec::BLOCK)                                                                                             \
-    matvec_gguf_##F(const u8* __restrict__ blocks, u32 head_dim, const void* __restrict__ x, u32 x_type,              \
+    matvec_gguf_##F(const u8* __restrict__ blocks, u32 head_dim, const void* __restrict__ x, u32 x_is_bf16,           \
                     u32 round_bf16, void* __restrict__ out, u32 out_type, f32 alpha, u32 accumulate, u32 n, u32 k) {  \
-        matvec::Product product = {x, x_type, round_bf16, out, out_type, alpha, accumulate, 1, n, k};                 \
+        matvec::Product product = {x, x_is_bf16, round_bf16, out, out_type, alpha, accumulate, 1, n, k};              \
         matvec::one_row(MatrixOf<gguf::F>{blocks, head_dim, k}, product);                                             \
     }
-GGUF_FORMATS(MATVEC)
+GGUF_BLOCKS(MATVEC)
+
+KERNEL(matvec::BLOCK)
+matvec_plain_gguf(const u8* __restrict__ blocks, u32 format, u32 head_dim, const void* __restrict__ x, u32 x_is_bf16,
+                  u32 round_bf16, void* __restrict__ out, u32 out_type, f32 alpha, u32 accumulate, u32 n, u32 k) {
+    matvec::Product product = {x, x_is_bf16, round_bf16, out, out_type, alpha, accumulate, 1, n, k};
+    matvec::one_row(PlainMatrix{{blocks, head_dim, k}, format}, product);
+}
 
 KERNEL(matvec::BLOCK, 128)
 matvec_few_gguf(const u8* __restrict__ blocks, u32 format, u32 head_dim, const void* __restrict__ x, u32 round_bf16,
                 void* __restrict__ out, u32 out_type, f32 alpha, u32 accumulate, u32 m, u32 n, u32 k) {
-    matvec::Product product = {x, TYPE_F32, round_bf16, out, out_type, alpha, accumulate, m, n, k};
+    matvec::Product product = {x, false, round_bf16, out, out_type, alpha, accumulate, m, n, k};
     matvec::few_rows(AnyMatrix{{blocks, head_dim, k}, format}, product);
 }

@@ -261,12 +261,13 @@ INLINE u64 stored_row(u64 row, u32 head_dim) {
 
 // The formats of blocks, and all with those of plain numbers, in the order of the Rust enum.
 #define GGUF_BLOCKS(M) M(Q4_0) M(Q4_1) M(Q5_0) M(Q5_1) M(Q8_0) M(Q2_K) M(Q3_K) M(Q4_K) M(Q5_K) M(Q6_K)
-#define GGUF_FORMATS(M) GGUF_BLOCKS(M) M(F32) M(F16) M(BF16)
+#define GGUF_PLAIN(M) M(F32) M(F16) M(BF16)
+#define GGUF_FORMATS(M) GGUF_BLOCKS(M) GGUF_PLAIN(M)
 
 #define GGUF_NUMBER(F) FORMAT_##F,
 enum Format : u32 { GGUF_FORMATS(GGUF_NUMBER) };
 
-// Calls call(F()) for the format F that `format` is the number of, of all formats, and of those of blocks.
+// Calls call(F()) for the format F that `format` is the number of, of all formats, of those of blocks, and of plain numbers.
 #define GGUF_CASE(F)                                                                                                  \
     case FORMAT_##F: return call(F());
 template <typename Call> INLINE void with_format(u32 format, Call call) {
@@ -274,6 +275,9 @@ template <typename Call> INLINE void with_format(u32 format, Call call) {
 }
 template <typename Call> INLINE void with_blocks(u32 format, Call call) {
     switch (format) { GGUF_BLOCKS(GGUF_CASE) }
+}
+template <typename Call> INLINE void with_plain(u32 format, Call call) {
+    switch (format) { GGUF_PLAIN(GGUF_CASE) }
 }
 
 }  // namespace gguf

@@ -24,7 +24,7 @@ constexpr u32 PIECE = 256;                // elements of a row that come at once
 
 struct Product {
     const void* x;   // [m, k] at a multiple of 16 bytes; k is a multiple of 8
-    u32 x_type;
+    u32 x_is_bf16;   // else f32
     u32 round_bf16;  // elements of W are rounded to bf16 first
     void* out;       // [m, n]
     u32 out_type;
@@ -51,10 +51,9 @@ template <typename T> INLINE void read8(const T* x, f32 (&out)[GROUP]) {
     }
 }
 
-INLINE void read8(const void* x, u32 type, u64 i, f32 (&out)[GROUP]) {
-    if (type == TYPE_F32) return read8(static_cast<const f32*>(x) + i, out);
-    if (type == TYPE_F16) return read8(static_cast<const f16*>(x) + i, out);
-    read8(static_cast<const bf16*>(x) + i, out);
+INLINE void read8(const void* x, bool is_bf16, u64 i, f32 (&out)[GROUP]) {
+    if (is_bf16) return read8(static_cast<const bf16*>(x) + i, out);
+    read8(static_cast<const f32*>(x) + i, out);
 }
 
 template <typename T> INLINE void store(const Product& p, u64 i, f32 sum) {
@@ -98,12 +97,75 @@ template <u32 M> INLINE f32 fold_rows(f32 (&lanes)[M][GROUP]) {
     return lanes[0][0];
 }
 
+// A flag that a loop is not copied for, once with it and once without.
+INLINE u32 looked_at(u32 flag) {
+    asm volatile("" : "+r"(flag));
+    return flag;
+}
+
+// lanes += x w for STEPS times eight elements that are STEP apart, from element i of the piece on.
+template <bool ROUND, u32 STEPS, typename Source>
+INLINE void add_steps(const Source& source, const u8* piece, u32 i, const f32 (&x)[STEPS][GROUP], f32 (&lanes)[GROUP]) {
+#pragma unroll
+    for (u32 step = 0; step < STEPS; step++) {
+        f32 w[GROUP];
+        source.decode(piece, i + step * STEP, w);
+#pragma unroll
+        for (u32 e = 0; e < GROUP; e++) {
+            f32 factor = ROUND ? round_to<bf16>(w[e]) : w[e];
+            lanes[e] = fmaf(x[step][e], factor, lanes[e]);
+        }
+    }
+}
+
+// One row of x in f32 or bf16: two steps at once, so that one is on its way while the other is added.
+template <typename Source>
+INLINE void add_piece(const Source& source, const u8* piece, u32 first, const Product& p, f32 (&lanes)[1][GROUP]) {
+    constexpr u32 STEPS = 2;
+#pragma unroll 1
+    for (u32 i = lane_index() % SIDE * GROUP; i < PIECE; i += STEPS * STEP) {
+        f32 x[STEPS][GROUP] = {};
+#pragma unroll
+        for (u32 step = 0; step < STEPS; step++) {
+            u32 k = first + i + step * STEP;
+            if (k < p.k) read8(p.x, looked_at(p.x_is_bf16), k, x[step]);
+        }
+        if (looked_at(p.round_bf16)) {
+            add_steps<true>(source, piece, i, x, lanes[0]);
+        } else {
+            add_steps<false>(source, piece, i, x, lanes[0]);
+        }
+    }
+}
+
+// Up to M rows of x, in f32.
+template <typename Source, u32 M>
+INLINE void add_piece(const Source& source, const u8* piece, u32 first, const Product& p, f32 (&lanes)[M][GROUP]) {
+#pragma unroll 1
+    for (u32 i = lane_index() % SIDE * GROUP; i < PIECE; i += STEP) {
+        f32 w[GROUP];
+        source.decode(piece, i, w);
+        if (looked_at(p.round_bf16)) {
+#pragma unroll
+            for (u32 e = 0; e < GROUP; e++) w[e] = round_to<bf16>(w[e]);
+        }
+#pragma unroll
+        for (u32 r = 0; r < M; r++) {
+            f32 x[GROUP];
+            if (r >= p.m || first + i >= p.k) continue;
+            read8(static_cast<const f32*>(p.x) + (u64)r * p.k + first + i, x);
+#pragma unroll
+            for (u32 e = 0; e < GROUP; e++) lanes[r][e] = fmaf(x[e], w[e], lanes[r][e]);
+        }
+    }
+}
+
 // The product for at most M rows of x; `ring` is the warp's own. Source is the matrix, as one thread sees its row of it:
 //   bytes(elements)               of so many elements
 //   row(j)                        where row j begins
 //   start(j), fetch(), advance()  scales that lie elsewhere: of piece 0 of row j; asked for, and got, of the next piece
-//   scale(i)                      that of element i of the piece, called by the whole warp
-//   decode(piece, i, scale, w)    elements i .. i + 8 of the piece, a multiple of 8, from a copy of it
+//   decode(piece, i, w)           elements i .. i + 8 of the piece, a multiple of 8, from a copy of it; by the whole warp
+// Past the end of a row its bytes, and what decode makes of them, are zeros, as they are on the CPU.
 template <u32 M, typename Source, typename R> INLINE void multiply(Source source, R& ring, const Product& p) {
     constexpr u32 AHEAD = R::STAGES - 1;
     u32 thread = lane_index() % SIDE, slot = lane_index() / SIDE;
@@ -125,11 +187,12 @@ template <u32 M, typename Source, typename R> INLINE void multiply(Source source
         }
         if (turn < pieces) {
             const u8* from = begin + turn * piece_bytes;
-            u32 skipped = (u32)((u64)from % 16), bytes = skipped + min(row_bytes - turn * piece_bytes, piece_bytes);
+            u32 skipped = (u32)((u64)from % 16), left = skipped + row_bytes - turn * piece_bytes;
             u8* to = ring.at[turn % R::STAGES][slot];
 #pragma unroll 1
-            for (u32 i = 16 * thread; i < bytes; i += 16 * SIDE) {
-                mma::copy_async(to + i, from - skipped + i, min(bytes - i, 16u));
+            for (u32 i = 16 * thread; i < skipped + piece_bytes; i += 16 * SIDE) {
+                u32 bytes = i < left ? min(left - i, 16u) : 0;
+                mma::copy_async(to + i, bytes ? from - skipped + i : begin, bytes);
             }
         }
         mma::commit();
@@ -137,35 +200,14 @@ template <u32 M, typename Source, typename R> INLINE void multiply(Source source
         u32 piece = turn - AHEAD;
         const u8* bytes = ring.at[piece % R::STAGES][slot] + (u64)(begin + piece * piece_bytes) % 16;
         source.fetch();
-#pragma unroll 1
-        for (u32 i = GROUP * thread; i < PIECE; i += STEP) {
-            u32 k = piece * PIECE + i;
-            f32 scale = source.scale(i);
-            if (k < p.k) {
-                f32 w[GROUP];
-                source.decode(bytes, i, scale, w);
-                if (p.round_bf16) {
-#pragma unroll
-                    for (u32 e = 0; e < GROUP; e++) w[e] = round_to<bf16>(w[e]);
-                }
-#pragma unroll
-                for (u32 r = 0; r < M; r++) {
-                    if (M == 1 || r < p.m) {
-                        f32 x[GROUP];
-                        read8(p.x, M == 1 ? p.x_type : (u32)TYPE_F32, (u64)r * p.k + k, x);
-#pragma unroll
-                        for (u32 e = 0; e < GROUP; e++) lanes[r][e] = fmaf(x[e], w[e], lanes[r][e]);
-                    }
-                }
-            }
-        }
+        add_piece(source, bytes, piece * PIECE, p, lanes);
         source.advance();
     }
     f32 sum = fold_rows(lanes);
     if (thread < min(M, p.m) && first_row + slot < p.n) store(p, (u64)thread * p.n + row, sum);
 }
 
-// For one row of x, of any type.
+// For one row of x, in f32 or bf16.
 template <typename Source> INLINE void one_row(const Source& source, const Product& p) {
     alignas(16) __shared__ Ring<Source::MOST_BYTES> rings[WARPS];
     multiply<1>(source, rings[threadIdx.x / WARP], p);

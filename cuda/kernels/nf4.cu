@@ -5,7 +5,7 @@
 //   quantize_absmax        scales less `offset` to 8-bit codes of `map` and one scale a block of 256 of them (nested)
 //   dequantize_4bit_T      out = level absmax, whichever kind the scales are: double quantisation is undone on the way
 //   embedding_4bit_T       out[i] = row ids[i] of the same, a matrix [vocabulary, width]
-//   matvec_4bit            out = alpha x Wᵀ or out + alpha x Wᵀ for one row x of any type (matvec.cuh), W [n, k]
+//   matvec_4bit            out = alpha x Wᵀ or out + alpha x Wᵀ for one row x in f32 or bf16 (matvec.cuh), W [n, k]
 //   matvec_few_4bit        the same for up to 8 rows in f32
 //
 // The matrix is n elements, read flat, in blocks of 2^block_shift elements (32 ..= 4096); the last block may be
@@ -201,7 +201,7 @@ struct FourBit {
         row_block = (u64)j * (k >> block_shift);
         u32 mine = lane_index() % matvec::SIDE << block_shift;
         at = mine < matvec::PIECE ? mine : 0;
-        held = scales[block_of(at)];
+        held = at < k ? scales[block_of(at)] : 0.0f;
     }
     INLINE void fetch() {
         next = at + matvec::PIECE;
@@ -209,15 +209,14 @@ struct FourBit {
     }
     INLINE void advance() {
         at = next;
-        held = scales.decode(stored, block_of(at));
+        held = at < k ? scales.decode(stored, block_of(at)) : 0.0f;
     }
-    // Past the end of the row, its last block.
+    // Past the end of the row, its last block, of which nothing is made.
     INLINE u64 block_of(u32 element) const { return row_block + (min(element, k - 1) >> block_shift); }
 
-    INLINE f32 scale(u32 i) const {
-        return __shfl_sync(0xFFFFFFFF, held, lane_index() / matvec::SIDE * matvec::SIDE + (i >> block_shift));
-    }
-    INLINE void decode(const u8* piece, u32 i, f32 scale, f32 (&w)[matvec::GROUP]) const {
+    INLINE void decode(const u8* piece, u32 i, f32 (&w)[matvec::GROUP]) const {
+        u32 holder = lane_index() / matvec::SIDE * matvec::SIDE + (i >> block_shift);
+        f32 scale = __shfl_sync(0xFFFFFFFF, held, holder);
         u32 word = *reinterpret_cast<const u32*>(piece + i / 2);
 #pragma unroll
         for (u32 e = 0; e < matvec::GROUP; e++) w[e] = level[word >> (e / 2 * 8 + (e % 2 ? 0 : 4)) & 15] * scale;
@@ -227,11 +226,11 @@ struct FourBit {
 KERNEL(matvec::BLOCK)
 matvec_4bit(const u8* __restrict__ codes, u32 format, u32 block_shift, const f32* __restrict__ absmax,
             const u8* __restrict__ absmax_codes, const f32* __restrict__ map, f32 offset, const void* __restrict__ x,
-            u32 x_type, u32 round_bf16, void* __restrict__ out, u32 out_type, f32 alpha, u32 accumulate, u32 n, u32 k) {
+            u32 x_is_bf16, u32 round_bf16, void* __restrict__ out, u32 out_type, f32 alpha, u32 accumulate, u32 n, u32 k) {
     __shared__ f32 level[LEVELS];
     copy_levels(format, level);
     __syncthreads();
-    matvec::Product product = {x, x_type, round_bf16, out, out_type, alpha, accumulate, 1, n, k};
+    matvec::Product product = {x, x_is_bf16, round_bf16, out, out_type, alpha, accumulate, 1, n, k};
     matvec::one_row(FourBit(codes, level, Scales{absmax, absmax_codes, map, offset}, block_shift, k), product);
 }
 
@@ -242,6 +241,6 @@ matvec_few_4bit(const u8* __restrict__ codes, u32 format, u32 block_shift, const
     __shared__ f32 level[LEVELS];
     copy_levels(format, level);
     __syncthreads();
-    matvec::Product product = {x, TYPE_F32, round_bf16, out, out_type, alpha, accumulate, m, n, k};
+    matvec::Product product = {x, false, round_bf16, out, out_type, alpha, accumulate, m, n, k};
     matvec::few_rows(FourBit(codes, level, Scales{absmax, absmax_codes, map, offset}, block_shift, k), product);
 }

@@ -64,6 +64,7 @@ pub const MODULES: &[Module] = modules![
     "reduce",
     "rms_norm",
     "rope",
+    "sample",
     "scale",
     "softmax",
     "swiglu",

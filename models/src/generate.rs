@@ -67,15 +67,16 @@ pub fn generate(
     let mut tokens = Vec::new();
     let mut pending = request.prompt.to_vec();
     while tokens.len() < request.max_new_tokens && cache.len() + pending.len() <= capacity {
-        let mut logits = Vec::new();
+        let mut last = None;
         for part in pending.chunks(PREFILL) {
             let tape = Tape::inert();
             let batch = Batch::next(part, cache.len(), model.device())?.within(request.prompt.len());
             let hidden = model.hidden(&tape, &batch, Some(&mut cache), ctx)?;
-            let last = tape.constant(hidden.value().narrow(0, part.len() - 1, 1)?);
-            logits = model.logits(&last, ctx)?.value().to_vec::<f32>()?;
+            last = Some(hidden.value().narrow(0, part.len() - 1, 1)?);
         }
-        let id = request.sampling.choose(&logits, tokens.len())? as i32;
+        let (tape, last) = (Tape::inert(), last.expect("a prompt, and then a token, are pending"));
+        let logits = model.logits(&tape.constant(last), ctx)?;
+        let id = request.sampling.choose_on_device(logits.value(), tokens.len())? as i32;
         if request.stop.contains(&id) {
             return Ok(Generation { tokens, finish: Finish::Stop });
         }

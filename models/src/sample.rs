@@ -1,7 +1,8 @@
 //! Choosing the next token from logits.
 
-use kinglet_tensor::philox::{Key, philox4x32};
-use kinglet_tensor::{Error, Result};
+use kinglet_tensor::cpu::sample::{Choice, IS_NAN};
+use kinglet_tensor::philox::Key;
+use kinglet_tensor::{Error, Result, Tensor, ops};
 
 /// How tokens are chosen. The default is greedy.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -38,61 +39,38 @@ impl Sampling {
     /// The id of new token number `step`. Temperature, then top-k, then top-p, as transformers applies them.
     ///
     /// # Errors
-    /// When a logit is NaN or all are minus infinity.
+    /// When a logit is NaN, all are minus infinity, or one is infinite and the temperature is not 0.
     pub fn choose(&self, logits: &[f32], step: usize) -> Result<usize> {
-        if logits.iter().any(|l| l.is_nan()) {
-            return Err(Error::non_finite(format!("logits of new token {step} are NaN")));
+        if logits.is_empty() {
+            return Err(Error::shape("sample", "no logits"));
         }
-        if self.temperature == 0.0 {
-            return argmax(logits).ok_or_else(|| Error::shape("sample", "no logits"));
-        }
-        let mut order: Vec<usize> = (0..logits.len()).collect();
-        // Likeliest first; equal logits by id, so that the order is one and the same everywhere.
-        order.sort_unstable_by(|&a, &b| logits[b].total_cmp(&logits[a]).then(a.cmp(&b)));
-        if self.top_k > 0 {
-            order.truncate(self.top_k);
-        }
-        let top = order.first().map_or(0.0, |&i| f64::from(logits[i]));
-        let temperature = f64::from(self.temperature);
-        let weights: Vec<f64> = order.iter().map(|&i| ((f64::from(logits[i]) - top) / temperature).exp()).collect();
-        let total: f64 = weights.iter().sum();
-        if !(total.is_finite() && total > 0.0) {
-            return Err(Error::non_finite(format!("logits of new token {step} leave nothing to choose from")));
-        }
-        let kept = self.kept(&weights, total);
-        let mut left = self.uniform(step) * weights[..kept].iter().sum::<f64>();
-        for (&id, weight) in order[..kept].iter().zip(&weights) {
-            left -= weight;
-            if left < 0.0 {
-                return Ok(id);
-            }
-        }
-        Ok(order[kept - 1])
+        chosen(self.choice(step).choose(logits, 0), step)
     }
 
-    /// How many of the sorted tokens top-p keeps: those whose predecessors sum to less than it, at least one.
-    fn kept(&self, weights: &[f64], total: f64) -> usize {
-        let mut sum = 0.0;
-        let limit = f64::from(self.top_p) * total;
-        let kept = weights.iter().take_while(|&&w| {
-            let keep = sum < limit || self.top_p >= 1.0;
-            sum += w;
-            keep
-        });
-        kept.count().max(1)
+    /// As [`Sampling::choose`], where the logits (f32, [1, vocabulary]) are: the same id on every device, of which only the
+    /// id is read.
+    ///
+    /// # Errors
+    /// As [`Sampling::choose`], and when the logits have another shape or the device fails.
+    pub fn choose_on_device(&self, logits: &Tensor, step: usize) -> Result<usize> {
+        match ops::sample(logits, &self.choice(step))?.to_vec::<i32>()?[..] {
+            [id] => chosen(id, step),
+            ref ids => Err(Error::shape("sample", format!("logits of {} tokens, not of one", ids.len()))),
+        }
     }
 
-    /// A number in [0, 1) that depends on the seed and the step alone.
-    fn uniform(&self, step: usize) -> f64 {
-        let [a, b, ..] = philox4x32(Key::derive(&[self.seed]).0, [step as u32, (step as u64 >> 32) as u32, 0, 0]);
-        let bits = u64::from(a) << 21 ^ u64::from(b) >> 11; // 53 bits
-        (bits & ((1 << 53) - 1)) as f64 / (1u64 << 53) as f64
+    fn choice(&self, step: usize) -> Choice {
+        let Sampling { temperature, top_k, top_p, seed } = *self;
+        Choice { temperature, top_k, top_p, key: Key::derive(&[seed]), step: step as u64 }
     }
 }
 
-/// The index of the largest value, the first of equals.
-fn argmax(values: &[f32]) -> Option<usize> {
-    values.iter().enumerate().reduce(|best, next| if next.1 > best.1 { next } else { best }).map(|(i, _)| i)
+/// An id, unless it says what is wrong with the logits of new token number `step`.
+fn chosen(id: i32, step: usize) -> Result<usize> {
+    usize::try_from(id).map_err(|_| match id {
+        IS_NAN => Error::non_finite(format!("logits of new token {step} are NaN")),
+        _ => Error::non_finite(format!("logits of new token {step} leave nothing to choose from")),
+    })
 }
 
 #[cfg(test)]
@@ -135,7 +113,13 @@ mod tests {
 
     #[test]
     fn nan_and_bad_options_are_errors() {
-        assert!(Sampling::default().choose(&[f32::NAN, 1.0], 3).unwrap_err().is_non_finite());
+        let sampled = Sampling { temperature: 1.0, ..Sampling::default() };
+        for sampling in [Sampling::default(), sampled] {
+            assert!(sampling.choose(&[f32::NAN, 1.0], 3).unwrap_err().is_non_finite());
+            assert!(sampling.choose(&[f32::NEG_INFINITY; 2], 3).unwrap_err().is_non_finite());
+            assert!(sampling.choose(&[], 3).unwrap_err().is_shape());
+        }
+        assert!(sampled.choose(&[f32::INFINITY, 1.0], 3).unwrap_err().is_non_finite());
         assert!(Sampling { top_p: 0.0, ..Sampling::default() }.validate().is_err());
         assert!(Sampling { temperature: -1.0, ..Sampling::default() }.validate().is_err());
     }

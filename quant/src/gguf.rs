@@ -211,16 +211,14 @@ impl DecodeRows for GgufMatrix {
         if !self.shape[1].is_multiple_of(GROUP) || (plain && !one_row) {
             return Ok(None);
         }
-        let (blocks, head_dim) = (cuda::read(&self.blocks)?, self.order.head_dim()?);
-        Ok(Some(match one_row {
-            true => {
-                Matvec { module: "gguf", entry: format!("matvec_gguf_{}", self.format), weight: vec![blocks, head_dim] }
-            }
-            false => {
-                let weight = vec![blocks, Arg::U32(self.format as u32), head_dim];
-                Matvec { module: "gguf", entry: "matvec_few_gguf".to_owned(), weight }
-            }
-        }))
+        let (blocks, format) = (cuda::read(&self.blocks)?, Arg::U32(self.format as u32));
+        let head_dim = self.order.head_dim()?;
+        let (entry, weight) = match (one_row, plain) {
+            (true, false) => (format!("matvec_gguf_{}", self.format), vec![blocks, head_dim]),
+            (true, true) => ("matvec_plain_gguf".to_owned(), vec![blocks, format, head_dim]),
+            (false, _) => ("matvec_few_gguf".to_owned(), vec![blocks, format, head_dim]),
+        };
+        Ok(Some(Matvec { module: "gguf", entry, weight }))
     }
 }
 

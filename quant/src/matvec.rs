@@ -33,12 +33,13 @@ impl Matvec {
     pub(crate) fn run(&self, cuda: &Cuda, x: &Tensor, out: &TensorMut<'_>, options: Options) -> Result<()> {
         let (m, k) = x.dims2("linear")?;
         let n = out.shape()[1];
-        // Several rows come in f32, which holds the 16-bit types: they are short beside the weight.
-        let x = &aligned(if m == 1 { x.contiguous()? } else { x.to_dtype(DType::F32)?.contiguous()? })?;
+        // Several rows come in f32, which holds the 16-bit types, as does one of f16: they are short beside the weight.
+        let is_bf16 = m == 1 && x.dtype() == DType::BF16;
+        let x = &aligned(if is_bf16 { x.clone() } else { x.to_dtype(DType::F32)? }.contiguous()?)?;
         let mut args = self.weight.clone();
         args.push(cuda::read(x)?);
         if m == 1 {
-            args.push(type_code(x.dtype())?);
+            args.push(Arg::U32(is_bf16.into()));
         }
         args.extend([
             Arg::U32(options.round_bf16.into()),

@@ -35,6 +35,7 @@ pub use crate::ops::rms_norm::{
     RMS_NORM_BACKWARD_WEIGHT, RmsNormArgs, RmsNormBackwardArgs, RmsNormBackwardWeightArgs,
 };
 pub use crate::ops::rope::{ROPE, ROPE_TABLE, RopeArgs, RopeTableArgs};
+pub use crate::ops::sample::{SAMPLE, SampleArgs};
 pub use crate::ops::scale::{ADD_SCALED, AddScaledArgs, SCALE, ScaleArgs};
 pub use crate::ops::softmax::{SOFTMAX, SOFTMAX_BACKWARD, SoftmaxArgs, SoftmaxBackwardArgs};
 pub use crate::ops::swiglu::{SWIGLU, SWIGLU_BACKWARD, SwigluArgs, SwigluBackwardArgs};

@@ -12,6 +12,7 @@ mod gemm;
 mod gguf;
 mod matvec;
 mod models;
+mod sample;
 #[path = "../support/mod.rs"]
 mod support;
 mod training;
@@ -81,6 +82,7 @@ tests! {
     reduce: "reduce";
     rms_norm: "rms_norm";
     rope: "rope";
+    sample: "sample";
     scale: "scale";
     softmax: "softmax";
     swiglu: "swiglu";

@@ -55,7 +55,7 @@ fn check(cpu: &Device, what: &str, weight: &Weight, rows: usize, dtype: DType, a
     let ((_, want), (launches, got)) = (run(weight, cpu), run(&to(weight, &gpu), &gpu));
     assert!(want == got, "{rows} rows of {dtype}, {what}, add: {add}");
     // The product, and perhaps a widening of x: no decoded matrix.
-    let widened = rows > 1 && dtype != DType::F32;
+    let widened = dtype == DType::F16 || (dtype == DType::BF16 && rows > 1);
     assert_eq!(launches, 1 + u64::from(widened), "{what}");
 }
 
@@ -123,5 +123,43 @@ fn x_may_lie_anyhow() {
             bits(&weight.matmul(&wide.narrow(1, 3, 256).unwrap(), Direction::Forward).unwrap())
         };
         assert!(run(&weight, &cpu) == run(&to(&weight, &gpu), &gpu));
+    }
+}
+
+#[test]
+#[ignore = "prints"]
+fn counters() {
+    let cpu = device(1);
+    let gpu = emulated(80, 1);
+    let cuda = gpu.as_cuda().unwrap();
+    let shape = [64, 4096];
+    let mut weights: Vec<(String, Weight)> =
+        Format::ALL.iter().chain(&Format::PLAIN).map(|&f| (f.to_string(), gguf(f, shape, RowOrder::Plain, &cpu))).collect();
+    weights.push(("NF4".into(), four_bit(nf4::Format::Nf4, 64, false, shape, &cpu)));
+    weights.push(("NF4 nested".into(), four_bit(nf4::Format::Nf4, 64, true, shape, &cpu)));
+    for rows in [1, 8] {
+        for (name, weight) in &weights {
+            let weight = to(weight, &gpu);
+            let bytes = match &weight {
+                Weight::FourBit(w) => w.bytes(),
+                Weight::Gguf(w) => w.bytes(),
+                _ => 0,
+            };
+            let x = normal(&[rows, 4096], 1, &gpu);
+            let _ = cuda.take_counters();
+            let y = weight.matmul(&x, Direction::Forward).unwrap();
+            gpu.synchronize().unwrap();
+            let c = cuda.take_counters().unwrap();
+            let flops = (2 * rows * 512 * 512) as f64;
+            println!(
+                "{name:12} rows {rows}: conflicts {:6} of {:6} shared requests; global requests {:6} sectors/request {:5.2} read/weight {:5.2} lane instr/elem {:5.2} warp instr {} idle {:.3} div {} local {}",
+                c.bank_conflicts, c.shared_requests, c.global_requests,
+                c.global_sectors as f64 / c.global_requests as f64,
+                c.global_read_bytes as f64 / bytes as f64,
+                c.lane_instructions as f64 / (512.0 * 512.0), c.warp_instructions,
+                c.idle_lanes as f64 / (32 * c.warp_instructions) as f64, c.divergent_branches, c.local_bytes
+            );
+            let _ = (y, flops);
+        }
     }
 }

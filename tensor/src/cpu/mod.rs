@@ -11,6 +11,7 @@ pub mod ggml;
 pub mod math;
 pub mod nf4;
 pub mod reduce;
+pub mod sample;
 mod scratch;
 mod shared;
 mod simd;

@@ -19,6 +19,7 @@ pub mod random;
 pub mod reduce;
 pub mod rms_norm;
 pub mod rope;
+pub mod sample;
 pub mod scale;
 pub mod softmax;
 pub mod swiglu;
@@ -51,6 +52,7 @@ macro_rules! for_each_case {
             reduce: ArgMax, Reduce;
             rms_norm: RmsNorm, AddRmsNorm;
             rope: Rope;
+            sample: Sample;
             scale: Scale, AddScaled;
             softmax: Softmax;
             swiglu: Swiglu;
