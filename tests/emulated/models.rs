@@ -2,9 +2,9 @@
 
 use crate::support::{NF4, adapter, batch, bits, ids, load, training};
 use kinglet::autograd::{Grads, Tape};
-use kinglet::models::{Batch, Ctx, Decoder, Finish, Request, Sampling, generate};
+use kinglet::models::{AdapterSet, Batch, Ctx, Decoder, Finish, Request, Sampling, generate};
 use kinglet::optim::{AdamW, AdamWOptions};
-use kinglet::peft::Adapter;
+use kinglet::peft::full;
 use kinglet::tensor::ops::{self, Reduce, Targets};
 use kinglet::{DType, Device, Result, Tensor};
 use kinglet_oracle::{device, emulated};
@@ -54,6 +54,41 @@ fn tolerance(dtype: DType, layers: usize) -> f64 {
     2.0 * dtype.epsilon().unwrap() * ((ROUNDINGS * layers) as f64).sqrt()
 }
 
+/// Losses of three steps of two micro-batches each, and the gradients of the first step.
+fn three_steps(mut run: Run, (dtype, checkpoint): (DType, bool), device: &Device) -> Result<(Vec<f32>, Vec<f32>)> {
+    let (mut losses, mut gradients) = (Vec::new(), Vec::new());
+    for step in 0..3 {
+        let micro = micro_batches(7, device);
+        run.adamw.begin(1e-3)?;
+        let (loss, norm) = run.launch(&micro, dtype, checkpoint)?;
+        losses.extend([loss.item()?, norm.item()?]);
+        if step == 0 {
+            gradients = run.grads.flat()?.to_vec()?;
+        }
+    }
+    Ok((losses, gradients))
+}
+
+#[test]
+fn steps_are_those_of_the_cpu() {
+    type Method = (&'static str, fn(&str, &Device) -> Result<Run>, DType, bool);
+    let methods: [Method; 3] = [
+        ("LoRA", |name, device| Run::new(name, false, device), DType::F32, true),
+        ("QLoRA", |name, device| Run::new(name, true, device), DType::BF16, true),
+        ("full", Run::full, DType::F32, false),
+    ];
+    for name in ["llama", "qwen2", "qwen3"] {
+        for (method, new, dtype, checkpoint) in methods {
+            let [want, got] = [device(2), emulated(90, 3)]
+                .map(|device| three_steps(new(name, &device).unwrap(), (dtype, checkpoint), &device).unwrap());
+            let allowed = tolerance(dtype, 3);
+            let apart = [distance(&got.0, &want.0), distance(&got.1, &want.1)];
+            assert!(apart.iter().all(|&d| d <= allowed), "{name} {method}: {apart:?}, {allowed}");
+            assert!(got.0[4] < got.0[0], "{name} {method} learns: {:?}", got.0);
+        }
+    }
+}
+
 fn continued(name: &str, four_bit: bool, dtype: DType, device: &Device) -> Vec<i32> {
     let model = load(name, four_bit.then_some(NF4), device);
     let request = Request { prompt: &ids(20, 100, 1), max_new_tokens: 12, stop: &[], sampling: Sampling::default() };
@@ -75,18 +110,30 @@ fn generated_tokens() {
 /// The state of a training loop.
 struct Run {
     model: Decoder,
-    adapter: Adapter,
+    trained: AdapterSet,
     adamw: AdamW,
     grads: Grads,
 }
 
 impl Run {
+    /// Trains adapters.
     fn new(name: &str, four_bit: bool, device: &Device) -> Result<Self> {
         let model = load(name, four_bit.then_some(NF4), device);
-        let adapter = adapter(&model, 0.0);
-        let adamw = AdamW::new(&adapter.params, AdamWOptions::default())?;
-        let grads = Grads::new(&adapter.params)?;
-        Ok(Run { model, adapter, adamw, grads })
+        let trained = adapter(&model, 0.0).set();
+        Self::of(model, trained)
+    }
+
+    /// Trains every weight.
+    fn full(name: &str, device: &Device) -> Result<Self> {
+        let model = load(name, None, device);
+        let (params, map) = full(&model)?;
+        Self::of(model, AdapterSet { map: Arc::new(map), params: Arc::new(params) })
+    }
+
+    fn of(model: Decoder, trained: AdapterSet) -> Result<Self> {
+        let adamw = AdamW::new(&trained.params, AdamWOptions::default())?;
+        let grads = Grads::new(&trained.params)?;
+        Ok(Run { model, trained, adamw, grads })
     }
 
     /// What a step launches: micro-batches, then the optimiser. Loss and norm.
@@ -95,14 +142,14 @@ impl Run {
         let count: usize = micro.iter().map(|(_, targets)| targets.count()).sum();
         let mut losses = Vec::new();
         for (batch, targets) in micro {
-            let ctx = Ctx { dtype, checkpoint, ..training(&self.adapter) };
+            let ctx = Ctx { checkpoint, train: true, ..Ctx::eval(dtype).with_adapters(self.trained.clone()) };
             let tape = Tape::new();
             let loss = self.model.loss(&tape, batch, targets, count as f32, &ctx)?;
             tape.backward(&loss, &mut self.grads)?;
             losses.push(loss.value().clone());
         }
         let loss = ops::reduce(Reduce::Sum, &ops::stack(&losses.iter().collect::<Vec<_>>(), 0)?, &[0], false)?;
-        let params = Arc::get_mut(&mut self.adapter.params).expect("no tape holds them");
+        let params = Arc::get_mut(&mut self.trained.params).expect("no tape holds them");
         let norm = self.adamw.apply(params, &self.grads, Some(&loss))?;
         Ok((loss, norm))
     }
@@ -197,7 +244,7 @@ fn steps(device: &Device, captured: bool) -> Result<Vec<Vec<u32>>> {
                 results.clone()
             }
         };
-        seen.extend([&loss, &norm, run.adapter.params.values()].map(bits));
+        seen.extend([&loss, &norm, run.trained.params.values()].map(bits));
     }
     Ok(seen)
 }

@@ -51,7 +51,7 @@ macro_rules! for_each_case {
             random: Random;
             reduce: ArgMax, Reduce;
             rms_norm: RmsNorm, AddRmsNorm;
-            rope: Rope;
+            rope: Rope, RopeTable;
             sample: Sample;
             scale: Scale, AddScaled;
             softmax: Softmax;

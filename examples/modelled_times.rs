@@ -1,0 +1,260 @@
+//! The time that kernels would take on GPUs that are not here: modelled from what the virtual GPU counts of a small run, scaled
+//! to the size of a real one. Prints a table in Markdown.
+//!
+//! ```sh
+//! cargo run --release --features emulator --example modelled_times > benches/results/modelled.md
+//! ```
+//!
+//! The model is a roofline of six roofs, and the time is that of the lowest: bytes that must move through device memory at 87% of
+//! its peak (what copies reach), sectors through L2, operations of the tensor cores (65% of peak on Hopper: the ceiling of
+//! `mma.sync`), scalar float operations, warp instructions (four a cycle and multiprocessor), passes through shared memory
+//! (one a cycle and multiprocessor). It knows no latency, no tail of the last wave, no launch: real times are above it.
+
+use kinglet::quant::{Direction, FourBit, Weight, nf4};
+use kinglet::tensor::ops::{self, KvView, Mask, Segments, Targets, Term, Wants};
+use kinglet::tensor::philox::Key;
+use kinglet::tensor::{DType, Device, EmulatorOptions, Result, Tensor};
+use std::sync::Arc;
+
+/// Peaks of a GPU.
+struct Gpu {
+    name: &'static str,
+    arch: u32,
+    multiprocessors: f64,
+    /// Cycles a second.
+    clock: f64,
+    /// Bytes a second, of device memory and of L2.
+    memory: f64,
+    l2: f64,
+    /// Operations a second: bf16 on tensor cores as `mma.sync` reaches them, and scalar f32.
+    tensor: f64,
+    scalar: f64,
+}
+
+/// Data sheets; L2 as microbenchmarks find it.
+const GPUS: [Gpu; 2] = [
+    Gpu {
+        name: "A100 80 GB",
+        arch: 80,
+        multiprocessors: 108.0,
+        clock: 1.41e9,
+        memory: 2.039e12,
+        l2: 4.5e12,
+        tensor: 312e12,
+        scalar: 19.5e12,
+    },
+    Gpu {
+        name: "H100 SXM",
+        arch: 90,
+        multiprocessors: 132.0,
+        clock: 1.755e9,
+        memory: 3.352e12,
+        l2: 5.5e12,
+        tensor: 0.65 * 989.5e12,
+        scalar: 66.9e12,
+    },
+];
+
+/// What copies reach of a data sheet's bandwidth.
+const COPY: f64 = 0.87;
+
+/// A kernel at a size that the virtual GPU can run, and at a real one: the small size has enough tiles for a whole GPU, so
+/// that the same kernel is chosen.
+struct Job {
+    name: &'static str,
+    real: &'static str,
+    /// Work of the real size over that of the small one.
+    factor: f64,
+    /// Bytes that the real size must read and write.
+    bytes: f64,
+    /// Floating-point operations of the real size, as usually counted; 0 where nobody counts them.
+    flops: f64,
+    /// Somebody's figure for the real size.
+    published: &'static str,
+    run: fn(&Device) -> Result<()>,
+}
+
+fn normal(shape: &[usize], dtype: DType, device: &Device) -> Result<Tensor> {
+    ops::normal(shape, 1.0, Key::derive(&[shape.len() as u64]), device)?.to_dtype(dtype)
+}
+
+fn product(dtype: DType, [m, n, k]: [usize; 3], device: &Device) -> Result<()> {
+    let (a, b) = (normal(&[m, k], dtype, device)?, normal(&[n, k], dtype, device)?.transpose(0, 1)?);
+    forget(device);
+    ops::matmul(&a, &b).map(drop)
+}
+
+fn attention(tokens: usize, backward: bool, device: &Device) -> Result<()> {
+    let x = normal(&[tokens, 1, 128], DType::BF16, device)?;
+    let (kv, segments) = (KvView { k: &x, v: &x }, Segments::one(tokens, tokens)?);
+    segments.to_device(device)?;
+    forget(device);
+    let (out, lse) = ops::attention(&x, kv, &segments, Mask::Causal, 0.1)?;
+    if backward {
+        forget(device);
+        ops::attention_backward(&x, &x, kv, &out, &lse, &segments, Mask::Causal, 0.1)?;
+    }
+    Ok(())
+}
+
+fn four_bit(rows: usize, device: &Device) -> Result<()> {
+    let weight = FourBit::quantize(&normal(&[4224, 256], DType::BF16, device)?, nf4::Format::Nf4, 64, true)?;
+    if rows == 0 {
+        forget(device);
+        return weight.dequantize(DType::BF16).map(drop);
+    }
+    let x = normal(&[rows, 256], DType::BF16, device)?;
+    forget(device);
+    Weight::FourBit(Arc::new(weight)).matmul(&x, Direction::Forward).map(drop)
+}
+
+/// Everything so far is preparation.
+fn forget(device: &Device) {
+    let _ = device.as_cuda().map(|cuda| cuda.take_counters());
+}
+
+const JOBS: &[Job] = &[
+    Job {
+        name: "matmul bf16",
+        real: "4096 x 4096 x 4096",
+        factor: 4096.0 * 4096.0 * 4096.0 / (1536.0 * 1408.0 * 256.0),
+        bytes: 3.0 * 2.0 * 4096.0 * 4096.0,
+        flops: 2.0 * 4096.0 * 4096.0 * 4096.0,
+        published: "cuBLAS 0.192 ms on H100 (716 TFLOP/s, fast.cu)",
+        run: |d| product(DType::BF16, [1536, 1408, 256], d),
+    },
+    Job {
+        name: "matmul f32",
+        real: "2048 x 2048 x 2048",
+        factor: 2048.0 * 2048.0 * 2048.0 / (128.0 * 128.0 * 256.0),
+        bytes: 3.0 * 4.0 * 2048.0 * 2048.0,
+        flops: 2.0 * 2048.0 * 2048.0 * 2048.0,
+        published: "",
+        run: |d| product(DType::F32, [128, 128, 256], d),
+    },
+    Job {
+        name: "attention forward, causal, d 128, bf16",
+        real: "16 heads x 8192",
+        // Half of the square, and the diagonal's whole tiles in both.
+        factor: 16.0 * 8192.0 * 8192.0 / (512.0 * 512.0),
+        bytes: 4.0 * 2.0 * 16.0 * 8192.0 * 128.0,
+        flops: 2.0 * 16.0 * 8192.0 * 8192.0 * 128.0,
+        published: "FlashAttention-2 0.90 ms on H100 (306 TFLOP/s, FA PR #1893)",
+        run: |d| attention(512, false, d),
+    },
+    Job {
+        name: "attention backward, the same",
+        real: "16 heads x 8192",
+        factor: 16.0 * 8192.0 * 8192.0 / (512.0 * 512.0),
+        bytes: 8.0 * 2.0 * 16.0 * 8192.0 * 128.0,
+        flops: 5.0 * 16.0 * 8192.0 * 8192.0 * 128.0,
+        published: "FlashAttention-2 4.14 ms on H100 (166 TFLOP/s, FA PR #1893)",
+        run: |d| attention(512, true, d),
+    },
+    Job {
+        name: "NF4 dequantise to bf16, nested scales",
+        real: "14336 x 4096",
+        factor: 14336.0 * 4096.0 / (4224.0 * 256.0),
+        bytes: (0.516 + 2.0) * 14336.0 * 4096.0,
+        flops: 0.0,
+        published: "",
+        run: |d| four_bit(0, d),
+    },
+    Job {
+        name: "NF4 linear, 1 row",
+        real: "1 x 14336 x 4096",
+        factor: 14336.0 * 4096.0 / (4224.0 * 256.0),
+        bytes: 0.516 * 14336.0 * 4096.0,
+        flops: 2.0 * 14336.0 * 4096.0,
+        published: "",
+        run: |d| four_bit(1, d),
+    },
+    Job {
+        name: "NF4 linear, 64 rows",
+        real: "64 x 14336 x 4096",
+        factor: 14336.0 * 4096.0 / (4224.0 * 256.0),
+        bytes: 0.516 * 14336.0 * 4096.0,
+        flops: 2.0 * 64.0 * 14336.0 * 4096.0,
+        published: "",
+        run: |d| four_bit(64, d),
+    },
+    Job {
+        name: "RMSNorm bf16",
+        real: "4096 x 4096",
+        factor: 4096.0 / 64.0,
+        bytes: 2.0 * 2.0 * 4096.0 * 4096.0,
+        flops: 0.0,
+        published: "QuACK reaches 3.0 TB/s on H100 (0.022 ms)",
+        run: |d| {
+            let (x, weight) = (normal(&[64, 4096], DType::BF16, d)?, normal(&[4096], DType::F32, d)?);
+            forget(d);
+            ops::rms_norm(&x, &weight, 1e-5).map(drop)
+        },
+    },
+    Job {
+        name: "SwiGLU bf16",
+        real: "4096 x 14336",
+        factor: 4096.0 * 14336.0 / (64.0 * 1024.0),
+        bytes: 3.0 * 2.0 * 4096.0 * 14336.0,
+        flops: 0.0,
+        published: "",
+        run: |d| {
+            let x = normal(&[64, 1024], DType::BF16, d)?;
+            forget(d);
+            ops::swiglu(&x, &x).map(drop)
+        },
+    },
+    Job {
+        name: "output projection and loss, bf16, with dX",
+        real: "4096 rows x 128256 x 4096",
+        factor: 4096.0 * 128_256.0 * 4096.0 / (128.0 * 8448.0 * 512.0),
+        // The weight twice a chunk of 128 rows; what stays in L2 is not counted.
+        bytes: 2.0 * 2.0 * 128_256.0 * 4096.0 * 4096.0 / 128.0,
+        flops: 2.0 * 2.0 * 4096.0 * 128_256.0 * 4096.0,
+        published: "",
+        run: |d| {
+            let (x, weight) = (normal(&[128, 512], DType::BF16, d)?, normal(&[8448, 512], DType::BF16, d)?);
+            let targets = Targets::new(&[3; 128], d)?;
+            forget(d);
+            let term = Term { x: &x, weight: &weight, wants: Wants { x: true, weight: false } };
+            ops::linear_cross_entropy(&[term], &targets, 128.0).map(drop)
+        },
+    },
+];
+
+fn main() -> Result<()> {
+    println!("# Modelled times\n");
+    println!("By `cargo run --release --features emulator --example modelled_times`, which says how. No GPU was used.\n");
+    println!("| kernel | size | GPU | memory | L2 | tensor | scalar | issue | shared | **modelled** | | published |");
+    println!("|---|---|---|---|---|---|---|---|---|---|---|---|");
+    for job in JOBS {
+        for gpu in &GPUS {
+            let device = Device::emulated(EmulatorOptions { arch: gpu.arch, ..EmulatorOptions::default() })?;
+            (job.run)(&device)?;
+            let Some(c) = device.as_cuda()?.take_counters() else { continue };
+            let cycles = gpu.multiprocessors * gpu.clock;
+            let roofs = [
+                ("memory", job.bytes / (COPY * gpu.memory)),
+                ("L2", 32.0 * c.global_sectors as f64 * job.factor / gpu.l2),
+                ("tensor cores", c.tensor_flops as f64 * job.factor / gpu.tensor),
+                ("scalar", c.scalar_flops as f64 * job.factor / gpu.scalar),
+                ("issue", c.warp_instructions as f64 * job.factor / (4.0 * cycles)),
+                ("shared memory", (c.shared_requests + c.bank_conflicts) as f64 * job.factor / cycles),
+            ];
+            let (bound, time) = roofs.into_iter().max_by(|a, b| a.1.total_cmp(&b.1)).expect("six roofs");
+            let columns = roofs.map(|(_, seconds)| format!("{:.3}", seconds * 1e3)).join(" | ");
+            let rate = match job.flops {
+                0.0 => format!("{:.2} TB/s", job.bytes / time / 1e12),
+                flops => format!("{:.0} TFLOP/s", flops / time / 1e12),
+            };
+            let (name, real) = (job.name, job.real);
+            println!(
+                "| {name} | {real} | {} | {columns} | **{:.3} ms** ({bound}) | {rate} | {} |",
+                gpu.name,
+                time * 1e3,
+                if gpu.arch == 90 { job.published } else { "" }
+            );
+        }
+    }
+    Ok(())
+}
