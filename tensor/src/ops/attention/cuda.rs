@@ -207,7 +207,7 @@ impl<'a> Plan<'a> {
         let args = self.arguments(inputs, &[chunk_arg, Arg::F32(self.scale), room_arg], &partial)?;
         self.start(&geometry, split().map(|s| self.chunks(s)), &args)?;
 
-        let entry = "attention_decode_combine".to_owned();
+        let entry = "attention_combine".to_owned();
         let geometry = Geometry { entry, shared: 0, ..geometry };
         let dtype = match self.dtype {
             DType::F32 => 0,
