@@ -6,8 +6,7 @@
 //
 // A segment is split when q_len group <= 16 and its rows see more than two chunks of `chunk` keys (32, 64 or 128);
 // others have no blocks here. A block has one chunk and one key head: keys and values are read once for all rows of
-// the group.
-// Rows of 16-bit types are whole and aligned pieces of 16 bytes. Everything is computed in f32.
+// the group. Rows of 16-bit types are whole and aligned pieces of 16 bytes. Everything is computed in f32.
 // `partial` holds for each block `room` (at least q_len group of every such segment) rows of sums, padded like a row
 // of T to 16 bytes, `stats` two numbers for each of these rows.
 // Bits: by the segment's shape only; sums have another order than the CPU's.
