@@ -1,17 +1,17 @@
 // Attention over segments and its gradients (tensor/src/ops/attention.rs): out = softmax(q kT scale) v.
 //
-//   attention_f32                 out, and lse = log sum(e^score) of each row, by online softmax (Milakov and Gimelshein
-//                                 2018; Dao et al., "FlashAttention", 2022)
+//   attention_f32                 out, and lse = log sum(e^score) of each row, by online softmax (Milakov and
+//                                 Gimelshein 2018; Dao et al., "FlashAttention", 2022)
 //   attention_backward_delta_T    delta = sum(d_out out) of each row
 //   attention_backward_q_f32      dq = dS k, with P = e^(score - lse) and dS = P (d_out vT - delta) scale
 //   attention_backward_kv_f32     dv = PT d_out and dk = dST q
 //
-// 16-bit floats are in attention_cores.cu and attention_cores_backward.cu, and attention_decode.cu has the segments of few
-// rows and many keys: with `chunk` > 0 they are left out here.
-// q, d_out, out and dq are [tokens, heads, width], k, v, dk and dv [entries, kv_heads, width], of f32; lse and delta [tokens,
-// heads]; all contiguous. `segments` is a table of `count` entries, at least one; a block finds its own by adding up their
-// tiles. A query sees all keys of its segment if `full`, else the last `window` (less than 2^31) of those up to its own
-// place; the last query stands at the last key. Keys of no segment are not written.
+// 16-bit floats are in attention_cores.cu and attention_cores_backward.cu, and attention_decode.cu has the segments
+// of few rows and many keys: with `chunk` > 0 they are left out here.
+// q, d_out, out and dq are [tokens, heads, width], k, v, dk and dv [entries, kv_heads, width], of f32; lse and delta
+// [tokens, heads]; all contiguous. `segments` is a table of `count` entries, at least one; a block finds its own by
+// adding up their tiles. A query sees all keys of its segment if `full`, else the last `window` (less than 2^31) of
+// those up to its own place; the last query stands at the last key. Keys of no segment are not written.
 // A row is a query and a head of those that share a key head, so that a group reads its keys once. A block owns 64 rows
 // (dq, out) or 64 keys (dk, dv) of one key head, and 128 columns of what it makes of them, and walks over tiles of the
 // others in order; scores live for one tile.
@@ -137,7 +137,8 @@ struct Tile {
     i32 row, key;
     u32 width;
 
-    // Where the i-th row begins in a tensor like q, and the j-th key in one like k; the tensor's start if it is not there.
+    // Where the i-th row begins in a tensor like q, and the j-th key in one like k; the tensor's start if it is not
+    // there.
     INLINE auto rows_of(const f32* x) const {
         return [*this, x](i32 i) {
             bool there = row + i < part.rows();

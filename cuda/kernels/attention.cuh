@@ -64,8 +64,8 @@ struct Part {
 // Rows up to which a segment of many keys is split over them (attention_decode.cu).
 constexpr i32 MOST_SPLIT_ROWS = 16;
 
-// The chunks of `chunk` keys, by number, that a segment's rows see when it is split: few rows, and more than two chunks. None
-// where it is not, or chunk is 0. That depends on the segment alone, so that its bits do.
+// The chunks of `chunk` keys, by number, that a segment's rows see when it is split: few rows, and more than two
+// chunks. None where it is not, or chunk is 0. That depends on the segment alone, so that its bits do.
 INLINE Range chunks_of(const Segment& s, Mask mask, i32 group, i32 chunk) {
     i32 start = mask.full ? 0 : max(s.kv_len - s.q_len + 1 - (i32)mask.window, 0);
     if (chunk == 0 || s.q_len > MOST_SPLIT_ROWS / group || s.kv_len - start <= 2 * chunk) return {0, 0};
@@ -83,8 +83,8 @@ INLINE i32 sum_to_lane(i32 sum) {
 }
 
 // The segment that tile `tile` of all belongs to; `tile` becomes its number within the segment. tiles(segment) is how
-// many a segment has. A warp adds up those of 32 segments at a time. `before` becomes the sum of others(segment) over the
-// segments before it.
+// many a segment has. A warp adds up those of 32 segments at a time. `before` becomes the sum of others(segment) over
+// the segments before it.
 template <typename Tiles, typename Others>
 INLINE Segment find_segment(const Segment* segments, u32 count, i32& tile, Tiles tiles, Others others, i32& before) {
     u32 found = count - 1;
@@ -116,9 +116,9 @@ INLINE Segment find_segment(const Segment* segments, u32 count, i32& tile, Tiles
 
 INLINE i32 tiles_of(i32 length, i32 side) { return (length + side - 1) / side; }
 
-// The part of this block, which owns `side` rows (in one of `slices` slices of columns), and its first row; segments that
-// are split into chunks have no blocks. Later rows see more keys under a mask: they come first, so that the longest blocks
-// do not start last.
+// The part of this block, which owns `side` rows (in one of `slices` slices of columns), and its first row; segments
+// that are split into chunks have no blocks. Later rows see more keys under a mask: they come first, so that the
+// longest blocks do not start last.
 INLINE Part part_of_rows(const Segment* segments, u32 count, Mask mask, u32 chunk, u32 heads, u32 kv_heads, u32 slices,
                          i32 side, i32& first) {
     u32 head = blockIdx.x / slices;

@@ -3,9 +3,10 @@
 //
 //   attention_T_D   out (of T) and lse, of q, k, v [.., width] of T; width <= D
 //
-// A block owns 64 M rows of one key head, a warp 16 M of them, and walks over tiles of 32 keys: while it works on one, the
-// next is copied. Scores, softmax and sums are in f32, the weights of the second product are rounded to T. They are
-// powers of 2 against a reference for each row, which follows its maximum when that has grown by more than 2^8.
+// A block owns 64 M rows of one key head, a warp 16 M of them, and walks over tiles of 32 keys: while it works on
+// one, the next is copied. Scores, softmax and sums are in f32, the weights of the second product are rounded to T.
+// They are powers of 2 against a reference for each row, which follows its maximum when that has grown by more than
+// 2^8.
 // Bits: a row's depend on its own segment only; products add in the tensor cores' order.
 // Bytes: as attention.cu, each tile of keys and values once a block of 64 M rows.
 // Geometry: 128 threads, kv_heads sum(ceil(q_len group / 64 M)) blocks; dynamic shared memory: 64 M rows and four tiles
@@ -100,7 +101,7 @@ INLINE void forward(const T* q, const T* k, const T* v, const Part& part, i32 fi
         Share share = share_of(some, all, key, KEYS);
         if (share == Share::NONE) continue;
         f32 scores[M][KEYS / 8][4];
-        multiply_rows<T, WIDTH>(scores, room.warp_rows(), room.keys(stage), steps);
+        multiply_rows<T, WIDTH>(scores, room.warp_rows(), room.keys(stage), double_steps_of(width));
 #pragma unroll
         for (u32 i = 0; i < M; i++) {
 #pragma unroll

@@ -1,5 +1,5 @@
-// Attention on tensor cores: tiles of 16-bit rows in shared memory, and the two kinds of products that they take part in.
-// Four warps a block, each with 16 M rows of the left operand and all columns of the right one.
+// Attention on tensor cores: tiles of 16-bit rows in shared memory, and the two kinds of products that they take part
+// in. Four warps a block, each with 16 M rows of the left operand and all columns of the right one.
 #pragma once
 #include "attention.cuh"
 
@@ -62,19 +62,20 @@ INLINE f32 exp2(f32 x) {
     return math::poly(r, P) * as_f32(as_bits(t) << 23);
 }
 
-// Steps of 16 columns that cover a row.
+// Steps of 16 columns that cover a row; of 32, which is how far rows are padded with zeros for the sums over columns.
 INLINE u32 steps_of(u32 width) { return (width + 15) / 16; }
+INLINE u32 double_steps_of(u32 width) { return (width + 31) / 32; }
 
 // No row.
 constexpr u64 NOWHERE = ~0ull;
 
-// Copies ROWS rows of x to a tile; `width` is a multiple of 8, and zeros fill the last step of 16 columns. row(i) is the
+// Copies ROWS rows of x to a tile; `width` is a multiple of 8, and zeros fill the last 32 columns. row(i) is the
 // number of the i-th row in x, or NOWHERE for zeros. With y, a tensor that lies alike, its rows go to the tile behind.
 template <u32 ROWS, u32 WIDTH, typename T, typename Row>
 INLINE void load_tile(u32 to, const T* x, const T* y, u32 width, Row row) {
     constexpr u32 ACROSS = WIDTH / 8, DOWN = CORE_THREADS / ACROSS;
     u32 chunk = threadIdx.x % ACROSS, column = 8 * chunk;
-    if (column >= 16 * steps_of(width)) return;
+    if (column >= 32 * double_steps_of(width)) return;
 #pragma unroll 1
     for (u32 i = threadIdx.x / ACROSS; i < ROWS; i += DOWN) {
         u64 from = row(i);
@@ -85,13 +86,14 @@ INLINE void load_tile(u32 to, const T* x, const T* y, u32 width, Row row) {
     }
 }
 
-// sums (16 M rows of a warp x 8 N) = left right^T over all columns: `left` is where the warp's rows begin in their tile,
+// sums (16 M rows of a warp x 8 N) = left right^T over all columns: `left` is where the warp's rows begin in their
+// tile,
 // `right` a tile of 8 N rows.
 template <typename T, u32 WIDTH, u32 M, u32 N>
-INLINE void multiply_rows(f32 (&sums)[M][N][4], u32 left, u32 right, u32 steps) {
+INLINE void multiply_rows(f32 (&sums)[M][N][4], u32 left, u32 right, u32 double_steps) {
     u32 lane = lane_index();
-    // Matrices of the left: rows 0-7 and 8-15 of the first 8 columns, then of the next 8; of the right: both halves of the
-    // columns of rows 0-7, then of rows 8-15.
+    // Matrices of the left: rows 0-7 and 8-15 of the first 8 columns, then of the next 8; of the right: both halves
+    // of the columns of rows 0-7, then of rows 8-15.
     u32 left_row = left + lane % 16 * (2 * WIDTH), left_twist = (lane / 16 ^ lane % 8) * 16;
     u32 right_row = right + (lane / 16 * 8 + lane % 8) * (2 * WIDTH), right_twist = (lane / 8 % 2 ^ lane % 8) * 16;
 #pragma unroll
@@ -102,20 +104,23 @@ INLINE void multiply_rows(f32 (&sums)[M][N][4], u32 left, u32 right, u32 steps) 
             for (u32 k = 0; k < 4; k++) sums[i][j][k] = 0.0f;
         }
     }
-#pragma unroll 2
-    for (u32 step = 0; step < steps; step++) {
-        u32 a[M][4];
+#pragma unroll 1
+    for (u32 first = 0; first < double_steps; first++) {
 #pragma unroll
-        for (u32 i = 0; i < M; i++) load_matrices(a[i], left_row + 16 * i * (2 * WIDTH) + (32 * step ^ left_twist));
+        for (u32 step = 2 * first; step < 2 * first + 2; step++) {
+            u32 a[M][4];
 #pragma unroll
-        for (u32 j = 0; j < N; j += 2) {
-            u32 b[4];
-            load_matrices(b, right_row + 8 * j * (2 * WIDTH) + (32 * step ^ right_twist));
-            u32 even[2] = {b[0], b[1]}, odd[2] = {b[2], b[3]};
+            for (u32 i = 0; i < M; i++) load_matrices(a[i], left_row + 16 * i * (2 * WIDTH) + (32 * step ^ left_twist));
 #pragma unroll
-            for (u32 i = 0; i < M; i++) {
-                mma::multiply(sums[i][j], a[i], even, T());
-                mma::multiply(sums[i][j + 1], a[i], odd, T());
+            for (u32 j = 0; j < N; j += 2) {
+                u32 b[4];
+                load_matrices(b, right_row + 8 * j * (2 * WIDTH) + (32 * step ^ right_twist));
+                u32 even[2] = {b[0], b[1]}, odd[2] = {b[2], b[3]};
+#pragma unroll
+                for (u32 i = 0; i < M; i++) {
+                    mma::multiply(sums[i][j], a[i], even, T());
+                    mma::multiply(sums[i][j + 1], a[i], odd, T());
+                }
             }
         }
     }
@@ -130,8 +135,8 @@ template <typename T, u32 N> INLINE void round_weights(u32 (&out)[N / 2][4], con
     }
 }
 
-// sums (16 M rows of a warp x 8 COLUMNS) += weights (x 16 K) times 16 K rows of a tile, from 16-byte chunk `first` of its
-// rows on; columns behind `steps` steps of 16 are left alone.
+// sums (16 M rows of a warp x 8 COLUMNS) += weights (x 16 K) times 16 K rows of a tile, from 16-byte chunk `first` of
+// its rows on; columns behind `steps` steps of 16 are left alone.
 template <typename T, u32 WIDTH, u32 M, u32 K, u32 COLUMNS>
 INLINE void add_weighted(f32 (&sums)[M][COLUMNS][4], const u32 (&weights)[M][K][4], u32 tile, u32 first, u32 steps) {
     u32 lane = lane_index();
@@ -167,7 +172,8 @@ INLINE void store_row(T* row, const f32 (&sums)[COLUMNS][4], u32 half, u32 colum
     }
 }
 
-// What is not in `seen` of a row becomes `hidden`: this thread's columns, where the first column of all is number `first`.
+// What is not in `seen` of a row becomes `hidden`: this thread's columns, where the first column of all is number
+// `first`.
 template <u32 N> INLINE void hide(f32 (&row)[N][4], u32 half, Range seen, i32 first, f32 hidden) {
     u32 at = first + lane_index() % 4 * 2 - seen.start, count = seen.end - seen.start;
 #pragma unroll

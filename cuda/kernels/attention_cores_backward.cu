@@ -6,15 +6,15 @@
 //
 // delta is of attention.cu, which has the words and rules that are not said here. width <= D. P and dS are rounded to T
 // for the products that they enter, everything else is in f32.
-// dq: a block owns 64 M rows of one key head, a warp 16 M of them, and walks over tiles of keys. dk, dv: a block owns 64
-// keys and 128 columns of their gradients, a warp 16 keys, and walks over tiles of rows, as columns of the transposed
-// scores. While a block works on one tile, the next is copied.
+// dq: a block owns 64 M rows of one key head, a warp 16 M of them, and walks over tiles of keys. dk, dv: a block owns
+// 64 keys and 128 columns of their gradients, a warp 16 keys, and walks over tiles of rows, as columns of the
+// transposed scores. While a block works on one tile, the next is copied.
 // Bits: by shape only; products add in the tensor cores' order.
 // Bytes: as attention.cu: each tile once a block.
 // Geometry: 128 threads; q: kv_heads sum(ceil(q_len group / 64 M)) blocks; kv: kv_heads sum(ceil(kv_len / 64))
-// ceil(width / 128) blocks. Dynamic shared memory holds two tensors of what a block owns and two stages of two tensors of
-// TILE rows, each of D elements of 2 bytes, and for kv two stages of 2 TILE floats. D = 128: M = 2, TILE = 32; D = 256:
-// M = 1, TILE = 16.
+// ceil(width / 128) blocks. Dynamic shared memory holds two tensors of what a block owns and two stages of two
+// tensors of TILE rows, each of D elements of 2 bytes, and for kv two stages of 2 TILE floats. D = 128: M = 2, TILE =
+// 32; D = 256: M = 1, TILE = 16.
 #include "attention_cores.cuh"
 
 // What the kernels read.
@@ -24,7 +24,8 @@ template <typename T> struct Saved {
     f32 scale;
 };
 
-// Where tiles lie: two of the block's own OWN rows, then two stages of two of TILE rows; then numbers of each stage's rows.
+// Where tiles lie: two of the block's own OWN rows, then two stages of two of TILE rows; then numbers of each stage's
+// rows.
 template <u32 WIDTH, u32 OWN, u32 TILE> struct Room {
     static constexpr u32 PITCH = WIDTH * 2;
     u32 start;
@@ -42,7 +43,7 @@ INLINE void backward_q(const Saved<T>& saved, const Part& part, i32 first, T* dq
     constexpr i32 OWN = 16 * M * CORE_WARPS, WALK = TILE;
     extern __shared__ __align__(128) u8 shared[];
     Room<WIDTH, OWN, TILE> room = {mma::shared_address(shared)};
-    u32 steps = steps_of(width), lane = lane_index();
+    u32 steps = steps_of(width), double_steps = double_steps_of(width), lane = lane_index();
     i32 last = min(first + OWN, part.rows()) - 1;
     Range keys = {part.visible(first).start / WALK * WALK, part.visible(last).end};
     auto load_keys = [&](i32 key, u32 stage) {
@@ -85,8 +86,8 @@ INLINE void backward_q(const Saved<T>& saved, const Part& part, i32 first, T* dq
         Share share = share_of(some, all, key, WALK);
         if (share == Share::NONE) continue;
         f32 p[M][TILE / 8][4], ds[M][TILE / 8][4];
-        multiply_rows<T, WIDTH>(p, room.own(0), room.walked(stage, 0), steps);
-        multiply_rows<T, WIDTH>(ds, room.own(1), room.walked(stage, 1), steps);
+        multiply_rows<T, WIDTH>(p, room.own(0), room.walked(stage, 0), double_steps);
+        multiply_rows<T, WIDTH>(ds, room.own(1), room.walked(stage, 1), double_steps);
         u32 weights[M][TILE / 16][4];
 #pragma unroll
         for (u32 i = 0; i < M; i++) {
@@ -124,7 +125,7 @@ INLINE void backward_kv(const Saved<T>& saved, const Part& part, i32 first, T* d
     constexpr i32 WALK = TILE;
     extern __shared__ __align__(128) u8 shared[];
     Room<WIDTH, OWN_KEYS, TILE> room = {mma::shared_address(shared)};
-    u32 steps = steps_of(width), own_steps = steps_of(min(width - column, COLUMNS)), lane = lane_index();
+    u32 double_steps = double_steps_of(width), steps = steps_of(min(width - column, COLUMNS)), lane = lane_index();
     i32 last = min(first + OWN_KEYS, part.segment.kv_len) - 1;
     Range rows = part.viewers(first, last - first + 1);
     auto load_rows = [&](i32 row, u32 stage) {
@@ -166,7 +167,7 @@ INLINE void backward_kv(const Saved<T>& saved, const Part& part, i32 first, T* d
         Share share = share_of(some, all, row, WALK);
         if (share == Share::NONE) continue;
         f32 p[1][TILE / 8][4], ds[1][TILE / 8][4];
-        multiply_rows<T, WIDTH>(p, room.own(0), room.walked(stage, 0), steps);
+        multiply_rows<T, WIDTH>(p, room.own(0), room.walked(stage, 0), double_steps);
 #pragma unroll
         for (u32 j = 0; j < TILE / 8; j++) {
             Pair<f32> lse = load_two(room.numbers(stage, 0) + (8 * j + lane % 4 * 2) * sizeof(f32));
@@ -182,8 +183,8 @@ INLINE void backward_kv(const Saved<T>& saved, const Part& part, i32 first, T* d
         }
         u32 weights[1][TILE / 16][4];
         round_weights<T>(weights[0], p[0]);
-        add_weighted<T, WIDTH>(v_sums, weights, room.walked(stage, 1), column / 8, own_steps);
-        multiply_rows<T, WIDTH>(ds, room.own(1), room.walked(stage, 1), steps);
+        add_weighted<T, WIDTH>(v_sums, weights, room.walked(stage, 1), column / 8, steps);
+        multiply_rows<T, WIDTH>(ds, room.own(1), room.walked(stage, 1), double_steps);
 #pragma unroll
         for (u32 j = 0; j < TILE / 8; j++) {
             Pair<f32> delta = load_two(room.numbers(stage, 1) + (8 * j + lane % 4 * 2) * sizeof(f32));
@@ -191,7 +192,7 @@ INLINE void backward_kv(const Saved<T>& saved, const Part& part, i32 first, T* d
             for (u32 k = 0; k < 4; k++) ds[0][j][k] = p[0][j][k] * (ds[0][j][k] - (k % 2 ? delta.b : delta.a));
         }
         round_weights<T>(weights[0], ds[0]);
-        add_weighted<T, WIDTH>(k_sums, weights, room.walked(stage, 0), column / 8, own_steps);
+        add_weighted<T, WIDTH>(k_sums, weights, room.walked(stage, 0), column / 8, steps);
     }
 #pragma unroll
     for (u32 half = 0; half < 2; half++) {

@@ -1,19 +1,19 @@
-// Attention of few rows over many keys, as in decoding: the keys of a segment are split over blocks ("Flash-Decoding", Dao
-// et al. 2023). attention.cu has the words and the rules that are not said here.
+// Attention of few rows over many keys, as in decoding: the keys of a segment are split over blocks
+// ("Flash-Decoding", Dao et al. 2023). attention.cu has the words and the rules that are not said here.
 //
-//   attention_decode_T          of each chunk of keys: the largest score, sum e^(score - largest), and its weighted values
-//   attention_decode_combine    out and lse, from those of all chunks in order; `dtype` of out: 0 f32, 1 f16, 2 bf16
+//   attention_decode_T   of each chunk of keys: the largest score, sum e^(score - largest), and its weighted values
+//   attention_combine    out and lse, from those of all chunks in order; `dtype` of out: 0 f32, 1 f16, 2 bf16
 //
-// A segment is split when q_len group <= 16 and its rows see more than two chunks of `chunk` keys (32, 64 or 128); others
-// have no blocks here. `partial` holds for each block `room` (at least q_len group of every such segment) rows of sums,
-// padded like a row of T to 16 bytes, `stats` two numbers for each of these rows. A block has one chunk and one key head: keys and values are read once
-// for all rows of the group. Everything is in f32.
-// Rows of 16-bit types are whole and aligned pieces of 16 bytes.
+// A segment is split when q_len group <= 16 and its rows see more than two chunks of `chunk` keys (32, 64 or 128);
+// others have no blocks here. A block has one chunk and one key head: keys and values are read once for all rows of
+// the group. Rows of 16-bit types are whole and aligned pieces of 16 bytes. Everything is computed in f32.
+// `partial` holds for each block `room` (at least q_len group of every such segment) rows of sums, padded like a row
+// of T to 16 bytes, `stats` two numbers for each of these rows.
 // Bits: by the segment's shape only; sums have another order than the CPU's.
-// Bytes: k and v once, q once a chunk, partial sums twice: a fraction of 4 rows width / (chunk width 2) beside k and v.
-// Geometry: 128 threads. decode: kv_heads sum(chunks) blocks, with dynamic shared memory for 2 chunk rows of T and `padded`
-// rows of f32, each padded to 16 bytes, where padded is the rows rounded up to 4, and for 128 threads' sums of 4 rows of 16
-// bytes of T in f32; combine: kv_heads sum(q_len group) blocks.
+// Bytes: k and v once, q once a chunk; partial sums twice, 8 room width bytes beside 2 chunk width sizeof(T).
+// Geometry: 128 threads. decode: kv_heads sum(chunks) blocks, with dynamic shared memory for 2 chunk rows of T and
+// ceil(q_len group / 4) 4 rows of f32, each padded to 16 bytes of T, and for the f32 of 4 pieces of 16 bytes a thread.
+// combine: kv_heads sum(q_len group) blocks.
 #include "attention.cuh"
 
 constexpr u32 DECODE_THREADS = 128;
@@ -34,8 +34,11 @@ using Rows = Vec<f32, ROWS>;
 template <typename T> INLINE u32 pieces_of(u32 width) { return (width + PIECE<T> - 1) / PIECE<T>; }
 
 // Rows of f32 that go with rows of such pieces have the first 4 of all pieces, then the others, so that threads with
-// neighbouring pieces access neighbouring 16 bytes. Which column is the i-th, and where a column is, of pieces of `piece`.
-INLINE u32 column_at(u32 i, u32 pieces, u32 piece) { return i % (4 * pieces) / 4 * piece + i / (4 * pieces) * 4 + i % 4; }
+// neighbouring pieces access neighbouring 16 bytes. Which column is the i-th, and where a column is, of pieces of
+// `piece`.
+INLINE u32 column_at(u32 i, u32 pieces, u32 piece) {
+    return i % (4 * pieces) / 4 * piece + i / (4 * pieces) * 4 + i % 4;
+}
 INLINE u32 place_of(u32 column, u32 pieces, u32 piece) {
     return column % piece / 4 * (4 * pieces) + column / piece * 4 + column % 4;
 }
@@ -155,8 +158,8 @@ template <typename T> INLINE void score(Rows* scores, const f32* q, const T* key
     }
 }
 
-// Values of the chunk times the weights of ROWS rows, to `partial`, which is where the first of them goes: every thread has
-// one piece of columns and every so many keys, then the threads of a column are added up in order.
+// Values of the chunk times the weights of ROWS rows, to `partial`, which is where the first of them goes: every
+// thread has one piece of columns and every so many keys, then the threads of a column are added up in order.
 template <typename T>
 INLINE void weigh(f32* partial, const Rows* weights, const T* values, f32* room, const Chunk& chunk, u32 rows) {
     u32 pieces = pieces_of<T>(chunk.width), groups = DECODE_THREADS / pieces;
@@ -178,9 +181,9 @@ INLINE void weigh(f32* partial, const Rows* weights, const T* values, f32* room,
         for (u32 r = 0; r < ROWS; r++) {
 #pragma unroll
             for (u32 four = 0; four < PIECE<T> / 4; four++) {
-                Vec<f32, 4> x = {sums[r][4 * four], sums[r][4 * four + 1], sums[r][4 * four + 2], sums[r][4 * four + 3]};
+                const f32* x = &sums[r][4 * four];
                 u32 at = ((group * ROWS + r) * (PIECE<T> / 4) + four) * pieces + piece;
-                reinterpret_cast<Vec<f32, 4>*>(room)[at] = x;
+                reinterpret_cast<Vec<f32, 4>*>(room)[at] = {x[0], x[1], x[2], x[3]};
             }
         }
     }
@@ -192,12 +195,12 @@ INLINE void weigh(f32* partial, const Rows* weights, const T* values, f32* room,
         for (u32 g = 0; g < groups; g++) sum += room[g * ROWS * padded + t];
         partial[t] = sum;
     }
-    // The room and the weights may be used again.
-    __syncthreads();
+    // Barriers of the next rows stand between this and the next use of the room.
 }
 
 template <typename T>
-INLINE void decode(const T* q, const T* k, const T* v, const Chunk& chunk, u32 most, f32 scale, f32* partial, f32* stats) {
+INLINE void decode(const T* q, const T* k, const T* v, const Chunk& chunk, u32 most, f32 scale, f32* partial,
+                   f32* stats) {
     extern __shared__ __align__(16) u8 shared[];
     __shared__ Rows weights[MOST_CHUNK], room[DECODE_WARPS];
     u32 padded = pieces_of<T>(chunk.width) * PIECE<T>, padded_rows = (chunk.rows + ROWS - 1) / ROWS * ROWS;
@@ -246,8 +249,8 @@ INLINE void decode(const T* q, const T* k, const T* v, const Chunk& chunk, u32 m
     }
 }
 
-// One row of the result, of `count` chunks: number(i) is where the i-th has its partial row. All threads of a block have
-// the largest score and the sum; each has every 128th column.
+// One row of the result, of `count` chunks: number(i) is where the i-th has its partial row. All threads of a block
+// have the largest score and the sum; each has every 128th column.
 template <typename Number>
 INLINE void combine(const f32* partial, const f32* stats, i32 count, void* out, u32 dtype, u64 row, f32* lse, u32 width,
                     Number number) {
@@ -315,7 +318,7 @@ INLINE void combine(const f32* partial, const f32* stats, i32 count, void* out, 
 FLOATS(ATTENTION_DECODE)
 
 KERNEL(DECODE_THREADS)
-attention_decode_combine(const f32* __restrict__ partial, const f32* __restrict__ stats, u32 room,
+attention_combine(const f32* __restrict__ partial, const f32* __restrict__ stats, u32 room,
                          const Segment* __restrict__ segments, u32 count, u32 full, u32 window, u32 chunk,
                          void* __restrict__ out, u32 dtype, f32* __restrict__ lse, u32 heads, u32 kv_heads, u32 width) {
     Mask mask = {full, window};

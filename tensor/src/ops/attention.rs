@@ -69,7 +69,8 @@ kernel!(pub ATTENTION_BACKWARD = "attention_backward", AttentionBackwardArgs, ba
 
 /// Attention of `q` [tokens, heads, d] over the keys and values of `kv`; query head h uses key head
 /// h / (heads / key heads). Gives the output [tokens, heads, d] and the logarithm of each softmax's sum
-/// [tokens, heads] in f32, which [`attention_backward`] needs.
+/// [tokens, heads] in f32, which [`attention_backward`] needs. 16-bit tensors are computed with as they are on CUDA devices
+/// where d is a multiple of 8, else in f32 and rounded at the end.
 ///
 /// # Errors
 /// When shapes, dtypes or devices do not fit each other or the segments.
@@ -112,19 +113,18 @@ pub fn attention_backward(
     let mut dq = device.alloc(q.shape(), dtype)?;
     let mut dk = device.alloc(kv.k.shape(), dtype)?;
     let mut dv = device.alloc(kv.v.shape(), dtype)?;
-    let (kv, (dq_view, dk_view, dv_view)) = (KvView { k, v }, (dq.view(), dk.view(), dv.view()));
     let args = AttentionBackwardArgs {
         d_out,
         q: q_in,
-        kv,
+        kv: KvView { k, v },
         out,
         lse,
         segments,
         mask,
         scale,
-        dq: dq_view,
-        dk: dk_view,
-        dv: dv_view,
+        dq: dq.view(),
+        dk: dk.view(),
+        dv: dv.view(),
     };
     device.run(&ATTENTION_BACKWARD, args)?;
     let dtype = q.dtype();

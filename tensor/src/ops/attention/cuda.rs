@@ -14,6 +14,8 @@ pub(super) const ALIGNMENT: u64 = 16;
 const COLUMNS: usize = 128;
 /// Rows or keys that a block of the f32 kernels owns, and keys that one on tensor cores does.
 const SIDE: usize = 64;
+/// Keys of a tile of the forward pass on tensor cores.
+const FORWARD_KEYS: usize = 32;
 /// Threads of a block on tensor cores, and of one that decodes.
 const CORE_THREADS: u32 = 128;
 /// Rows (a query and a head of a group) up to which a segment of many keys is split over them.
@@ -114,7 +116,7 @@ impl<'a> Plan<'a> {
     fn chunks(&self, s: &Segment) -> usize {
         let start = match self.mask {
             Mask::Full | Mask::Causal => 0,
-            Mask::Window(n) => (s.kv_len + 1 - s.q_len).saturating_sub(n),
+            Mask::Window(n) => (s.kv_len + 1).saturating_sub(s.q_len).saturating_sub(n),
         };
         let chunk = self.chunk();
         let split = s.q_len <= MOST_SPLIT_ROWS / self.group() && s.kv_len - start > 2 * chunk;
@@ -139,7 +141,7 @@ impl<'a> Plan<'a> {
         if self.width <= COLUMNS { COLUMNS } else { 2 * COLUMNS }
     }
 
-    /// Rows that a block on tensor cores owns.
+    /// Rows that a block on tensor cores owns: 64 M of its kernel's head.
     fn core_rows(&self) -> usize {
         if self.width <= COLUMNS { 128 } else { 64 }
     }
@@ -152,7 +154,8 @@ impl<'a> Plan<'a> {
     fn forward(&self) -> Geometry {
         match self.dtype {
             DType::F32 => self.plain("attention"),
-            _ => self.on_cores("attention_cores", "attention", self.core_rows(), self.core_rows() + 4 * 32),
+            // Its own rows, and two stages of keys and values.
+            _ => self.on_cores("attention_cores", "attention", self.core_rows(), self.core_rows() + 4 * FORWARD_KEYS),
         }
     }
 
@@ -207,7 +210,7 @@ impl<'a> Plan<'a> {
         let args = self.arguments(inputs, &[chunk_arg, Arg::F32(self.scale), room_arg], &partial)?;
         self.start(&geometry, split().map(|s| self.chunks(s)), &args)?;
 
-        let entry = "attention_decode_combine".to_owned();
+        let entry = "attention_combine".to_owned();
         let geometry = Geometry { entry, shared: 0, ..geometry };
         let dtype = match self.dtype {
             DType::F32 => 0,

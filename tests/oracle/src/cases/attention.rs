@@ -2,8 +2,8 @@
 
 use crate::{Array, Case, Input, Scalar, float};
 use kinglet_autograd::{Var, ops};
-use kinglet_tensor::Result;
 use kinglet_tensor::ops::{Mask, Segment, Segments};
+use kinglet_tensor::{DType, Result};
 
 /// Heads, key heads and their width; which queries see which keys.
 #[derive(Clone, Debug)]
@@ -12,6 +12,7 @@ pub struct Attention {
     /// (queries, keys) of each segment; the keys lie one after another with a gap of one entry.
     segments: &'static [(usize, usize)],
     mask: Mask,
+    dtypes: &'static [DType],
 }
 
 impl Attention {
@@ -41,7 +42,8 @@ impl Case for Attention {
 
     fn instances() -> Vec<Self> {
         use Mask::{Causal, Full, Window};
-        let case = |heads, segments, mask| Attention { heads, segments, mask };
+        let of = |dtypes: &'static [DType]| move |heads, segments, mask| Attention { heads, segments, mask, dtypes };
+        let (case, halves) = (of(&[DType::F32, DType::BF16, DType::F16]), of(&[DType::BF16, DType::F16]));
         vec![
             case([1, 1, 1], &[(1, 1)], Causal),
             case([4, 2, 8], &[(13, 13)], Causal),
@@ -59,20 +61,20 @@ impl Case for Attention {
             case([2, 1, 256], &[(5, 5)], Window(3)),
             // Across tiles of keys and blocks of queries.
             case([2, 1, 3], &[(130, 130), (60, 99)], Causal),
-            // More segments than a warp looks at at a time.
-            case([1, 1, 8], &[(1, 2); 34], Causal),
             // Lengths around those of tiles, and groups that tiles cut.
             case([3, 1, 8], &[(63, 63), (65, 65)], Causal),
-            case([8, 1, 8], &[(33, 64)], Full),
-            case([1, 1, 40], &[(64, 64), (3, 130)], Window(33)),
-            case([3, 1, 80], &[(44, 44)], Window(100)),
-            case([1, 1, 136], &[(33, 40)], Causal),
-            case([1, 1, 256], &[(17, 40)], Window(20)),
+            halves([8, 1, 8], &[(33, 64)], Full),
+            halves([1, 1, 40], &[(64, 64), (3, 130)], Window(33)),
+            halves([3, 1, 80], &[(44, 44)], Window(100)),
+            halves([1, 1, 136], &[(33, 40)], Causal),
+            halves([1, 1, 256], &[(17, 40)], Window(20)),
+            // More segments than a warp looks at at a time: the same code for every dtype.
+            halves([1, 1, 8], &[(1, 2); 34], Causal),
             // Few queries over many keys, some of which are split over blocks.
-            case([4, 2, 16], &[(1, 300), (1, 7), (1, 1), (2, 259)], Causal),
-            case([3, 1, 8], &[(5, 300), (1, 257), (6, 300)], Full),
-            case([1, 1, 40], &[(2, 500)], Window(290)),
-            case([1, 1, 256], &[(1, 132)], Causal),
+            case([4, 2, 8], &[(1, 257), (1, 7), (1, 1)], Causal),
+            case([3, 1, 8], &[(5, 260)], Full),
+            halves([1, 1, 40], &[(2, 500), (1, 290)], Window(290)),
+            halves([2, 1, 256], &[(1, 132)], Causal),
             case([1, 1, 131], &[(1, 129)], Causal),
         ]
     }
@@ -112,8 +114,14 @@ impl Case for Attention {
         Array::new(&q.shape, out)
     }
 
+    // Kernels for 16 bits round weights and score gradients for the products that they enter. `storage` has room for it: it
+    // counts a rounding of the other operand of each of these products (v, dy, k, q), which costs as much.
     fn run<'t>(&self, inputs: &[Var<'t>]) -> Result<Var<'t>> {
         ops::attention(&inputs[0], &inputs[1], &inputs[2], &self.segments(), self.mask, self.scale())
+    }
+
+    fn dtypes(&self) -> &'static [DType] {
+        self.dtypes
     }
 
     fn flops(&self) -> usize {
