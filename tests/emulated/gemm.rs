@@ -197,6 +197,7 @@ fn no_bank_conflicts() {
 #[test]
 fn blocks_as_they_lie() {
     let gpu = emulated(80, 6);
+    let cuda = gpu.as_cuda().unwrap();
     for (rows, width, m) in [(136, 72, 70), (24, 160, 9), (65, 64, 129)] {
         for (format, blocksize, double) in [(Format::Nf4, 64, true), (Format::Fp4, 32, false)] {
             for direction in [Direction::Forward, Direction::Backward] {
@@ -215,14 +216,15 @@ fn blocks_as_they_lie() {
                     let epilogue = Epilogue { alpha: 2.0, accumulate: Accumulate::Add, low_rank, bias: Some(&bias) };
                     let [got, want] = [Weight::FourBit(Arc::new(blocks)), decoded].map(|weight| {
                         let mut out = matrix([m, to], false, 0, dtype, 6, &gpu);
-                        let _ = gpu.as_cuda().unwrap().take_counters();
+                        let (_, launches) = (cuda.take_counters(), cuda.counts().launches);
                         weight.product_into(&x, direction, out.as_mut().unwrap(), epilogue).unwrap();
-                        let counters = gpu.as_cuda().unwrap().take_counters().unwrap();
-                        (values(&out), counters.bank_conflicts, counters.tensor_flops)
+                        let (conflicts, launches) =
+                            (cuda.take_counters().unwrap().bank_conflicts, cuda.counts().launches - launches);
+                        (values(&out), conflicts, launches)
                     });
                     assert!(got.0 == want.0, "{what}");
-                    assert!(got.2 > 0, "{what}: not on tensor cores");
                     assert_eq!(got.1, 0, "{what}: bank conflicts");
+                    assert_eq!(got.2, want.2, "{what}: launches, none of which decodes alone");
                 }
             }
         }

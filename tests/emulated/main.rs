@@ -74,7 +74,7 @@ tests! {
     embedding: "embedding";
     gather: "gather";
     layer_norm: "layer_norm";
-    linear: "gguf";
+    linear: "gguf", "matmul_4bit";
     linear_cross_entropy: "linear_cross_entropy";
     matmul: "matmul";
     random: "random";
