@@ -212,6 +212,8 @@ mod tests {
         assert_eq!(plan(4096, 14336, 4096), (Tile::Wide, 1));
         assert_eq!(plan(64, 4096, 4096).0, Tile::Small);
         assert!(plan(64, 64, 16384).1 > 4);
+        // As the oracle's cases have it.
+        assert!(plan(10, 16, 1024).1 > 1);
         // An adapter's narrow product: parts of k, because there are few tiles.
         assert_eq!(plan(2048, 16, 4096).0, Tile::Small);
         assert!(plan(2048, 16, 4096).1 > 1);
