@@ -4,7 +4,7 @@
 //
 //   matmul_TILE_A_B     a [m, k] of type A times b [k, n] of B to out [m, n] of A, or of f32 if `wide`, on tensor cores, in
 //                       tiles of 64x64, 128x128 or 128x256: bf16 times bf16 or f32 (rounded to bf16 first), f16 times f16,
-//                       and f32 times f32, both rounded to TF32
+//                       f32 times f32, both rounded to TF32, and f32 times bf16, with the precision of f32
 //   matmul_plain_A_B_C  everything else, and f32 times f32, in f32
 //   matmul_rows_A_B_C   for few rows: a dot product an element
 //   matmul_sum_C        adds up what matmul_TILE made of parts of k, and does what comes behind
@@ -324,6 +324,7 @@ CORES(matmul_64x64_bf16_bf16, add_any, gemm::Small, 168, bf16, bf16, bf16)
 CORES(matmul_64x64_f16_f16, add_any, gemm::Small, 168, f16, f16, f16)
 CORES(matmul_64x64_bf16_f32, add_rounding_b, gemm::Small, 168, bf16, bf16, f32)
 CORES(matmul_64x64_f32_f32, add_rounding, gemm::Small, 168, mma::tf32, f32, f32)
+CORES(matmul_64x64_f32_bf16, add_rounding, gemm::Small, 168, mma::split32, f32, bf16)
 CORES(matmul_128x128_bf16_bf16, add_copied, gemm::Large, 255, bf16, bf16, bf16)
 CORES(matmul_128x128_f16_f16, add_copied, gemm::Large, 255, f16, f16, f16)
 CORES(matmul_128x256_bf16_bf16, add_copied, gemm::Wide, 255, bf16, bf16, bf16)

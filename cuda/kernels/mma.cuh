@@ -28,6 +28,27 @@ INLINE void multiply(f32 (&d)[4], const u32 (&a)[4], const u32 (&b)[2], tf32) {
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
+// An f32 in full beside a number of at most 11 significant bits, which TF32 holds exactly (every bf16 and f16): a is taken
+// apart into what TF32 holds and the rest, of which TF32 holds all but the last bits, 2^-22 of a.
+struct split32 {
+    u32 bits;
+};
+INLINE u32 to_tf32(f32 x) {
+    u32 bits;
+    asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(x));
+    return bits;
+}
+INLINE void multiply(f32 (&d)[4], const u32 (&a)[4], const u32 (&b)[2], split32) {
+    u32 upper[4], lower[4];
+#pragma unroll
+    for (u32 i = 0; i < 4; i++) {
+        upper[i] = to_tf32(as_f32(a[i]));
+        lower[i] = to_tf32(as_f32(a[i]) - as_f32(upper[i]));
+    }
+    multiply(d, lower, b, tf32());
+    multiply(d, upper, b, tf32());
+}
+
 // The address of a shared variable in the shared window, as instructions on shared memory take it.
 INLINE u32 shared_address(const void* p) { return (u32)__cvta_generic_to_shared(p); }
 
@@ -69,8 +90,5 @@ template <u32 PENDING> INLINE void wait() { asm volatile("cp.async.wait_group %0
 }  // namespace mma
 
 // To nearest, ties away from zero, as cuBLAS does.
-template <> INLINE mma::tf32 from_f32<mma::tf32>(f32 x) {
-    mma::tf32 y;
-    asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(y.bits) : "f"(x));
-    return y;
-}
+template <> INLINE mma::tf32 from_f32<mma::tf32>(f32 x) { return {mma::to_tf32(x)}; }
+template <> INLINE mma::split32 from_f32<mma::split32>(f32 x) { return {as_bits(x)}; }

@@ -166,8 +166,7 @@ fn add_lora<'t>(x: &Var<'t>, base: Base<'_, 't>, lora: &Lora<'t>) -> Result<Var<
         b.matmul_into(dy, Direction::Backward, du.view(), Accumulate::Store, scale)?;
         let du = du.finish();
         if let Some(da) = sink.dest(1)? {
-            let dropped = Weight::Dense(drop_out(x, dropout)?);
-            dropped.matmul_into(&du.transpose(0, 1)?, Direction::Backward, da, Accumulate::Add, 1.0)?;
+            ops::matmul_into_in_any_order(&du.transpose(0, 1)?, &drop_out(x, dropout)?, da)?;
         }
         if !sink.wants(0) {
             return Ok(());

@@ -3,7 +3,7 @@
 use kinglet::quant::nf4::Format;
 use kinglet::quant::{Direction, FourBit, Weight};
 use kinglet::tensor::cpu::gemm::Accumulate;
-use kinglet::tensor::kernels::{Epilogue, LowRank, MATMUL, MatmulArgs, Plan, Tile};
+use kinglet::tensor::kernels::{Epilogue, Freedom, LowRank, MATMUL, MatmulArgs, Plan, Tile};
 use kinglet::tensor::ops;
 use kinglet::tensor::philox::Key;
 use kinglet::{DType, Device, Tensor};
@@ -44,12 +44,13 @@ impl Case {
     }
 
     /// The result by `plan`, with columns of `out` on both sides of it that must stay as they are.
-    fn run(&self, device: &Device, plan: Option<Plan>, tf32: bool) -> Vec<f32> {
+    fn run(&self, device: &Device, plan: Option<Plan>, freedom: Freedom) -> Vec<f32> {
         let Case { size: [m, n, k], turned, dtype, out, rank, accumulate } = *self;
         // Rows of a multiple of 8 elements: each 16 bytes are aligned.
         let pitch = |x: usize| x.next_multiple_of(8);
         let a = matrix([m, k], turned[0], pitch(if turned[0] { m } else { k }), dtype, 1, device);
-        let b = matrix([k, n], turned[1], pitch(if turned[1] { k } else { n }), dtype, 2, device);
+        let b_dtype = if freedom == Freedom::Order { DType::BF16 } else { dtype };
+        let b = matrix([k, n], turned[1], pitch(if turned[1] { k } else { n }), b_dtype, 2, device);
         let [u, v] =
             [(m, 3), (n, 4)].map(|(rows, seed)| matrix([rows, rank], rank % 2 == 1, 0, DType::F32, seed, device));
         let bias = matrix([1, n], false, 0, DType::F32, 5, device).reshape(&[n]).unwrap();
@@ -61,7 +62,8 @@ impl Case {
         };
         let mut result = matrix([m, n + 5], false, 0, out, 6, device);
         let before = values(&result);
-        let args = MatmulArgs { column: 3, epilogue, tf32, plan, ..MatmulArgs::new(&a, &b, result.as_mut().unwrap()) };
+        let args =
+            MatmulArgs { column: 3, epilogue, freedom, plan, ..MatmulArgs::new(&a, &b, result.as_mut().unwrap()) };
         device.run(&MATMUL, args).unwrap();
         let after = values(&result);
         for (i, (before, after)) in before.iter().zip(&after).enumerate() {
@@ -91,14 +93,16 @@ fn plan(tile: Tile, splits: usize) -> Option<Plan> {
 #[test]
 fn tiles() {
     let (cpu, gpu) = (device(2), emulated(80, 3));
-    for (i, size) in [[130, 70, 67], [65, 257, 96], [129, 300, 33], [16, 8, 200]].into_iter().enumerate() {
+    for (i, size) in
+        [[130, 70, 67], [65, 257, 96], [129, 300, 33], [16, 8, 200], [1100, 72, 16]].into_iter().enumerate()
+    {
         for turned in [[false, false], [false, true], [true, false], [true, true]] {
             let dtype = if i % 2 == 0 { DType::BF16 } else { DType::F16 };
             let case = Case::plain(size, turned, dtype);
-            let small = case.run(&gpu, plan(Tile::Small, 1), false);
-            case.compare(&small, &case.run(&cpu, None, false), dtype.epsilon().unwrap() as f32, "small");
+            let small = case.run(&gpu, plan(Tile::Small, 1), Freedom::None);
+            case.compare(&small, &case.run(&cpu, None, Freedom::None), dtype.epsilon().unwrap() as f32, "small");
             for tile in [Tile::Large, Tile::Wide] {
-                assert!(case.run(&gpu, plan(tile, 1), false) == small, "{case:?} {tile:?}");
+                assert!(case.run(&gpu, plan(tile, 1), Freedom::None) == small, "{case:?} {tile:?}");
             }
         }
     }
@@ -111,16 +115,16 @@ fn epilogues() {
     for (dtype, out) in [(DType::BF16, DType::BF16), (DType::BF16, DType::F32), (DType::F16, DType::F16)] {
         for (rank, accumulate) in [(1, Accumulate::Store), (16, Accumulate::Add), (35, Accumulate::Add)] {
             let case = Case { size: [70, 133, 160], turned: [false, true], dtype, out, rank, accumulate };
-            let want = case.run(&cpu, None, false);
-            let small = case.run(&gpu, plan(Tile::Small, 1), false);
+            let want = case.run(&cpu, None, Freedom::None);
+            let small = case.run(&gpu, plan(Tile::Small, 1), Freedom::None);
             // What the CPU rounds after each part.
             case.compare(&small, &want, dtype.epsilon().unwrap() as f32, "small");
             for tile in [Tile::Large, Tile::Wide] {
-                assert!(case.run(&gpu, plan(tile, 1), false) == small, "{case:?} {tile:?}");
+                assert!(case.run(&gpu, plan(tile, 1), Freedom::None) == small, "{case:?} {tile:?}");
             }
-            let parts = case.run(&gpu, plan(Tile::Small, 3), false);
+            let parts = case.run(&gpu, plan(Tile::Small, 3), Freedom::None);
             case.compare(&parts, &want, dtype.epsilon().unwrap() as f32, "three parts");
-            assert!(parts == case.run(&emulated(80, 9), plan(Tile::Large, 3), false), "{case:?}, again");
+            assert!(parts == case.run(&emulated(80, 9), plan(Tile::Large, 3), Freedom::None), "{case:?}, again");
         }
     }
 }
@@ -131,10 +135,21 @@ fn tf32() {
     let (cpu, gpu) = (device(2), emulated(80, 5));
     for turned in [[false, false], [false, true], [true, false], [true, true]] {
         let case = Case { rank: 3, accumulate: Accumulate::Add, ..Case::plain([70, 67, 45], turned, DType::F32) };
-        let (want, rounded) = (case.run(&cpu, None, false), case.run(&gpu, None, true));
-        assert!(case.run(&gpu, None, false) == want, "{case:?}");
+        let (want, rounded) = (case.run(&cpu, None, Freedom::None), case.run(&gpu, None, Freedom::Tf32));
+        assert!(case.run(&gpu, None, Freedom::None) == want, "{case:?}");
         assert!(rounded != want, "{case:?}: nothing is rounded");
         case.compare(&rounded, &want, 2f32.powi(-11), "tf32");
+    }
+}
+
+/// f32 times bf16 has the precision of f32 on tensor cores too, and the CPU's bits where its order is asked for.
+#[test]
+fn f32_times_bf16() {
+    let (cpu, gpu) = (device(2), emulated(80, 7));
+    for turned in [[false, false], [false, true], [true, false], [true, true]] {
+        let case = Case { accumulate: Accumulate::Add, ..Case::plain([17, 70, 300], turned, DType::F32) };
+        let (want, got) = (case.run(&cpu, None, Freedom::Order), case.run(&gpu, None, Freedom::Order));
+        case.compare(&got, &want, 2f32.powi(-22), "f32 times bf16");
     }
 }
 
@@ -197,6 +212,7 @@ fn no_bank_conflicts() {
 #[test]
 fn blocks_as_they_lie() {
     let gpu = emulated(80, 6);
+    let cuda = gpu.as_cuda().unwrap();
     for (rows, width, m) in [(136, 72, 70), (24, 160, 9), (65, 64, 129)] {
         for (format, blocksize, double) in [(Format::Nf4, 64, true), (Format::Fp4, 32, false)] {
             for direction in [Direction::Forward, Direction::Backward] {
@@ -215,14 +231,15 @@ fn blocks_as_they_lie() {
                     let epilogue = Epilogue { alpha: 2.0, accumulate: Accumulate::Add, low_rank, bias: Some(&bias) };
                     let [got, want] = [Weight::FourBit(Arc::new(blocks)), decoded].map(|weight| {
                         let mut out = matrix([m, to], false, 0, dtype, 6, &gpu);
-                        let _ = gpu.as_cuda().unwrap().take_counters();
+                        let (_, launches) = (cuda.take_counters(), cuda.counts().launches);
                         weight.product_into(&x, direction, out.as_mut().unwrap(), epilogue).unwrap();
-                        let counters = gpu.as_cuda().unwrap().take_counters().unwrap();
-                        (values(&out), counters.bank_conflicts, counters.tensor_flops)
+                        let (conflicts, launches) =
+                            (cuda.take_counters().unwrap().bank_conflicts, cuda.counts().launches - launches);
+                        (values(&out), conflicts, launches)
                     });
                     assert!(got.0 == want.0, "{what}");
-                    assert!(got.2 > 0, "{what}: not on tensor cores");
                     assert_eq!(got.1, 0, "{what}: bank conflicts");
+                    assert_eq!(got.2, want.2, "{what}: launches, none of which decodes alone");
                 }
             }
         }

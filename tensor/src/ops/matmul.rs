@@ -26,9 +26,8 @@ pub struct MatmulArgs<'a> {
     pub column: usize,
     /// What is done with the product.
     pub epilogue: Epilogue<'a>,
-    /// Whether a CUDA device may round f32 operands to TF32 (10 bits of mantissa), to multiply them on tensor cores. A CPU does
-    /// not.
-    pub tf32: bool,
+    /// What a CUDA device may do with f32 operands.
+    pub freedom: Freedom,
     /// How tensor cores go about it; `None` leaves that to [`Machine::plan`]. Nothing to a CPU.
     pub plan: Option<Plan>,
 }
@@ -38,8 +37,20 @@ impl<'a> MatmulArgs<'a> {
     /// out = a b.
     #[must_use]
     pub fn new(a: &'a Tensor, b: &'a Tensor, out: TensorMut<'a>) -> Self {
-        MatmulArgs { a, b, out, column: 0, epilogue: Epilogue::default(), tf32: false, plan: None }
+        MatmulArgs { a, b, out, column: 0, epilogue: Epilogue::default(), freedom: Freedom::None, plan: None }
     }
+}
+
+/// What a CUDA device may do with an f32 operand `a`, to multiply on tensor cores. A CPU makes no use of it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Freedom {
+    /// Nothing: sums have the CPU's order, and its bits.
+    #[default]
+    None,
+    /// Add up in another order, with the precision of f32: so for f32 times bf16.
+    Order,
+    /// Round f32 operands to TF32, 10 bits of mantissa, too: so for f32 times f32.
+    Tf32,
 }
 
 /// What is done with a product a b before it is stored: out = alpha a b + scale u vᵀ + bias, or out += that.
@@ -143,13 +154,26 @@ pub fn matmul(a: &Tensor, b: &Tensor) -> Result<Tensor> {
 /// # Errors
 /// As [`matmul`], and when `out` has another shape.
 pub fn matmul_into(a: &Tensor, b: &Tensor, out: TensorMut<'_>) -> Result<()> {
+    add_product(a, b, out, Freedom::None)
+}
+
+/// As [`matmul_into`], where f32 `a` and bf16 `b` need not be added up in the CPU's order on a CUDA device: for gradients of
+/// parameters, sums over all tokens.
+///
+/// # Errors
+/// As [`matmul_into`].
+pub fn matmul_into_in_any_order(a: &Tensor, b: &Tensor, out: TensorMut<'_>) -> Result<()> {
+    add_product(a, b, out, Freedom::Order)
+}
+
+fn add_product(a: &Tensor, b: &Tensor, out: TensorMut<'_>, freedom: Freedom) -> Result<()> {
     let device = same_device("matmul", &[a, b])?;
     let (a, b, shape) = operands(a, b)?;
     if shape != out.shape() || device != out.device() {
         return Err(Error::shape("matmul", format!("a product {shape:?} into {:?}", out.shape())));
     }
     let epilogue = Epilogue { accumulate: Accumulate::Add, ..Epilogue::default() };
-    device.run(&MATMUL, MatmulArgs { epilogue, ..MatmulArgs::new(&a, &b, out) })
+    device.run(&MATMUL, MatmulArgs { epilogue, freedom, ..MatmulArgs::new(&a, &b, out) })
 }
 
 /// The most f32 values that [`product_into`] holds beside its operands: 16 MiB.

@@ -41,7 +41,7 @@ pub use layer_norm::{layer_norm, layer_norm_backward, layer_norm_backward_weight
 pub use linear_cross_entropy::{
     LinearCrossEntropy, Projection, Term, TermGradients, Wants, linear_cross_entropy, logits, token_losses,
 };
-pub use matmul::{matmul, matmul_into, product_into, product_with};
+pub use matmul::{matmul, matmul_into, matmul_into_in_any_order, product_into, product_with};
 pub use random::{normal, uniform};
 pub use reduce::{Reduce, argmax, extreme_backward, kept_shape, reduce, sum_to};
 pub use rms_norm::{add_rms_norm, add_rms_norm_backward, rms_norm, rms_norm_backward, rms_norm_backward_weight};

@@ -2,7 +2,7 @@
 
 use super::plan::{Machine, Plan, Sizes, Tile};
 use super::tiles::{Target, Tiles, comes_in_chunks, strides};
-use super::{Epilogue, LowRank, MatmulArgs};
+use super::{Epilogue, Freedom, LowRank, MatmulArgs};
 use crate::cpu::gemm::{Accumulate, FEW_ROWS};
 use crate::cuda::{self, Arg, Cuda, View};
 use crate::{DType, Error, Result, Tensor};
@@ -27,8 +27,8 @@ pub(super) fn matmul_cuda(cuda: &Cuda, mut args: MatmulArgs<'_>) -> Result<()> {
         let v = v.transpose(0, 1)?;
         return matmul_cuda(cuda, MatmulArgs { column, epilogue: second, ..MatmulArgs::new(u, &v, args.out) });
     }
-    let (tf32, plan) = (args.tf32, args.plan);
-    Product::new(&MatmulArgs { b, ..args })?.run(cuda, tf32, plan)
+    let (freedom, plan) = (args.freedom, args.plan);
+    Product::new(&MatmulArgs { b, ..args })?.run(cuda, freedom, plan)
 }
 
 /// Whether the low-rank term would be a product of few rows on the CPU and the main one not, or the other way round: then they
@@ -106,19 +106,20 @@ impl<'a> Product<'a> {
         self.sizes.m <= FEW_ROWS && self.b.strides[0] == 1
     }
 
-    fn runs_on_tensor_cores(&self, tf32: bool) -> bool {
+    fn runs_on_tensor_cores(&self, freedom: Freedom) -> bool {
         match (self.a.tensor.dtype(), self.b.tensor.dtype()) {
             (DType::BF16, DType::BF16 | DType::F32) | (DType::F16, DType::F16) => true,
-            (DType::F32, DType::F32) => tf32,
+            (DType::F32, DType::F32) => freedom == Freedom::Tf32,
+            (DType::F32, DType::BF16) => freedom != Freedom::None,
             _ => false,
         }
     }
 
-    fn run(&self, cuda: &Cuda, tf32: bool, plan: Option<Plan>) -> Result<()> {
+    fn run(&self, cuda: &Cuda, freedom: Freedom, plan: Option<Plan>) -> Result<()> {
         let Sizes { batches, m, n, .. } = self.sizes;
         let types = format!("{}_{}", self.a.tensor.dtype(), self.b.tensor.dtype());
         let operands = [self.a.args()?, self.b.args()?].concat();
-        if !self.takes_few_rows() && self.runs_on_tensor_cores(tf32) {
+        if !self.takes_few_rows() && self.runs_on_tensor_cores(freedom) {
             let plan = plan.unwrap_or_else(|| Machine::NOMINAL.plan(&self.sizes));
             return self.by_plan(cuda, &types, &operands, plan);
         }
