@@ -1,18 +1,20 @@
 // Rows of matrices in ggml's blocks (quant/src/gguf.rs, quant/src/projection.rs), and products of few rows with them
 // (quant/src/matvec.rs), bit for bit as on the CPU; gguf.cuh has the formats, matvec.cuh the products.
 //
-//   dequantize_gguf    out[i] = row start + i of the matrix, or row ids[i] if ids is not null, rounded to the type of out
+//   dequantize_gguf    out[i] = row start + i of the matrix, or row ids[i] if ids is given, rounded to out's type
 //   matvec_gguf_F      out = alpha x Wᵀ or out + alpha x Wᵀ for one row x in f32 or bf16, W in format F
 //   matvec_plain_gguf  the same, W of plain numbers
 //   matvec_few_gguf    the same for up to 8 rows in f32, W in any format of blocks
 //
 // The matrix is [vocabulary, width] or W [n, k] at a multiple of 16 bytes, its rows in the order that head_dim tells
-// (stored_row); `format` is a number of the enum of that name; out is [rows, width] or [m, n] of out_type: 0 f32, 1 f16, 2
-// bf16. An id outside of the table writes its index (upper half) and itself to `stray` if that is smaller than what is there (the launcher sets it to
-// 2^64 - 1 before, and reports the id after), and its row of out becomes zeros; without ids, stray is never touched.
-// Bytes: dequantize: a matrix row read and a row of out written for each; blocks of nibbles come twice, of bit pairs four
-// times (from L1). matvec: W once, x once a warp of four rows (from L1).
-// Geometry: dequantize: eight neighbours of a row a thread (one thread for a row of none): ceil(threads / 256) blocks of 256;
+// (stored_row); `format` is a number of the enum of that name; out is [rows, width] or [m, n] of out_type: 0 f32, 1
+// f16, 2 bf16. An id outside of the table writes its index (upper half) and itself to `stray` if that is smaller than
+// what is there (the launcher sets it to 2^64 - 1 before, and reports the id after), and its row of out becomes zeros;
+// without ids, stray is never touched.
+// Bytes: dequantize: a matrix row read and a row of out written for each; blocks of nibbles come twice, of bit pairs
+// four times (from L1). matvec: W once, x once a warp of four rows (from L1).
+// Geometry: dequantize: eight neighbours of a row a thread (one thread for a row of none): ceil(threads / 256) blocks
+// of 256;
 // matvec: ceil(n / 16) blocks of 128 threads, a warp four rows of W.
 #include "gguf.cuh"
 #include "matvec.cuh"

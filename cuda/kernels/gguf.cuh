@@ -1,10 +1,10 @@
-// Decoding of ggml's blocks, as GGUF files hold them (tensor/src/cpu/ggml.rs), bit for bit as on the CPU: 32 elements with one
-// scale, or 256 with a scale for every 16 or 32 of them (the "K" formats); and rows of plain numbers.
+// Decoding of ggml's blocks, as GGUF files hold them (tensor/src/cpu/ggml.rs), bit for bit as on the CPU: 32 elements
+// with one scale, or 256 with a scale for every 16 or 32 of them (the "K" formats); and rows of plain numbers.
 //
 // A format is a type with the elements and bytes of a block and
 //   decode(block, first, out)   elements first .. first + 8 of a block, where first is a multiple of 8
-// Eight neighbours share their scales, and their codes lie in eight neighbouring bytes, which are turned into floats four a
-// word. The bytes of a matrix begin at a multiple of 16, so a block at what its size allows.
+// Eight neighbours share their scales, and their codes lie in eight neighbouring bytes, which are turned into floats
+// four a word. The bytes of a matrix begin at a multiple of 16, so a block at what its size allows.
 #pragma once
 #include "common.cuh"
 
@@ -17,7 +17,8 @@ constexpr u32 GROUP = 8;
 struct Codes {
     u32 word[2];
 
-    // (codes >> shift) & mask, byte by byte: `mask` has bits that a shift by `shift` does not bring in from a neighbour.
+    // (codes >> shift) & mask, byte by byte: `mask` has bits that a shift by `shift` does not bring in from a
+    // neighbour.
     INLINE Codes bits(u32 shift, u32 mask) const {
         return {{word[0] >> shift & mask * 0x01010101, word[1] >> shift & mask * 0x01010101}};
     }
@@ -119,8 +120,8 @@ struct Q8_0 {
 
 // ---- 256 elements, in rows of 32.
 
-// 16 scales and minimums of 4 bits, 64 bytes of bit pairs, scale of scales, scale of minimums. 32 bytes of codes hold four
-// rows, one a bit pair.
+// 16 scales and minimums of 4 bits, 64 bytes of bit pairs, scale of scales, scale of minimums. 32 bytes of codes hold
+// four rows, one a bit pair.
 struct Q2_K {
     static constexpr u32 LEN = 256, BYTES = 84;
     static INLINE void decode(const u8* block, u32 first, f32 (&out)[GROUP]) {
@@ -132,8 +133,8 @@ struct Q2_K {
     }
 };
 
-// 32 bytes of third bits (bit r for row r, set where the element is not lowered by 4), 64 bytes of bit pairs as in Q2_K, 16
-// scales of 6 bits in 12 bytes, scale of scales
+// 32 bytes of third bits (bit r for row r, set where the element is not lowered by 4), 64 bytes of bit pairs as in
+// Q2_K, 16 scales of 6 bits in 12 bytes, scale of scales
 struct Q3_K {
     static constexpr u32 LEN = 256, BYTES = 110;
     static INLINE void decode(const u8* block, u32 first, f32 (&out)[GROUP]) {
@@ -162,7 +163,8 @@ struct Sub {
     }
 };
 
-// scale of scales, scale of minimums, 8 of each in 12 bytes, 128 bytes of nibbles: 32 bytes hold two rows, low and high.
+// scale of scales, scale of minimums, 8 of each in 12 bytes, 128 bytes of nibbles: 32 bytes hold two rows, low and
+// high.
 struct Q4_K {
     static constexpr u32 LEN = 256, BYTES = 144;
     static INLINE void decode(const u8* block, u32 first, f32 (&out)[GROUP]) {
@@ -189,8 +191,8 @@ struct Q5_K {
     }
 };
 
-// 128 bytes of low nibbles, 64 of upper bit pairs, 16 signed scales, scale of scales. Of each four rows 64 bytes hold the
-// nibbles (two rows low, two rows high) and 32 the bit pairs.
+// 128 bytes of low nibbles, 64 of upper bit pairs, 16 signed scales, scale of scales. Of each four rows 64 bytes hold
+// the nibbles (two rows low, two rows high) and 32 the bit pairs.
 struct Q6_K {
     static constexpr u32 LEN = 256, BYTES = 210;
     static INLINE void decode(const u8* block, u32 first, f32 (&out)[GROUP]) {
@@ -251,8 +253,8 @@ template <typename T> struct Row<Plain<T>> {
     }
 };
 
-// Where a matrix has row `row`: as it is counted, or, for heads of head_dim > 0 rows, with row i of a head's first half and
-// row i of its second side by side (RowOrder in quant/src/gguf.rs).
+// Where a matrix has row `row`: as it is counted, or, for heads of head_dim > 0 rows, with row i of a head's first half
+// and row i of its second side by side (RowOrder in quant/src/gguf.rs).
 INLINE u64 stored_row(u64 row, u32 head_dim) {
     if (head_dim == 0) return row;
     u32 in_head = (u32)(row % head_dim), half = head_dim / 2;
@@ -267,7 +269,8 @@ INLINE u64 stored_row(u64 row, u32 head_dim) {
 #define GGUF_NUMBER(F) FORMAT_##F,
 enum Format : u32 { GGUF_FORMATS(GGUF_NUMBER) };
 
-// Calls call(F()) for the format F that `format` is the number of, of all formats, of those of blocks, and of plain numbers.
+// Calls call(F()) for the format F that `format` is the number of, of all formats, of those of blocks, and of plain
+// numbers.
 #define GGUF_CASE(F)                                                                                                  \
     case FORMAT_##F: return call(F());
 template <typename Call> INLINE void with_format(u32 format, Call call) {

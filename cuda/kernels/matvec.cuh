@@ -1,11 +1,11 @@
-// Products of few rows x [m, k] with a matrix in blocks, as it is when a token is decoded: out = alpha x Wᵀ, or out plus that,
-// with the CPU's bits (tensor/src/cpu/gemm/rows.rs).
+// Products of few rows x [m, k] with a matrix in blocks, as it is when a token is decoded: out = alpha x Wᵀ, or out
+// plus that, with the CPU's bits (tensor/src/cpu/gemm/rows.rs).
 //
-// Eight threads make an element of each row of x; a warp has four rows of W. Its CPU's 64 lanes hold a dot product's sum:
-// thread t of the eight has lanes 8t .. 8t + 7, so it takes eight neighbours of every 64, which is also what blocks decode
-// best, and all rows of x use them while they are in registers.
-// The bytes of W come in pieces of 256 elements a row, by 16-byte asynchronous copies into a ring in shared memory that only
-// its warp knows: as many are under way as cover the latency of memory even where a matrix has few rows.
+// Eight threads make an element of each row of x; a warp has four rows of W. Its CPU's 64 lanes hold a dot product's
+// sum: thread t of the eight has lanes 8t .. 8t + 7, so it takes eight neighbours of every 64, which is also what
+// blocks decode best, and all rows of x use them while they are in registers. The bytes of W come in pieces of 256
+// elements a row, by 16-byte asynchronous copies into a ring in shared memory that only its warp knows: as many are
+// under way as cover the latency of memory even where a matrix has few rows.
 #pragma once
 #include "mma.cuh"
 
@@ -68,8 +68,9 @@ INLINE void store(const Product& p, u64 i, f32 sum) {
     store<bf16>(p, i, sum);
 }
 
-// The CPU's fold in halves of the 64 lanes of a row of x, which eight threads hold. The lanes of rows 0 .. M - 1 come in,
-// and row (thread of the eight) % M comes out: for several rows, every exchange also halves the rows that a thread has.
+// The CPU's fold in halves of the 64 lanes of a row of x, which eight threads hold. The lanes of rows 0 .. M - 1 come
+// in, and row (thread of the eight) % M comes out: for several rows, every exchange also halves the rows that a thread
+// has.
 template <u32 M> INLINE f32 fold_rows(f32 (&lanes)[M][GROUP]) {
     u32 rows = M;
 #pragma unroll
@@ -160,11 +161,12 @@ INLINE void add_piece(const Source& source, const u8* piece, u32 first, const Pr
     }
 }
 
-// The product for at most M rows of x; `ring` is the warp's own. Source is the matrix, as one thread sees its row of it:
+// The product for at most M rows of x; `ring` is the warp's own. Source is the matrix, as one thread sees its row of
+// it:
 //   bytes(elements)               of so many elements
 //   row(j)                        where row j begins
 //   start(j), fetch(), advance()  scales that lie elsewhere: of piece 0 of row j; asked for, and got, of the next piece
-//   decode(piece, i, w)           elements i .. i + 8 of the piece, a multiple of 8, from a copy of it; by the whole warp
+//   decode(piece, i, w)           elements i .. i + 8 of the copied piece, a multiple of 8; by the whole warp
 // Past the end of a row its bytes, and what decode makes of them, are zeros, as they are on the CPU.
 template <u32 M, typename Source, typename R> INLINE void multiply(Source source, R& ring, const Product& p) {
     constexpr u32 AHEAD = R::STAGES - 1;

@@ -10,14 +10,14 @@
 //
 // The matrix is n elements, read flat, in blocks of 2^block_shift elements (32 ..= 4096); the last block may be
 // shorter. format: 0 NF4, 1 FP4. A block that is not finite sets *non_finite to 1 (the launcher clears it before and
-// reports it after). An id outside of the table writes its index (upper half) and itself to `stray` if that is smaller than what is there (the
-// launcher sets it to 2^64 - 1 before, and reports the id after), and its row becomes zeros.
+// reports it after). An id outside of the table writes its index (upper half) and itself to `stray` if that is smaller
+// than what is there (the launcher sets it to 2^64 - 1 before, and reports the id after), and its row becomes zeros.
 // Bytes: quantising reads the matrix twice (the second time from L1 or L2) and writes 0.5 + 4 / block an element;
 // dequantising reads 0.5 + 1 / block + 4 / (256 block) an element and writes it.
 // Geometry: quantize_4bit: ceil(blocks / 4) blocks of 128 threads, one warp a block; quantize_absmax: the same of 256
-// scales; dequantize_4bit: ceil(n / 2048) blocks of 256 threads, eight elements a thread;
-// embedding_4bit: one block of 256 threads a token; matvec: ceil(n / 16) blocks of 128 threads, a warp four rows of W, whose k
-// is a multiple of the block size and whose codes begin at a multiple of 16 bytes.
+// scales; dequantize_4bit: ceil(n / 2048) blocks of 256 threads, eight elements a thread; embedding_4bit: one block of
+// 256 threads a token; matvec: ceil(n / 16) blocks of 128 threads, a warp four rows of W, whose k is a multiple of the
+// block size and whose codes begin at a multiple of 16 bytes.
 #include "matvec.cuh"
 #include "nf4.cuh"
 
@@ -150,8 +150,8 @@ INLINE void dequantize(const u8* codes, u32 format, u32 block_shift, const Scale
 FLOATS(DEQUANTIZE)
 
 template <typename T>
-INLINE void embed(const u8* codes, u32 format, u32 block_shift, const Scales& scales, const i32* ids, T* out, u64* stray,
-                  u32 vocabulary, u32 width) {
+INLINE void embed(const u8* codes, u32 format, u32 block_shift, const Scales& scales, const i32* ids, T* out,
+                  u64* stray, u32 vocabulary, u32 width) {
     __shared__ f32 level[LEVELS];
     copy_levels(format, level);
     __syncthreads();
@@ -179,8 +179,8 @@ FLOATS(EMBEDDING)
 
 // ---- Products of few rows.
 
-// W as a thread sees it that multiplies with a row of it. Of a piece's scales, a power of two, each of the row's threads holds
-// one, and asks for that of the next piece while it multiplies.
+// W as a thread sees it that multiplies with a row of it. Of a piece's scales, a power of two, each of the row's
+// threads holds one, and asks for that of the next piece while it multiplies.
 struct FourBit {
     static constexpr u32 MOST_BYTES = matvec::PIECE / 2;
     const u8* codes;
@@ -226,7 +226,8 @@ struct FourBit {
 KERNEL(matvec::BLOCK)
 matvec_4bit(const u8* __restrict__ codes, u32 format, u32 block_shift, const f32* __restrict__ absmax,
             const u8* __restrict__ absmax_codes, const f32* __restrict__ map, f32 offset, const void* __restrict__ x,
-            u32 x_is_bf16, u32 round_bf16, void* __restrict__ out, u32 out_type, f32 alpha, u32 accumulate, u32 n, u32 k) {
+            u32 x_is_bf16, u32 round_bf16, void* __restrict__ out, u32 out_type, f32 alpha, u32 accumulate, u32 n,
+            u32 k) {
     __shared__ f32 level[LEVELS];
     copy_levels(format, level);
     __syncthreads();
@@ -236,8 +237,8 @@ matvec_4bit(const u8* __restrict__ codes, u32 format, u32 block_shift, const f32
 
 KERNEL(matvec::BLOCK, 128)
 matvec_few_4bit(const u8* __restrict__ codes, u32 format, u32 block_shift, const f32* __restrict__ absmax,
-                const u8* __restrict__ absmax_codes, const f32* __restrict__ map, f32 offset, const void* __restrict__ x,
-                u32 round_bf16, void* __restrict__ out, u32 out_type, f32 alpha, u32 accumulate, u32 m, u32 n, u32 k) {
+                const u8* __restrict__ absmax_codes, const f32* __restrict__ map, f32 offset,
+                const void* __restrict__ x, u32 round_bf16, void* __restrict__ out, u32 out_type, f32 alpha, u32 accumulate, u32 m, u32 n, u32 k) {
     __shared__ f32 level[LEVELS];
     copy_levels(format, level);
     __syncthreads();

@@ -1,5 +1,5 @@
-// Decoding of NF4 and FP4 blocks (QLoRA, arXiv 2305.14314; quant/src/four_bit.rs), bit for bit as on the CPU: an element is
-// the level of its code times the scale (absmax) of its block.
+// Decoding of NF4 and FP4 blocks (QLoRA, arXiv 2305.14314; quant/src/four_bit.rs), bit for bit as on the CPU: an
+// element is the level of its code times the scale (absmax) of its block.
 //
 // Codes lie two a byte, the first in the high nibble. Scale i is absmax[i], or, if absmax_codes is not null,
 // map[absmax_codes[i]] absmax[i / 256] + offset with both steps rounded.

@@ -1,15 +1,16 @@
-// The next token of each row of logits (tensor/src/ops/sample.rs): the likeliest, or one drawn from the likeliest top_k and,
-// of those, the fewest that have top_p of the probability. The same tokens as on the CPU (tensor/src/cpu/sample.rs).
+// The next token of each row of logits (tensor/src/ops/sample.rs): the likeliest, or one drawn from the likeliest top_k
+// and, of those, the fewest that have top_p of the probability. The same tokens as on the CPU
+// (tensor/src/cpu/sample.rs).
 //
-//   sample   out[row] = the id chosen from logits [rows, vocabulary], -1 for logits that are NaN, -2 where none is finite
+//   sample   out[row] = the id chosen from logits [rows, vocabulary], -1 for NaN among them, -2 where none is finite
 //
 // Tokens are ordered by their logit, then by their id, the lower one first. A token's weight is exp((logit - largest) /
-// temperature) in units of 2^-40, rounded to an integer: sums of integers do not depend on the order of their terms, so no
-// order is kept here. A set of likeliest tokens is a cut: all above a logit, and the first few of those at it. The cut at
-// which counts or weights reach a limit is found digit by digit of the logits' bits, by histograms. Then the ids are walked
-// in order until the weights of those kept exceed a random fraction of their sum.
-// temperature 0 takes the likeliest; top_k 0 is all; share is top_p in units of 2^-64, 0 for all; the fraction is made of the
-// upper bits of word `step` + 2^48 row of the Philox key.
+// temperature) in units of 2^-40, rounded to an integer: sums of integers do not depend on the order of their terms, so
+// no order is kept here. A set of likeliest tokens is a cut: all above a logit, and the first few of those at it. The
+// cut at which counts or weights reach a limit is found digit by digit of the logits' bits, by histograms. Then the ids
+// are walked in order until the weights of those kept exceed a random fraction of their sum. temperature 0 takes the
+// likeliest; top_k 0 is all; share is top_p in units of 2^-64, 0 for all; the fraction is made of the upper bits of
+// word `step` + 2^48 row of the Philox key.
 // Bytes: the logits once for the likeliest, else up to 12 times (from L2), and 4 a row.
 // Geometry: one block of 1024 threads a row. vocabulary is 1 .. 2^21.
 #include "math.cuh"
@@ -103,8 +104,8 @@ INLINE u64 likeliest(const Logits& row, Shared& shared) {
 // ---- Cuts.
 
 constexpr u32 DIGIT = 8, BINS = 1 << DIGIT;
-// What is added to a bin is cut into parts of 11 bits, whose sums over 2^21 tokens fit 32 bits: such atomics are fast. Lanes
-// add to one of eight copies, for most logits have few first digits.
+// What is added to a bin is cut into parts of 11 bits, whose sums over 2^21 tokens fit 32 bits: such atomics are fast.
+// Lanes add to one of eight copies, for most logits have few first digits.
 constexpr u32 PART = 11, PARTS = 4, COPIES = 8;
 using Histogram = u32[PARTS][BINS][COPIES];
 
@@ -193,8 +194,8 @@ struct Ids {
     }
 };
 
-// Calls each(i, weight) for the warp's ids in order, 32 at a time by all lanes; a weight is 0 for what is not in `kept`.
-// `ties` of lower ids lie at the cut. Ends when each returns true.
+// Calls each(i, weight) for the warp's ids in order, 32 at a time by all lanes; a weight is 0 for what is not in
+// `kept`. `ties` of lower ids lie at the cut. Ends when each returns true.
 template <typename Each> INLINE void walk(const Logits& row, const Ids& ids, Cut kept, u64 ties, Each each) {
     u32 lower = (1u << lane_index()) - 1;
 #pragma unroll 1

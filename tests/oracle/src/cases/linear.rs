@@ -114,6 +114,9 @@ fn quantised() -> Vec<(Form, Sizes)> {
     ];
     all.extend(ggml::Format::ALL.map(|format| (Form::Gguf(format), Sizes::new(11, 256, 3))));
     all.push((Form::Gguf(ggml::Format::Q4_K), Sizes::new(2, 512, 5)));
+    // One row, of blocks that no row straddles.
+    all.push((Form::Gguf(ggml::Format::Q6_K), Sizes::new(1, 768, 5)));
+    all.push((Form::FourBit(Format::Nf4, 64, true), Sizes::new(1, 320, 18)));
     all
 }
 
