@@ -12,14 +12,15 @@
 // An operand is its element [0, 0] of batch 0, its strides (`a_m`: from row to row of a, ..), and the offset of each batch
 // as a view over the batches. Rows of out are `out_m` apart, and batches m out_m. accumulate, 0 or 1: whether out is added.
 // u [m, rank] is f32, contiguous, v [n, rank] f32 of any strides; bias is null or one f32 a column; for one batch only.
-// k and rank may be 0, m and n not. matmul_TILE cuts k into parts of `depth` steps (a
-// multiple of 32), one a split; if there are several, out is [splits, batches, m, n].
+// k and rank may be 0, m and n not. matmul_TILE cuts k into parts of `depth` steps (a multiple of 32), one a split; if there
+// are several, out is [splits, batches, m, n].
 // The tiles of 128 ask for operands whose rows or columns are contiguous, and of which each 16 bytes are aligned.
 // Bits: matmul_rows and matmul_plain equal the CPU's; the tensor-core path adds in the hardware's order, step by step along
 // k, so that all tiles give the same.
 // Bytes: matmul_TILE reads a n / columns times and b m / rows times (mostly from L2); matmul_rows reads b once a row.
 // Geometry: matmul_TILE: splits batches ceil(m / rows) ceil(n / columns) blocks, of 128 threads, for 128x256 of 256, with
-// 32, 48 or 96 KiB of dynamic shared memory; matmul_plain as 64x64, of 256 threads, without shared memory; matmul_rows: ceil(batches m n / 4) blocks of 128 threads, one warp an element; matmul_sum: one thread four elements of a
+// 32, 48 or 96 KiB of dynamic shared memory; matmul_plain as 64x64, of 256 threads, without dynamic shared memory;
+// matmul_rows: ceil(batches m n / 4) blocks of 128 threads, one warp an element; matmul_sum: one thread four elements of a
 // row, ceil(batches m ceil(n / 4) / 256) blocks of 256 threads.
 #include "gemm.cuh"
 

@@ -263,4 +263,15 @@ fn counters() {
             }
         }
     }
+    for direction in [Direction::Forward, Direction::Backward] {
+        let weight = matrix([256, 256], false, 0, DType::F32, 1, &gpu);
+        let weight = Weight::FourBit(Arc::new(FourBit::quantize(&weight, Format::Nf4, 64, true).unwrap()));
+        let x = matrix([64, 256], false, 0, DType::BF16, 2, &gpu);
+        let _ = gpu.as_cuda().unwrap().take_counters();
+        let y = weight.matmul(&x, direction).unwrap();
+        let counters = gpu.as_cuda().unwrap().take_counters().unwrap();
+        let each = counters.warp_instructions as f64 / (counters.tensor_flops as f64 / 1e3);
+        let (conflicts, sectors) = (counters.bank_conflicts, counters.sectors_per_request());
+        println!("NF4    {direction:?} {:?}: {conflicts} {sectors:.2} {each:.3}", y.shape());
+    }
 }

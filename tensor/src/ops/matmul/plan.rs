@@ -254,7 +254,7 @@ mod tests {
         for k in (0..2000).step_by(7) {
             for splits in SPLITS.into_iter().filter(|s| s * LEAST_STAGES * DEPTH <= k) {
                 let part = part(k, splits);
-                assert!(part % DEPTH == 0 && k.div_ceil(part) <= splits, "{k} in {splits}: {part}");
+                assert!(part.is_multiple_of(DEPTH) && k.div_ceil(part) <= splits, "{k} in {splits}: {part}");
             }
         }
     }
