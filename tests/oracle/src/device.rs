@@ -1,7 +1,9 @@
 //! The devices of tests and benchmarks: only here, and in the binary, is the environment read.
 
+use kinglet_cuda::{CompilerOptions, KernelSource};
 use kinglet_tensor::cpu::{Level, Simd};
 use kinglet_tensor::{CpuOptions, Device, EmulatorOptions};
+use std::path::Path;
 
 /// The SIMD level that `KINGLET_SIMD` names (portable, avx2 or avx512); the machine's best where it is not set.
 ///
@@ -29,14 +31,31 @@ pub fn device(threads: usize) -> Device {
     Device::cpu(options).expect("threads can be started")
 }
 
-/// A virtual GPU of architecture `arch` that runs threads in the order of `seed`.
+/// A virtual GPU of architecture `arch` that runs threads in the order of `seed`, with the kernels of the folder that
+/// `KINGLET_KERNELS` names, if it is set, in the place of the built-in ones: `X.ptx` replaces those of the module X.
 ///
 /// # Panics
-/// When this build has none.
+/// When this build has none, or the kernels do not fit.
 #[must_use]
 pub fn emulated(arch: u32, seed: u64) -> Device {
     let options = EmulatorOptions { arch, seed, ..EmulatorOptions::default() };
-    Device::emulated(options).expect("the oracle is built with the virtual GPU")
+    let device = Device::emulated(options).expect("the oracle is built with the virtual GPU");
+    if let Some(folder) = std::env::var_os("KINGLET_KERNELS") {
+        replace_kernels(&device, Path::new(&folder));
+    }
+    device
+}
+
+fn replace_kernels(device: &Device, folder: &Path) {
+    let cuda = device.as_cuda().expect("a virtual GPU");
+    let files = folder.read_dir().unwrap_or_else(|e| panic!("KINGLET_KERNELS {}: {e}", folder.display()));
+    for path in files.map(|file| file.expect("a readable folder").path()) {
+        let shown = path.display().to_string();
+        let module = path.file_stem().expect("a file").to_string_lossy().into_owned();
+        let ptx = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{shown}: {e}"));
+        let replaced = cuda.replace(&module, &shown, KernelSource::Ptx(&ptx), &CompilerOptions::default());
+        replaced.unwrap_or_else(|e| panic!("{shown}: {e}"));
+    }
 }
 
 /// The device that `KINGLET_GPU` names (cuda:N, or emulated), for tests that a real GPU is to run too; none where it is not
