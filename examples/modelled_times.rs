@@ -8,7 +8,9 @@
 //! The model is a roofline of six roofs, and the time is that of the lowest: bytes that must move through device memory at 87% of
 //! its peak (what copies reach), sectors through L2, operations of the tensor cores (65% of peak on Hopper: the ceiling of
 //! `mma.sync`), scalar float operations, warp instructions (four a cycle and multiprocessor), passes through shared memory
-//! (one a cycle and multiprocessor). It knows no latency, no tail of the last wave, no launch: real times are above it.
+//! (one a cycle and multiprocessor). It knows no latency, no tail of the last wave, no launch: in these a real GPU takes longer.
+//! And it counts instructions of PTX, of which the assembler drops a quarter to a third (moves, address arithmetic): where
+//! `issue` is the roof, a real GPU is faster.
 
 use kinglet::quant::{Direction, FourBit, Weight, nf4};
 use kinglet::tensor::ops::{self, KvView, Mask, Segments, Targets, Term, Wants};
@@ -63,15 +65,17 @@ const COPY: f64 = 0.87;
 struct Job {
     name: &'static str,
     real: &'static str,
-    /// Work of the real size over that of the small one.
+    /// How often the work that `run` does of the depth `depths[2]` fits into that of the real size.
     factor: f64,
+    /// Two depths (of k, or of tokens) that are run, and the real one: counts grow evenly with it.
+    depths: [usize; 3],
     /// Bytes that the real size must read and write.
     bytes: f64,
     /// Floating-point operations of the real size, as usually counted; 0 where nobody counts them.
     flops: f64,
     /// Somebody's figure for the real size.
     published: &'static str,
-    run: fn(&Device) -> Result<()>,
+    run: fn(&Device, usize) -> Result<()>,
 }
 
 fn normal(shape: &[usize], dtype: DType, device: &Device) -> Result<Tensor> {
@@ -97,13 +101,13 @@ fn attention(tokens: usize, backward: bool, device: &Device) -> Result<()> {
     Ok(())
 }
 
-fn four_bit(rows: usize, device: &Device) -> Result<()> {
-    let weight = FourBit::quantize(&normal(&[4224, 256], DType::BF16, device)?, nf4::Format::Nf4, 64, true)?;
+fn four_bit(rows: usize, k: usize, device: &Device) -> Result<()> {
+    let weight = FourBit::quantize(&normal(&[2112, k], DType::BF16, device)?, nf4::Format::Nf4, 64, true)?;
     if rows == 0 {
         forget(device);
         return weight.dequantize(DType::BF16).map(drop);
     }
-    let x = normal(&[rows, 256], DType::BF16, device)?;
+    let x = normal(&[rows, k], DType::BF16, device)?;
     forget(device);
     Weight::FourBit(Arc::new(weight)).matmul(&x, Direction::Forward).map(drop)
 }
@@ -117,76 +121,84 @@ const JOBS: &[Job] = &[
     Job {
         name: "matmul bf16",
         real: "4096 x 4096 x 4096",
-        factor: 4096.0 * 4096.0 * 4096.0 / (1536.0 * 2816.0 * 256.0),
+        factor: 4096.0 * 4096.0 / (1536.0 * 2816.0),
+        depths: [128, 256, 4096],
         bytes: 3.0 * 2.0 * 4096.0 * 4096.0,
         flops: 2.0 * 4096.0 * 4096.0 * 4096.0,
         published: "cuBLAS 0.192 ms on H100 (716 TFLOP/s, fast.cu)",
-        run: |d| product(DType::BF16, [1536, 2816, 256], d),
+        run: |d, k| product(DType::BF16, [1536, 2816, k], d),
     },
     Job {
         name: "matmul f32",
         real: "2048 x 2048 x 2048",
-        factor: 2048.0 * 2048.0 * 2048.0 / (128.0 * 128.0 * 256.0),
+        factor: 2048.0 * 2048.0 / (256.0 * 256.0),
+        depths: [128, 256, 2048],
         bytes: 3.0 * 4.0 * 2048.0 * 2048.0,
         flops: 2.0 * 2048.0 * 2048.0 * 2048.0,
         published: "",
-        run: |d| product(DType::F32, [128, 128, 256], d),
+        run: |d, k| product(DType::F32, [256, 256, k], d),
     },
     Job {
         name: "attention forward, causal, d 128, bf16",
         real: "16 heads x 8192",
         // Half of the square, and the diagonal's whole tiles in both.
         factor: 16.0 * 8192.0 * 8192.0 / (512.0 * 512.0),
+        depths: [512; 3],
         bytes: 4.0 * 2.0 * 16.0 * 8192.0 * 128.0,
         flops: 2.0 * 16.0 * 8192.0 * 8192.0 * 128.0,
         published: "FlashAttention-2 0.90 ms on H100 (306 TFLOP/s, FA PR #1893)",
-        run: |d| attention(512, false, d),
+        run: |d, tokens| attention(tokens, false, d),
     },
     Job {
         name: "attention backward, the same",
         real: "16 heads x 8192",
         factor: 16.0 * 8192.0 * 8192.0 / (512.0 * 512.0),
+        depths: [512; 3],
         bytes: 8.0 * 2.0 * 16.0 * 8192.0 * 128.0,
         flops: 5.0 * 16.0 * 8192.0 * 8192.0 * 128.0,
         published: "FlashAttention-2 4.14 ms on H100 (166 TFLOP/s, FA PR #1893)",
-        run: |d| attention(512, true, d),
+        run: |d, tokens| attention(tokens, true, d),
     },
     Job {
         name: "NF4 dequantise to bf16, nested scales",
         real: "14336 x 4096",
-        factor: 14336.0 * 4096.0 / (4224.0 * 256.0),
+        factor: 14336.0 / 2112.0,
+        depths: [256, 512, 4096],
         bytes: (0.516 + 2.0) * 14336.0 * 4096.0,
         flops: 0.0,
         published: "",
-        run: |d| four_bit(0, d),
+        run: |d, k| four_bit(0, k, d),
     },
     Job {
         name: "NF4 linear, 1 row",
         real: "1 x 14336 x 4096",
-        factor: 14336.0 * 4096.0 / (4224.0 * 256.0),
+        factor: 14336.0 / 2112.0,
+        depths: [256, 512, 4096],
         bytes: 0.516 * 14336.0 * 4096.0,
         flops: 2.0 * 14336.0 * 4096.0,
         published: "",
-        run: |d| four_bit(1, d),
+        run: |d, k| four_bit(1, k, d),
     },
     Job {
         name: "NF4 linear, 64 rows",
         real: "64 x 14336 x 4096",
-        factor: 14336.0 * 4096.0 / (4224.0 * 256.0),
+        factor: 14336.0 / 2112.0,
+        depths: [256, 512, 4096],
         bytes: 0.516 * 14336.0 * 4096.0,
         flops: 2.0 * 64.0 * 14336.0 * 4096.0,
         published: "",
-        run: |d| four_bit(64, d),
+        run: |d, k| four_bit(64, k, d),
     },
     Job {
         name: "RMSNorm bf16",
         real: "4096 x 4096",
         factor: 4096.0 / 64.0,
+        depths: [1024, 2048, 4096],
         bytes: 2.0 * 2.0 * 4096.0 * 4096.0,
         flops: 0.0,
         published: "QuACK reaches 3.0 TB/s on H100 (0.022 ms)",
-        run: |d| {
-            let (x, weight) = (normal(&[64, 4096], DType::BF16, d)?, normal(&[4096], DType::F32, d)?);
+        run: |d, width| {
+            let (x, weight) = (normal(&[64, width], DType::BF16, d)?, normal(&[width], DType::F32, d)?);
             forget(d);
             ops::rms_norm(&x, &weight, 1e-5).map(drop)
         },
@@ -194,12 +206,13 @@ const JOBS: &[Job] = &[
     Job {
         name: "SwiGLU bf16",
         real: "4096 x 14336",
-        factor: 4096.0 * 14336.0 / (64.0 * 1024.0),
+        factor: 4096.0 / 64.0,
+        depths: [512, 1024, 14336],
         bytes: 3.0 * 2.0 * 4096.0 * 14336.0,
         flops: 0.0,
         published: "",
-        run: |d| {
-            let x = normal(&[64, 1024], DType::BF16, d)?;
+        run: |d, width| {
+            let x = normal(&[64, width], DType::BF16, d)?;
             forget(d);
             ops::swiglu(&x, &x).map(drop)
         },
@@ -207,13 +220,14 @@ const JOBS: &[Job] = &[
     Job {
         name: "output projection and loss, bf16, with dX",
         real: "4096 rows x 128256 x 4096",
-        factor: 4096.0 * 128_256.0 * 4096.0 / (128.0 * 33_792.0 * 256.0),
+        factor: 4096.0 * 128_256.0 / (128.0 * 33_792.0),
+        depths: [128, 256, 4096],
         // The weight twice a chunk of 128 rows; what stays in L2 is not counted.
         bytes: 2.0 * 2.0 * 128_256.0 * 4096.0 * 4096.0 / 128.0,
         flops: 2.0 * 2.0 * 4096.0 * 128_256.0 * 4096.0,
         published: "",
-        run: |d| {
-            let (x, weight) = (normal(&[128, 256], DType::BF16, d)?, normal(&[33_792, 256], DType::BF16, d)?);
+        run: |d, width| {
+            let (x, weight) = (normal(&[128, width], DType::BF16, d)?, normal(&[33_792, width], DType::BF16, d)?);
             let targets = Targets::new(&[3; 128], d)?;
             forget(d);
             let term = Term { x: &x, weight: &weight, wants: Wants { x: true, weight: false } };
@@ -222,6 +236,42 @@ const JOBS: &[Job] = &[
     },
 ];
 
+/// What the roofs are made of.
+struct Counts {
+    sectors: f64,
+    tensor: f64,
+    scalar: f64,
+    instructions: f64,
+    shared: f64,
+}
+
+/// Those of a job at its real depth.
+fn counts(job: &Job, gpu: &Gpu) -> Result<Counts> {
+    let [small, large, real] = job.depths;
+    let run = |depth| {
+        let device = Device::emulated(EmulatorOptions { arch: gpu.arch, ..EmulatorOptions::default() })?;
+        (job.run)(&device, depth)?;
+        let c = device.as_cuda()?.take_counters().expect("the virtual GPU counts");
+        let counts = [
+            c.global_sectors,
+            c.tensor_flops,
+            c.scalar_flops,
+            c.warp_instructions,
+            c.shared_requests + c.bank_conflicts,
+        ];
+        Ok::<_, kinglet::Error>(counts.map(|count| count as f64))
+    };
+    let first = run(small)?;
+    let [sectors, tensor, scalar, instructions, shared] = if small == large {
+        first
+    } else {
+        let steps = (real - small) as f64 / (large - small) as f64;
+        let second = run(large)?;
+        std::array::from_fn(|i| first[i] + (second[i] - first[i]) * steps)
+    };
+    Ok(Counts { sectors, tensor, scalar, instructions, shared })
+}
+
 fn main() -> Result<()> {
     println!("# Modelled times\n");
     println!("By `cargo run --release --features emulator --example modelled_times`, which says how. No GPU was used.\n");
@@ -229,17 +279,16 @@ fn main() -> Result<()> {
     println!("|---|---|---|---|---|---|---|---|---|---|---|---|");
     for job in JOBS {
         for gpu in &GPUS {
-            let device = Device::emulated(EmulatorOptions { arch: gpu.arch, ..EmulatorOptions::default() })?;
-            (job.run)(&device)?;
-            let Some(c) = device.as_cuda()?.take_counters() else { continue };
+            let counts = counts(job, gpu)?;
+            let at = |count: fn(&Counts) -> f64| job.factor * count(&counts);
             let cycles = gpu.multiprocessors * gpu.clock;
             let roofs = [
                 ("memory", job.bytes / (COPY * gpu.memory)),
-                ("L2", 32.0 * c.global_sectors as f64 * job.factor / gpu.l2),
-                ("tensor cores", c.tensor_flops as f64 * job.factor / gpu.tensor),
-                ("scalar", c.scalar_flops as f64 * job.factor / gpu.scalar),
-                ("issue", c.warp_instructions as f64 * job.factor / (4.0 * cycles)),
-                ("shared memory", (c.shared_requests + c.bank_conflicts) as f64 * job.factor / cycles),
+                ("L2", at(|c| c.sectors) * 32.0 / gpu.l2),
+                ("tensor cores", at(|c| c.tensor) / gpu.tensor),
+                ("scalar", at(|c| c.scalar) / gpu.scalar),
+                ("issue", at(|c| c.instructions) / (4.0 * cycles)),
+                ("shared memory", at(|c| c.shared) / cycles),
             ];
             let (bound, time) = roofs.into_iter().max_by(|a, b| a.1.total_cmp(&b.1)).expect("six roofs");
             let columns = roofs.map(|(_, seconds)| format!("{:.3}", seconds * 1e3)).join(" | ");

@@ -9,21 +9,22 @@ use super::matmul::{even_chunks, product_into};
 use crate::cpu::Simd;
 use crate::cpu::gemm::{Accumulate, Dense, Options, Panels};
 use crate::targets::Targets;
-use crate::{DType, Error, Output, Result, Tensor, TensorMut, kernel, same_device};
+use crate::{DType, Device, Error, Output, Result, Tensor, TensorMut, kernel, same_device};
 use std::ops::Range;
 
 const OP: &str = "linear_cross_entropy";
 
-/// Target rows whose logits exist at once: the weight is packed once for each such chunk, so few rows cost time and
-/// many cost memory. At most 64 MiB of logits unless even 64 rows take more.
-fn rows_at_once(classes: usize) -> usize {
-    ((1 << 24) / classes / 32 * 32).clamp(64, 256)
+/// Target rows whose logits exist at once: the weight is packed once for each such chunk (read, on a GPU), so few rows cost
+/// time and many cost memory. At most 64 MiB of logits on a host and 128 MiB on a GPU, unless even 64 rows take more.
+fn rows_at_once(classes: usize, device: &Device) -> usize {
+    let logits: usize = if device.as_cuda().is_ok() { 1 << 25 } else { 1 << 24 };
+    (logits / classes / 32 * 32).clamp(64, 256)
 }
 
 /// The targets cut into chunks of about one length: a short last one would take another path through the products, with
 /// other bits.
 fn chunks(targets: &Targets, classes: usize) -> impl Iterator<Item = Range<usize>> {
-    even_chunks(targets.count(), rows_at_once(classes))
+    even_chunks(targets.count(), rows_at_once(classes, targets.device()))
 }
 
 /// Arguments of [`LINEAR_CROSS_ENTROPY`]: loss = Σ -log softmax(Σ x · weightᵀ over the terms)\[target\] / divisor, and
@@ -191,7 +192,7 @@ pub fn linear_cross_entropy(terms: &[Term<'_>], targets: &Targets, divisor: f32)
     let (mut loss, mut losses) = (device.alloc(&[], DType::F32)?, device.alloc(&[tokens], DType::F32)?);
     let mut room = match device.as_cuda() {
         Ok(_) => None,
-        Err(_) => Some(HostRoom::new(&terms, rows_at_once(classes).min(tokens), classes)?),
+        Err(_) => Some(HostRoom::new(&terms, rows_at_once(classes, device).min(tokens), classes)?),
     };
     let args = LinearCrossEntropyArgs {
         terms: &terms,
