@@ -274,7 +274,9 @@ fn counts(job: &Job, gpu: &Gpu) -> Result<Counts> {
 
 fn main() -> Result<()> {
     println!("# Modelled times\n");
-    println!("By `cargo run --release --features emulator --example modelled_times`, which says how. No GPU was used.\n");
+    println!(
+        "By `cargo run --release --features emulator --example modelled_times`, which says how. No GPU was used.\n"
+    );
     println!("| kernel | size | GPU | memory | L2 | tensor | scalar | issue | shared | **modelled** | | published |");
     println!("|---|---|---|---|---|---|---|---|---|---|---|---|");
     for job in JOBS {

@@ -4,12 +4,12 @@
 
 mod support;
 
+use kinglet::DType;
 use kinglet::autograd::{Grads, Param, Tape};
 use kinglet::models::mmap::Mapped;
 use kinglet::models::{Batch, Ctx, Decoder, safetensors};
 use kinglet::peft::Adapter;
 use kinglet::tensor::ops::Targets;
-use kinglet::DType;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use support::{NF4, device, fixtures, folders, load};

@@ -6,7 +6,7 @@ use crate::console::{in_quotes, next, note, out};
 use crate::settings::make_absolute;
 use crate::{eval, finetune};
 use kinglet_data::{Dataset, RowContent};
-use kinglet_models::fs::{Disk, read_text, is_temporary, recover_inside, verify_manifest, write_folder_atomic};
+use kinglet_models::fs::{Disk, is_temporary, read_text, recover_inside, verify_manifest, write_folder_atomic};
 use kinglet_tensor::{Error, Result};
 use kinglet_train::{Settings, Start};
 use std::path::{Path, PathBuf};
@@ -80,7 +80,9 @@ pub(crate) fn run(device: DeviceArgs) -> Result<()> {
 
 /// What the virtual GPU does of the demo in about a minute: two steps of one row, and the same two on the CPU.
 fn run_emulated(settings: Settings) -> Result<()> {
-    note("on the virtual GPU, which checks every access of every thread, two steps of one row; then the same on the CPU");
+    note(
+        "on the virtual GPU, which checks every access of every thread, two steps of one row; then the same on the CPU",
+    );
     let short = Settings { max_steps: Some(2), per_device_train_batch_size: 1, logging_steps: 1, ..settings };
     let mut losses = Vec::new();
     for device in ["emulated", "cpu"] {

@@ -5,8 +5,8 @@
 //   m = m + (1 - beta1) (g - m),  v = beta2 v + (1 - beta2) g^2
 //   p = decay p - step_size m / (sqrt(v) / sqrt_bias2 + eps)
 //
-// norm and loss are one element each in device memory, so the host need not know them: when one is not finite, nothing is
-// written. The numbers of the step are read from there too: a captured step can be launched again with others.
+// norm and loss are one element each in device memory, so the host need not know them: when one is not finite, nothing
+// is written. The numbers of the step are read from there too: a captured step can be launched again with others.
 // p, m, v and gradient have n elements of f32; p, m, v are read and written.
 // Bytes: 28 an element. Geometry: ceil(n / 1024) blocks of 256 threads.
 #include "math.cuh"

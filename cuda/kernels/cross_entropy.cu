@@ -6,8 +6,8 @@
 //   cross_entropy_backward_T   out = (e^(x - lse) - onehot(target)) dy / divisor, 0 where the target is -1
 //
 // logits and out are [rows, width] of T, targets [rows] of i32, lse and losses [rows] of f32, dy and loss one element
-// of f32; all contiguous. A target that is no class counts as -1 and writes its row (upper half) and itself to `stray` if
-// that is smaller than what is there (the launcher sets it to 2^64 - 1 before, and reports the target after).
+// of f32; all contiguous. A target that is no class counts as -1 and writes its row (upper half) and itself to `stray`
+// if that is smaller than what is there (the launcher sets it to 2^64 - 1 before, and reports the target after).
 // Bytes: logits are read twice by the forward pass (the second time from L1 or L2) and once by the backward pass, which
 // writes out.
 // Geometry: ceil(rows / 4) blocks of 128 threads, one warp a row; cross_entropy_loss: one block of one warp.

@@ -5,8 +5,9 @@
 //   embedding_backward_T   out[ids[i]] += dy[i], in the order of i; out is f32, read and written
 //
 // weight is [vocabulary, width], ids [tokens] of i32, dy and out of the forward pass [tokens, width]; all contiguous.
-// An id outside of the table writes its index (upper half) and itself to `stray` if that is smaller than what is there (the
-// launcher sets it to 2^64 - 1 before, and reports the id after), and touches no row: the forward pass writes zeros for it.
+// An id outside of the table writes its index (upper half) and itself to `stray` if that is smaller than what is there
+// (the launcher sets it to 2^64 - 1 before, and reports the id after), and touches no row: the forward pass writes zeros
+// for it.
 // Bytes: a row read and written a token; the backward pass also reads all ids in each block (from L2).
 // Geometry: one block of 256 threads a token. Backward: the block of an id's first token adds all rows of that id, so
 // no two blocks write one row and the order is fixed.

@@ -3,8 +3,8 @@
 use crate::driver::{Driver, FunctionId, Image, ModuleId};
 use crate::event::Event;
 use crate::launch::{Arg, Launch};
-use crate::signature::{self, Signatures};
 use crate::memory::Memory;
+use crate::signature::{self, Signatures};
 use crate::{EmulatorOptions, Error, Result};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};

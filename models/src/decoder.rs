@@ -169,7 +169,13 @@ impl Decoder {
     ///
     /// # Errors
     /// When shapes do not fit or a target is not in the vocabulary.
-    pub fn losses<'t>(&self, hidden: &Var<'t>, targets: &Targets, divisor: f32, ctx: &Ctx) -> Result<(Var<'t>, Tensor)> {
+    pub fn losses<'t>(
+        &self,
+        hidden: &Var<'t>,
+        targets: &Targets,
+        divisor: f32,
+        ctx: &Ctx,
+    ) -> Result<(Var<'t>, Tensor)> {
         let tape = hidden.tape();
         if let Some(weight) = ctx.trained(tape, HEAD)? {
             let term = Term { x: hidden, weight: TermWeight::Var(&weight) };

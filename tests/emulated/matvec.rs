@@ -40,7 +40,7 @@ fn bits(x: &Tensor) -> Vec<u32> {
 
 /// x Wᵀ, or 0.7 x Wᵀ added to something, on both kinds of device.
 fn check(cpu: &Device, what: &str, weight: &Weight, rows: usize, dtype: DType, add: bool) {
-    let gpu = emulated(if rows % 2 == 0 { 90 } else { 80 }, rows as u64);
+    let gpu = emulated(if rows.is_multiple_of(2) { 90 } else { 80 }, rows as u64);
     let (n, k) = weight.dims().unwrap();
     let run = |weight: &Weight, device: &Device| {
         let x = normal(&[rows, k], 1, cpu).to_dtype(dtype).unwrap().to(device).unwrap();

@@ -152,12 +152,17 @@ mod tests {
 
     #[test]
     fn sizes_are_read_as_they_are_written() {
-        for (text, bytes) in [("6GiB", 6 << 30), ("1.5 MiB", 3 << 19), ("8GB", 8_000_000_000), ("2G", 2 << 30), ("77", 77)] {
+        for (text, bytes) in
+            [("6GiB", 6 << 30), ("1.5 MiB", 3 << 19), ("8GB", 8_000_000_000), ("2G", 2 << 30), ("77", 77)]
+        {
             assert_eq!(text.parse::<ByteSize>().unwrap(), ByteSize(bytes), "{text}");
         }
         for bad in ["", "GiB", "-1GiB", "6TiB", "nan", "1e40", "0"] {
             assert!(bad.parse::<ByteSize>().is_err(), "{bad}");
         }
-        assert_eq!([ByteSize(77), ByteSize(3 << 19), ByteSize(6 << 30)].map(|s| s.to_string()), ["77 bytes", "1.5 MiB", "6.00 GiB"]);
+        assert_eq!(
+            [ByteSize(77), ByteSize(3 << 19), ByteSize(6 << 30)].map(|s| s.to_string()),
+            ["77 bytes", "1.5 MiB", "6.00 GiB"]
+        );
     }
 }

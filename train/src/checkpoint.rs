@@ -76,7 +76,9 @@ impl Identity {
         if self.device != saved.device {
             let what = format!("the run began on {}, this is {}", saved.device, self.device);
             let advice = match saved.device.strip_prefix(CPU) {
-                Some(level) => format!("give --device cpu with KINGLET_SIMD={level} set, or start anew with --overwrite"),
+                Some(level) => {
+                    format!("give --device cpu with KINGLET_SIMD={level} set, or start anew with --overwrite")
+                }
                 None => "go on there, or start anew with --overwrite".to_owned(),
             };
             return Err(Error::invalid(format!("{what}: its numbers would differ in the last bits: {advice}")));

@@ -129,7 +129,8 @@ fn kernels_that_do_not_fit_are_refused() {
 fn the_virtual_gpu_writes_the_text_of_the_cpu() {
     let model = model();
     let text = |device| {
-        let args = ["generate", "--model", &model, "--prompt", "a library", "--max-new-tokens", "3", "--device", device];
+        let args =
+            ["generate", "--model", &model, "--prompt", "a library", "--max-new-tokens", "3", "--device", device];
         let done: Done = command(&args).output().unwrap().into();
         assert_eq!(done.code, 0, "{}", done.err);
         done.out
@@ -140,7 +141,8 @@ fn the_virtual_gpu_writes_the_text_of_the_cpu() {
 #[test]
 fn a_run_that_does_not_fit_is_refused_and_told_what_would() {
     let (temp, model) = (Temp::new(), model());
-    let data = temp.write("rows.jsonl", &"{\"prompt\": \"one two three four\", \"completion\": \"five six\"}\n".repeat(9));
+    let data =
+        temp.write("rows.jsonl", "{\"prompt\": \"one two three four\", \"completion\": \"five six\"}\n".repeat(9));
     let output = temp.arg("out");
     let run = |more: &[&str]| {
         let args = ["finetune", "--model", &model, "--data", &data, "--output", &output, "--method", "lora"];

@@ -45,13 +45,30 @@ struct Function {
 /// Something that can be captured.
 #[derive(Clone)]
 enum Work {
-    Launch { function: Function, launch: Launch, params: Vec<u8> },
-    Copy { to: u64, from: u64, bytes: u64 },
-    Fill { address: u64, value: u8, bytes: u64 },
+    Launch {
+        function: Function,
+        launch: Launch,
+        params: Vec<u8>,
+    },
+    Copy {
+        to: u64,
+        from: u64,
+        bytes: u64,
+    },
+    Fill {
+        address: u64,
+        value: u8,
+        bytes: u64,
+    },
     /// A range of the graph's memory comes into use.
-    Announce { address: u64, bytes: u64 },
+    Announce {
+        address: u64,
+        bytes: u64,
+    },
     /// It goes out of use.
-    Retire { address: u64 },
+    Retire {
+        address: u64,
+    },
 }
 
 /// A captured piece of work.

@@ -5,7 +5,13 @@ use kinglet_tensor::CpuOptions;
 
 fn identity() -> Identity {
     let text = |s: &str| s.to_string();
-    Identity { base: text("b"), data: text("d"), eval_data: None, device: text("a CPU at SIMD level avx2"), kernel_set: KERNEL_SET }
+    Identity {
+        base: text("b"),
+        data: text("d"),
+        eval_data: None,
+        device: text("a CPU at SIMD level avx2"),
+        kernel_set: KERNEL_SET,
+    }
 }
 
 #[test]

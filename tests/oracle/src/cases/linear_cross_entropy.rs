@@ -41,7 +41,11 @@ impl Sizes {
     /// Those of the third input. A device that only counts has no values, but their number decides what there is to count.
     fn targets(&self, inputs: &[Var<'_>]) -> Result<Targets> {
         let device = inputs[2].value().device();
-        if device.is_meta() { Targets::new(&targets(self.rows, self.classes), device) } else { Targets::of(inputs[2].value()) }
+        if device.is_meta() {
+            Targets::new(&targets(self.rows, self.classes), device)
+        } else {
+            Targets::of(inputs[2].value())
+        }
     }
 
     fn logits<S: Scalar>(inputs: &[Array<S>]) -> Array<S> {
