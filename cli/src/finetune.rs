@@ -50,8 +50,9 @@ impl FinetuneArgs {
         let FinetuneOptions { device, threads, kernels, .. } = self.options.clone();
         let only_device =
             FinetuneOptions { device: device.clone(), threads, kernels: kernels.clone(), ..FinetuneOptions::default() };
+        let asked = device.is_some() || self.options == FinetuneOptions::default();
         let device = DeviceArgs { device, threads, kernels, dtype: None };
-        (self.config.is_none() && self.options == only_device).then_some(device)
+        (self.config.is_none() && self.options == only_device && asked).then_some(device)
     }
 }
 

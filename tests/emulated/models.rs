@@ -7,7 +7,7 @@ use kinglet::optim::{AdamW, AdamWOptions};
 use kinglet::peft::full;
 use kinglet::tensor::ops::{self, Reduce, Targets};
 use kinglet::{DType, Device, Result, Tensor};
-use kinglet_oracle::{device, emulated};
+use kinglet_oracle::{device, gpu_or_emulated};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
@@ -37,7 +37,7 @@ fn gradients() {
             [(false, DType::F32, false), (true, DType::F32, true), (true, DType::BF16, true)]
         {
             let want = pass(name, four_bit, dtype, checkpoint, &device(2)).unwrap();
-            let got = pass(name, four_bit, dtype, checkpoint, &emulated(80, 1)).unwrap();
+            let got = pass(name, four_bit, dtype, checkpoint, &gpu_or_emulated(80, 1)).unwrap();
             let allowed = tolerance(dtype, 3);
             let apart = [distance(&[got.0], &[want.0]), distance(&got.1, &want.1)];
             assert!(
@@ -82,7 +82,7 @@ fn steps_are_those_of_the_cpu() {
     ];
     for name in ["llama", "qwen2", "qwen3"] {
         for (method, new, dtype, checkpoint) in methods {
-            let [want, got] = [device(2), emulated(90, 3)]
+            let [want, got] = [device(2), gpu_or_emulated(90, 3)]
                 .map(|device| three_steps(new(name, &device).unwrap(), (dtype, checkpoint), &device).unwrap());
             let allowed = tolerance(dtype, 3);
             let apart = [distance(&got.0, &want.0), distance(&got.1, &want.1)];
@@ -105,7 +105,7 @@ fn generated_tokens() {
     for name in ["llama", "qwen2", "qwen3", "gguf-llama"] {
         for dtype in [DType::F32, DType::BF16] {
             let want = continued(name, false, dtype, &device(2));
-            assert_eq!(continued(name, false, dtype, &emulated(80, 1)), want, "{name} {dtype}");
+            assert_eq!(continued(name, false, dtype, &gpu_or_emulated(80, 1)), want, "{name} {dtype}");
         }
     }
 }
@@ -174,7 +174,7 @@ const METHODS: [(bool, DType, bool); 4] =
 #[test]
 fn a_step_waits_for_nothing() {
     for (four_bit, dtype, checkpoint) in METHODS {
-        let gpu = emulated(80, 1);
+        let gpu = gpu_or_emulated(80, 1);
         let mut run = Run::new("qwen2", four_bit, &gpu).unwrap();
         let micro = micro_batches(1, &gpu);
         run.adamw.begin(1e-3).unwrap();
@@ -213,7 +213,7 @@ fn memory_of(name: &str, (four_bit, dtype, checkpoint): (bool, DType, bool), dev
 fn memory_is_planned_to_the_byte() {
     let others = [("llama", METHODS[1]), ("qwen3", METHODS[3]), ("gguf-llama", METHODS[0])];
     for (name, method) in METHODS.map(|method| ("qwen2", method)).into_iter().chain(others) {
-        let gpu = emulated(80, 1);
+        let gpu = gpu_or_emulated(80, 1);
         let planned = memory_of(name, method, &gpu.planner()).unwrap();
         assert_eq!(memory_of(name, method, &gpu).unwrap(), planned, "{name} {method:?}");
         assert_eq!(gpu.as_cuda().unwrap().memory().live, 0);
@@ -252,7 +252,7 @@ fn steps(device: &Device, captured: bool) -> Result<Vec<Vec<u32>>> {
 
 #[test]
 fn a_captured_step_is_the_step() {
-    let gpu = emulated(80, 1);
+    let gpu = gpu_or_emulated(80, 1);
     let want = steps(&gpu, false).unwrap();
     let launches = gpu.as_cuda().unwrap().counts().launches;
     assert!(steps(&gpu, true).unwrap() == want);

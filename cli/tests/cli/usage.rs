@@ -148,9 +148,9 @@ fn a_run_that_does_not_fit_is_refused_and_told_what_would() {
         let args = ["finetune", "--model", &model, "--data", &data, "--output", &output, "--method", "lora"];
         refused(&[&args, more].concat())
     };
-    let told = run(&["--memory-budget", "9MiB"]);
-    contains(&told, &["the run needs", "--memory-budget is 9.0 MiB", "would do with --gradient-checkpointing"]);
-    contains(&run(&["--memory-budget", "1MiB"]), &["it is", "still", "--max-length"]);
+    let told = run(&["--memory-budget", "1.5MiB"]);
+    contains(&told, &["the run needs", "--memory-budget is 1.5 MiB", "would do with --gradient-checkpointing"]);
+    contains(&run(&["--memory-budget", "400KiB"]), &["it is", "still", "--max-length"]);
     contains(&run(&["--memory-budget", "much"]), &["much", "6GiB"]);
     assert!(!std::path::Path::new(&output).exists());
 }

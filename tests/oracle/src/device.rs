@@ -58,6 +58,15 @@ fn replace_kernels(device: &Device, folder: &Path) {
     }
 }
 
+/// The device that `KINGLET_GPU` names, or a virtual GPU: see [`gpu`] and [`emulated`].
+///
+/// # Panics
+/// As these.
+#[must_use]
+pub fn gpu_or_emulated(arch: u32, seed: u64) -> Device {
+    gpu().unwrap_or_else(|| emulated(arch, seed))
+}
+
 /// The device that `KINGLET_GPU` names (cuda:N, or emulated), for tests that a real GPU is to run too; none where it is not
 /// set.
 ///

@@ -57,7 +57,7 @@ mod traced;
 pub use array::Array;
 pub use case::{AnyCase, Case, Input, Kind, boxed, float, ids, integers, mask};
 pub use check::{Checker, Report, Scope, tolerance};
-pub use device::{device, emulated, gpu, simd};
+pub use device::{device, emulated, gpu, gpu_or_emulated, simd};
 pub use place::{Place, place};
 pub use scalar::{Function, Real, Scalar};
 pub use traced::{Trace, Traced};
