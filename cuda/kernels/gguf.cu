@@ -65,7 +65,7 @@ template <typename F> struct MatrixOf : Matrix {
     INLINE u32 bytes(u32 elements) const { return elements / F::LEN * F::BYTES; }
     INLINE const u8* row(u32 j) const { return blocks + gguf::stored_row(j, head_dim) * bytes(k); }
     INLINE void decode(const u8* piece, u32 i, f32 (&w)[gguf::GROUP]) const {
-        F::decode(piece + i / F::LEN * F::BYTES, i % F::LEN, w);
+        gguf::decode(F(), piece + i / F::LEN * F::BYTES, i % F::LEN, w);
     }
 };
 

@@ -1,10 +1,13 @@
 // Decoding of ggml's blocks, as GGUF files hold them (tensor/src/cpu/ggml.rs), bit for bit as on the CPU: 32 elements
 // with one scale, or 256 with a scale for every 16 or 32 of them (the "K" formats); and rows of plain numbers.
 //
-// A format is a type with the elements and bytes of a block and
-//   decode(block, first, out)   elements first .. first + 8 of a block, where first is a multiple of 8
-// Eight neighbours share their scales, and their codes lie in eight neighbouring bytes, which are turned into floats
-// four a word. The bytes of a matrix begin at a multiple of 16, so a block at what its size allows.
+// A format is a type with the elements and bytes of a block and, for elements first .. first + 8 of one, where first is
+// a multiple of 8,
+//   fetch(block, first)    what they are made of, as it is loaded
+//   decode(group, first)   the elements, but for what is alike in all formats
+// apart, so that a kernel can do other things while a group is on its way. Eight neighbours share their scales, and their
+// codes lie in eight neighbouring bytes, which are turned into floats four a word. The bytes of a matrix begin at a
+// multiple of 16, so a block at what its size allows.
 #pragma once
 #include "common.cuh"
 
@@ -31,8 +34,13 @@ struct Codes {
     }
 };
 
-// Eight bytes, in accesses of ALIGN bytes, which the address is a multiple of.
-template <u32 ALIGN> INLINE Codes load(const u8* p) {
+// Eight bytes as they are loaded, two words or four halves: to put them together would be to wait for them.
+struct Bytes {
+    u32 part[4];
+};
+
+// In accesses of ALIGN bytes, which the address is a multiple of.
+template <u32 ALIGN> INLINE Bytes load(const u8* p) {
     if constexpr (ALIGN == 8) {
         Vec<u32, 2> v = *reinterpret_cast<const Vec<u32, 2>*>(p);
         return {{v.at[0], v.at[1]}};
@@ -41,18 +49,42 @@ template <u32 ALIGN> INLINE Codes load(const u8* p) {
         return {{words[0], words[1]}};
     } else {
         const u16* halves = reinterpret_cast<const u16*>(p);
-        return {{halves[0] | (u32)halves[1] << 16, halves[2] | (u32)halves[3] << 16}};
+        return {{halves[0], halves[1], halves[2], halves[3]}};
     }
 }
 
+template <u32 ALIGN> INLINE Codes codes(const Bytes& bytes) {
+    const u32(&part)[4] = bytes.part;
+    if constexpr (ALIGN == 2) return {{part[0] | part[1] << 16, part[2] | part[3] << 16}};
+    return {{part[0], part[1]}};
+}
+
 // The f16 at p, a multiple of 2.
-INLINE f32 scale(const u8* p) { return to_f32(*reinterpret_cast<const f16*>(p)); }
-INLINE u32 half_at(const u8* p) { return *reinterpret_cast<const u16*>(p); }
+INLINE f16 half_at(const u8* p) { return *reinterpret_cast<const f16*>(p); }
+
+// What eight neighbours are made of, as it is loaded. A format uses what it needs of it.
+struct Group {
+    f16 scale, min;
+    u32 sub[3];       // scales within the block, or fifth bits
+    Bytes low, high;  // bits of codes
+};
+
+// Eight neighbours: each is d (code - zero) - min, where a minimum of 0 changes no bit.
+struct Scaled {
+    Codes codes;
+    f32 d, zero, min;
+
+    INLINE void values(f32 (&out)[GROUP]) const {
+#pragma unroll
+        for (u32 k = 0; k < GROUP; k++) out[k] = d * codes.at(k, zero) - min;
+    }
+};
 
 // ---- 32 elements: the low nibbles of 16 bytes are the first 16, the high ones the others.
 
-template <u32 ALIGN> INLINE Codes nibbles(const u8* codes, u32 first) {
-    return load<ALIGN>(codes + first % 16).bits(first / 16 * 4, 15);
+template <u32 ALIGN> INLINE Bytes load_nibbles(const u8* bytes, u32 first) { return load<ALIGN>(bytes + first % 16); }
+template <u32 ALIGN> INLINE Codes nibbles(const Bytes& bytes, u32 first) {
+    return codes<ALIGN>(bytes).bits(first / 16 * 4, 15);
 }
 
 // Bits 0 .. 7 of `bits` as the fifth bits of eight codes.
@@ -64,57 +96,84 @@ INLINE Codes fifth(u32 bits) {
 // scale, 16 bytes of nibbles
 struct Q4_0 {
     static constexpr u32 LEN = 32, BYTES = 18;
-    static INLINE void decode(const u8* block, u32 first, f32 (&out)[GROUP]) {
-        f32 d = scale(block);
-        Codes codes = nibbles<2>(block + 2, first);
-#pragma unroll
-        for (u32 k = 0; k < GROUP; k++) out[k] = d * codes.at(k, 8.0f);
+    static INLINE Group fetch(const u8* block, u32 first) {
+        Group group = {};
+        group.scale = half_at(block);
+        group.low = load_nibbles<2>(block + 2, first);
+        return group;
+    }
+    static INLINE Scaled decode(const Group& group, u32 first) {
+        f32 d = to_f32(group.scale);
+        Codes codes = nibbles<2>(group.low, first);
+        return {codes, d, 8.0f, 0.0f};
     }
 };
 
 // scale, minimum, 16 bytes of nibbles
 struct Q4_1 {
     static constexpr u32 LEN = 32, BYTES = 20;
-    static INLINE void decode(const u8* block, u32 first, f32 (&out)[GROUP]) {
-        f32 d = scale(block), min = scale(block + 2);
-        Codes codes = nibbles<4>(block + 4, first);
-#pragma unroll
-        for (u32 k = 0; k < GROUP; k++) out[k] = d * codes.at(k, 0.0f) + min;
+    static INLINE Group fetch(const u8* block, u32 first) {
+        Group group = {};
+        group.scale = half_at(block), group.min = half_at(block + 2);
+        group.low = load_nibbles<4>(block + 4, first);
+        return group;
+    }
+    static INLINE Scaled decode(const Group& group, u32 first) {
+        f32 d = to_f32(group.scale), min = to_f32(group.min);
+        Codes codes = nibbles<4>(group.low, first);
+        return {codes, d, 0.0f, -min};
     }
 };
 
 // scale, 32 fifth bits, 16 bytes of nibbles
 struct Q5_0 {
     static constexpr u32 LEN = 32, BYTES = 22;
-    static INLINE void decode(const u8* block, u32 first, f32 (&out)[GROUP]) {
-        f32 d = scale(block);
-        Codes codes = nibbles<2>(block + 6, first).with(fifth(block[2 + first / 8]), 4);
-#pragma unroll
-        for (u32 k = 0; k < GROUP; k++) out[k] = d * codes.at(k, 16.0f);
+    static INLINE Group fetch(const u8* block, u32 first) {
+        Group group = {};
+        group.scale = half_at(block);
+        group.sub[0] = block[2 + first / 8];
+        group.low = load_nibbles<2>(block + 6, first);
+        return group;
+    }
+    static INLINE Scaled decode(const Group& group, u32 first) {
+        f32 d = to_f32(group.scale);
+        Codes codes = nibbles<2>(group.low, first).with(fifth(group.sub[0]), 4);
+        return {codes, d, 16.0f, 0.0f};
     }
 };
 
 // scale, minimum, 32 fifth bits, 16 bytes of nibbles
 struct Q5_1 {
     static constexpr u32 LEN = 32, BYTES = 24;
-    static INLINE void decode(const u8* block, u32 first, f32 (&out)[GROUP]) {
-        f32 d = scale(block), min = scale(block + 2);
-        Codes codes = nibbles<8>(block + 8, first).with(fifth(block[4 + first / 8]), 4);
-#pragma unroll
-        for (u32 k = 0; k < GROUP; k++) out[k] = d * codes.at(k, 0.0f) + min;
+    static INLINE Group fetch(const u8* block, u32 first) {
+        Group group = {};
+        group.scale = half_at(block), group.min = half_at(block + 2);
+        group.sub[0] = block[4 + first / 8];
+        group.low = load_nibbles<8>(block + 8, first);
+        return group;
+    }
+    static INLINE Scaled decode(const Group& group, u32 first) {
+        f32 d = to_f32(group.scale), min = to_f32(group.min);
+        Codes codes = nibbles<8>(group.low, first).with(fifth(group.sub[0]), 4);
+        return {codes, d, 0.0f, -min};
     }
 };
 
 // scale, 32 signed bytes
 struct Q8_0 {
     static constexpr u32 LEN = 32, BYTES = 34;
-    static INLINE void decode(const u8* block, u32 first, f32 (&out)[GROUP]) {
-        f32 d = scale(block);
-        Codes codes = load<2>(block + 2 + first);
+    static INLINE Group fetch(const u8* block, u32 first) {
+        Group group = {};
+        group.scale = half_at(block);
+        group.low = load<2>(block + 2 + first);
+        return group;
+    }
+    static INLINE Scaled decode(const Group& group, u32) {
+        f32 d = to_f32(group.scale);
+        Codes low = codes<2>(group.low);
         // Signed bytes with the sign turned over are the unsigned ones from -128 on.
-        codes = {{codes.word[0] ^ 0x80808080, codes.word[1] ^ 0x80808080}};
-#pragma unroll
-        for (u32 k = 0; k < GROUP; k++) out[k] = codes.at(k, 128.0f) * d;
+        Codes codes = {{low.word[0] ^ 0x80808080, low.word[1] ^ 0x80808080}};
+        return {codes, d, 128.0f, 0.0f};
     }
 };
 
@@ -124,12 +183,18 @@ struct Q8_0 {
 // four rows, one a bit pair.
 struct Q2_K {
     static constexpr u32 LEN = 256, BYTES = 84;
-    static INLINE void decode(const u8* block, u32 first, f32 (&out)[GROUP]) {
-        u32 row = first / 32, sub = block[first / 16];
-        f32 d = scale(block + 80) * (f32)(sub & 15), min = scale(block + 82) * (f32)(sub >> 4);
-        Codes codes = load<4>(block + 16 + row / 4 * 32 + first % 32).bits(row % 4 * 2, 3);
-#pragma unroll
-        for (u32 k = 0; k < GROUP; k++) out[k] = d * codes.at(k, 0.0f) - min;
+    static INLINE Group fetch(const u8* block, u32 first) {
+        Group group = {};
+        group.scale = half_at(block + 80), group.min = half_at(block + 82);
+        group.sub[0] = block[first / 16];
+        group.low = load<4>(block + 16 + first / 128 * 32 + first % 32);
+        return group;
+    }
+    static INLINE Scaled decode(const Group& group, u32 first) {
+        u32 row = first / 32, sub = group.sub[0];
+        f32 d = to_f32(group.scale) * (f32)(sub & 15), min = to_f32(group.min) * (f32)(sub >> 4);
+        Codes codes = gguf::codes<4>(group.low).bits(row % 4 * 2, 3);
+        return {codes, d, 0.0f, min};
     }
 };
 
@@ -137,14 +202,22 @@ struct Q2_K {
 // Q2_K, 16 scales of 6 bits in 12 bytes, scale of scales
 struct Q3_K {
     static constexpr u32 LEN = 256, BYTES = 110;
-    static INLINE void decode(const u8* block, u32 first, f32 (&out)[GROUP]) {
+    static INLINE Group fetch(const u8* block, u32 first) {
+        u32 s = first / 16;
+        Group group = {};
+        group.scale = half_at(block + 108);
+        group.sub[0] = block[96 + s % 8], group.sub[1] = block[104 + s % 4];
+        group.low = load<2>(block + 32 + first / 128 * 32 + first % 32);
+        group.high = load<2>(block + first % 32);
+        return group;
+    }
+    static INLINE Scaled decode(const Group& group, u32 first) {
         u32 row = first / 32, s = first / 16;
-        u32 low = block[96 + s % 8] >> (s / 8 * 4) & 15, high = block[104 + s % 4] >> (s / 4 * 2) & 3;
-        f32 d = scale(block + 108) * ((f32)(low | high << 4) - 32.0f);
-        Codes third = load<2>(block + first % 32).bits(row, 1);
-        Codes codes = load<2>(block + 32 + row / 4 * 32 + first % 32).bits(row % 4 * 2, 3).with(third, 2);
-#pragma unroll
-        for (u32 k = 0; k < GROUP; k++) out[k] = d * codes.at(k, 4.0f);
+        u32 low = group.sub[0] >> (s / 8 * 4) & 15, high = group.sub[1] >> (s / 4 * 2) & 3;
+        f32 d = to_f32(group.scale) * ((f32)(low | high << 4) - 32.0f);
+        Codes third = gguf::codes<2>(group.high).bits(row, 1);
+        Codes codes = gguf::codes<2>(group.low).bits(row % 4 * 2, 3).with(third, 2);
+        return {codes, d, 4.0f, 0.0f};
     }
 };
 
@@ -152,12 +225,16 @@ struct Q3_K {
 struct Sub {
     f32 scale, min;
 
-    INLINE Sub(const u8* bytes, u32 row) {
-        u32 a = bytes[row % 4], b = bytes[row % 4 + 4];
+    static INLINE void fetch(const u8* bytes, u32 row, u32 (&sub)[3]) {
+        sub[0] = bytes[row % 4], sub[1] = bytes[row % 4 + 4];
+        if (row >= 4) sub[2] = bytes[row + 4];
+    }
+
+    INLINE Sub(const u32 (&sub)[3], u32 row) {
+        u32 a = sub[0], b = sub[1], c = sub[2];
         if (row < 4) {
             scale = (f32)(a & 63), min = (f32)(b & 63);
         } else {
-            u32 c = bytes[row + 4];
             scale = (f32)((c & 15) | (a >> 2 & 0x30)), min = (f32)(c >> 4 | (b >> 2 & 0x30));
         }
     }
@@ -167,27 +244,40 @@ struct Sub {
 // high.
 struct Q4_K {
     static constexpr u32 LEN = 256, BYTES = 144;
-    static INLINE void decode(const u8* block, u32 first, f32 (&out)[GROUP]) {
+    static INLINE Group fetch(const u8* block, u32 first) {
+        Group group = {};
+        group.scale = half_at(block), group.min = half_at(block + 2);
+        Sub::fetch(block + 4, first / 32, group.sub);
+        group.low = load<8>(block + 16 + first / 64 * 32 + first % 32);
+        return group;
+    }
+    static INLINE Scaled decode(const Group& group, u32 first) {
         u32 row = first / 32;
-        Sub sub(block + 4, row);
-        f32 d = scale(block) * sub.scale, min = scale(block + 2) * sub.min;
-        Codes codes = load<8>(block + 16 + row / 2 * 32 + first % 32).bits(row % 2 * 4, 15);
-#pragma unroll
-        for (u32 k = 0; k < GROUP; k++) out[k] = d * codes.at(k, 0.0f) - min;
+        Sub sub(group.sub, row);
+        f32 d = to_f32(group.scale) * sub.scale, min = to_f32(group.min) * sub.min;
+        Codes codes = gguf::codes<8>(group.low).bits(row % 2 * 4, 15);
+        return {codes, d, 0.0f, min};
     }
 };
 
 // As Q4_K, with 32 bytes of fifth bits before the nibbles: bit r for row r.
 struct Q5_K {
     static constexpr u32 LEN = 256, BYTES = 176;
-    static INLINE void decode(const u8* block, u32 first, f32 (&out)[GROUP]) {
+    static INLINE Group fetch(const u8* block, u32 first) {
+        Group group = {};
+        group.scale = half_at(block), group.min = half_at(block + 2);
+        Sub::fetch(block + 4, first / 32, group.sub);
+        group.low = load<8>(block + 48 + first / 64 * 32 + first % 32);
+        group.high = load<8>(block + 16 + first % 32);
+        return group;
+    }
+    static INLINE Scaled decode(const Group& group, u32 first) {
         u32 row = first / 32;
-        Sub sub(block + 4, row);
-        f32 d = scale(block) * sub.scale, min = scale(block + 2) * sub.min;
-        Codes fifth = load<8>(block + 16 + first % 32).bits(row, 1);
-        Codes codes = load<8>(block + 48 + row / 2 * 32 + first % 32).bits(row % 2 * 4, 15).with(fifth, 4);
-#pragma unroll
-        for (u32 k = 0; k < GROUP; k++) out[k] = d * codes.at(k, 0.0f) - min;
+        Sub sub(group.sub, row);
+        f32 d = to_f32(group.scale) * sub.scale, min = to_f32(group.min) * sub.min;
+        Codes fifth = gguf::codes<8>(group.high).bits(row, 1);
+        Codes codes = gguf::codes<8>(group.low).bits(row % 2 * 4, 15).with(fifth, 4);
+        return {codes, d, 0.0f, min};
     }
 };
 
@@ -195,14 +285,22 @@ struct Q5_K {
 // the nibbles (two rows low, two rows high) and 32 the bit pairs.
 struct Q6_K {
     static constexpr u32 LEN = 256, BYTES = 210;
-    static INLINE void decode(const u8* block, u32 first, f32 (&out)[GROUP]) {
-        u32 row = first / 32, four = row / 4, of_four = row % 4;
-        f32 d = scale(block + 208) * (f32)(i8)block[192 + first / 16];
-        Codes high = load<2>(block + 128 + four * 32 + first % 32).bits(of_four * 2, 3);
-        Codes low = load<2>(block + four * 64 + of_four % 2 * 32 + first % 32).bits(of_four / 2 * 4, 15);
+    static INLINE Group fetch(const u8* block, u32 first) {
+        u32 row = first / 32, four = row / 4;
+        Group group = {};
+        group.scale = half_at(block + 208);
+        group.sub[0] = block[192 + first / 16];
+        group.low = load<2>(block + four * 64 + row % 2 * 32 + first % 32);
+        group.high = load<2>(block + 128 + four * 32 + first % 32);
+        return group;
+    }
+    static INLINE Scaled decode(const Group& group, u32 first) {
+        u32 of_four = first / 32 % 4;
+        f32 d = to_f32(group.scale) * (f32)(i8)group.sub[0];
+        Codes high = gguf::codes<2>(group.high).bits(of_four * 2, 3);
+        Codes low = gguf::codes<2>(group.low).bits(of_four / 2 * 4, 15);
         Codes codes = low.with(high, 4);
-#pragma unroll
-        for (u32 k = 0; k < GROUP; k++) out[k] = d * codes.at(k, 32.0f);
+        return {codes, d, 32.0f, 0.0f};
     }
 };
 
@@ -211,18 +309,24 @@ struct Q6_K {
 // Plain numbers, of which a row has any number.
 template <typename T> struct Plain {
     static constexpr u32 LEN = GROUP, BYTES = GROUP * sizeof(T);
-    static INLINE void decode(const u8* block, u32, f32 (&out)[GROUP]) {
-        const T* values = reinterpret_cast<const T*>(block);
-        f32 first[4], last[4];
-        read4(values, 0, GROUP, first);
-        read4(values, 4, GROUP, last);
-#pragma unroll
-        for (u32 k = 0; k < 4; k++) out[k] = first[k], out[4 + k] = last[k];
-    }
 };
 using F32 = Plain<f32>;
 using F16 = Plain<f16>;
 using BF16 = Plain<bf16>;
+
+// Elements first .. first + 8 of a block.
+template <typename F> INLINE void decode(F, const u8* block, u32 first, f32 (&out)[GROUP]) {
+    F::decode(F::fetch(block, first), first).values(out);
+}
+
+template <typename T> INLINE void decode(Plain<T>, const u8* block, u32, f32 (&out)[GROUP]) {
+    const T* values = reinterpret_cast<const T*>(block);
+    f32 first[4], last[4];
+    read4(values, 0, GROUP, first);
+    read4(values, 4, GROUP, last);
+#pragma unroll
+    for (u32 k = 0; k < 4; k++) out[k] = first[k], out[4 + k] = last[k];
+}
 
 // A row of a matrix in format F, of `width` elements.
 template <typename F> struct Row {
@@ -230,10 +334,9 @@ template <typename F> struct Row {
 
     INLINE Row(const u8* blocks, u64 row, u32 width) : blocks(blocks + row * (width / F::LEN * F::BYTES)) {}
 
-    // Elements first .. first + 8.
-    INLINE void decode(u32 first, u32 width, f32 (&out)[GROUP]) const {
-        F::decode(blocks + first / F::LEN * F::BYTES, first % F::LEN, out);
-    }
+    // Elements first .. first + 8, or what they are made of.
+    INLINE void decode(u32 first, u32, f32 (&out)[GROUP]) const { F::decode(fetch(first), first % F::LEN).values(out); }
+    INLINE Group fetch(u32 first) const { return F::fetch(blocks + first / F::LEN * F::BYTES, first % F::LEN); }
 };
 
 template <typename T> struct Row<Plain<T>> {

@@ -28,8 +28,8 @@ INLINE void multiply(f32 (&d)[4], const u32 (&a)[4], const u32 (&b)[2], tf32) {
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
-// An f32 in full beside a number of at most 11 significant bits, which TF32 holds exactly (every bf16 and f16): a is taken
-// apart into what TF32 holds and the rest, of which TF32 holds all but the last bits, 2^-22 of a.
+// An f32 beside a number of at most 11 significant bits, which TF32 holds exactly (every bf16 and f16): a is taken apart
+// into its upper 11 bits, cut off so that none overflows, and the rest, of which TF32 holds all but the last 2^-22 of a.
 struct split32 {
     u32 bits;
 };
@@ -42,7 +42,7 @@ INLINE void multiply(f32 (&d)[4], const u32 (&a)[4], const u32 (&b)[2], split32)
     u32 upper[4], lower[4];
 #pragma unroll
     for (u32 i = 0; i < 4; i++) {
-        upper[i] = to_tf32(as_f32(a[i]));
+        upper[i] = a[i] & 0xFFFFE000;
         lower[i] = to_tf32(as_f32(a[i]) - as_f32(upper[i]));
     }
     multiply(d, lower, b, tf32());

@@ -202,6 +202,15 @@ impl Device {
         MemoryUse { held: lock(&self.parts().pool).held(), ..*lock(&self.parts().usage) }
     }
 
+    /// Bytes that buffers could take: what the device has free, whoever uses the rest, and what the pool holds unused.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn available(&self) -> Result<u64> {
+        let memory = self.memory();
+        Ok(self.driver().free_bytes()? + memory.held.saturating_sub(memory.live))
+    }
+
     /// Starts a new count of the peak from what lives now.
     pub fn reset_peak(&self) {
         let mut usage = lock(&self.parts().usage);

@@ -27,13 +27,7 @@ impl Sampling {
     /// # Errors
     /// When a value is outside its range; the message names the option.
     pub fn validate(&self) -> Result<()> {
-        if !(self.temperature.is_finite() && self.temperature >= 0.0) {
-            return Err(Error::invalid(format!("temperature {} must be a finite number from 0 on", self.temperature)));
-        }
-        if !(self.top_p > 0.0 && self.top_p <= 1.0) {
-            return Err(Error::invalid(format!("top-p {} must be above 0 and at most 1", self.top_p)));
-        }
-        Ok(())
+        self.choice(0).validate()
     }
 
     /// The id of new token number `step`. Temperature, then top-k, then top-p, as transformers applies them.

@@ -1,5 +1,6 @@
 //! What weights in blocks have in common on CUDA devices: their rows can be decoded, and mostly multiplied with as they lie.
 
+use crate::fused::Decoded;
 use crate::matvec::Matvec;
 use kinglet_tensor::cuda::{self, Arg, Flag};
 use kinglet_tensor::{DType, Error, Result, Tensor, ops};
@@ -15,6 +16,9 @@ pub(crate) trait DecodeRows {
     fn decode_rows(&self, rows: Range<usize>, dtype: DType) -> Result<Tensor>;
     /// The kernel that multiplies one row, or few, with the matrix as it lies, if there is one for its form and shape.
     fn matvec(&self, one_row: bool) -> Result<Option<Matvec>>;
+    /// The kernels that multiply many rows with the matrix as it lies, if there are any for its form and place. Its width is a
+    /// multiple of [`GROUP`](crate::fused::GROUP).
+    fn decoded(&self) -> Result<Option<Decoded>>;
 }
 
 /// `x`, which is contiguous, or a copy of it that begins at a multiple of 16 bytes of a CUDA device.

@@ -1,6 +1,7 @@
 //! Matrices of NF4 or FP4 blocks, with scales in f32 or quantised once more.
 
 use crate::decode::{DecodeRows, aligned, check_stray};
+use crate::fused::Decoded;
 use crate::matvec::Matvec;
 use crate::panels::{RowPanels, Rows};
 use crate::weight::Direction;
@@ -260,6 +261,13 @@ impl DecodeRows for FourBit {
         }
         let entry = if one_row { "matvec_4bit" } else { "matvec_few_4bit" }.to_owned();
         Ok(Some(Matvec { module: "nf4", entry, weight: self.decode_args()?.to_vec() }))
+    }
+
+    fn decoded(&self) -> Result<Option<Decoded>> {
+        // A group is a whole word of codes.
+        let aligned = matches!(cuda::read(&self.codes)?, Arg::Pointer(address) if address % 4 == 0);
+        let weight = self.decode_args()?.to_vec();
+        Ok(aligned.then_some(Decoded { module: "matmul_4bit", weight, cost: 1.0 }))
     }
 }
 

@@ -2,6 +2,7 @@
 
 use crate::decode::{DecodeRows, aligned, check_stray, type_code};
 use crate::four_bit::decode_chunks;
+use crate::fused::{Decoded, GROUP};
 use crate::matvec::Matvec;
 use crate::panels::{RowPanels, Rows};
 use crate::weight::Direction;
@@ -198,6 +199,8 @@ impl DecodeRows for GgufMatrix {
             // Beside bf16 an f16 weight stays as it is, and beside f16 both factors are exact.
             (Format::F16, _) => DType::F16,
             (_, DType::BF16) => DType::BF16,
+            // Tensor cores multiply 16 bits with 16 bits.
+            (format, DType::F16) if !Format::PLAIN.contains(&format) => DType::F16,
             _ => DType::F32,
         }
     }
@@ -219,6 +222,14 @@ impl DecodeRows for GgufMatrix {
             (false, _) => ("matvec_few_gguf".to_owned(), vec![blocks, format, head_dim]),
         };
         Ok(Some(Matvec { module: "gguf", entry, weight }))
+    }
+
+    fn decoded(&self) -> Result<Option<Decoded>> {
+        if Format::PLAIN.contains(&self.format) {
+            return Ok(None);
+        }
+        let weight = vec![cuda::read(&self.blocks)?, Arg::U32(self.format as u32), self.order.head_dim()?];
+        Ok(Some(Decoded { module: "matmul_gguf", weight, cost: 1.6 }))
     }
 }
 
@@ -291,6 +302,3 @@ fn decode_on_device(
     let groups = width.div_ceil(GROUP).max(1);
     cuda::over_threads(cuda, "gguf", "dequantize_gguf", rows * groups, &args)
 }
-
-/// Neighbours that a thread of the kernels decodes.
-const GROUP: usize = 8;

@@ -4,7 +4,7 @@
 use crate::decode::DecodeRows;
 use crate::fused::Fused;
 use crate::weight::{Direction, LinearArgs};
-use crate::{FourBit, Weight, matvec};
+use crate::{Weight, matvec};
 use kinglet_tensor::cpu::gemm::{Accumulate, KC, Options};
 use kinglet_tensor::cuda::Cuda;
 use kinglet_tensor::kernels::{Epilogue, LowRank};
@@ -21,7 +21,7 @@ pub(crate) fn linear_cuda(cuda: &Cuda, args: LinearArgs<'_>) -> Result<()> {
             let b = operand(weight.clone(), args.direction)?;
             ops::product_with(args.x, &b, args.out, 0, epilogue(args.options, args.low_rank, args.bias))
         }
-        Weight::FourBit(weight) => four_bit(cuda, weight, args),
+        Weight::FourBit(weight) => blocks(cuda, &**weight, args),
         Weight::Gguf(weight) => blocks(cuda, weight, args),
         Weight::Custom(_) => Err(Error::unsupported("a weight of a custom form on a CUDA device")),
     }
@@ -31,26 +31,20 @@ fn epilogue<'a>(options: Options, low_rank: Option<LowRank<'a>>, bias: Option<&'
     Epilogue { alpha: options.alpha, accumulate: options.accumulate, low_rank, bias }
 }
 
-/// On tensor cores as they lie, where that is faster.
-fn four_bit(cuda: &Cuda, weight: &FourBit, args: LinearArgs<'_>) -> Result<()> {
-    if matvec::kernel(args.x, weight, args.direction)?.is_none()
-        && let Some(fused) = Fused::new(args.x, weight, args.direction, &args.out)?
-    {
-        return fused.run(cuda, &args.out, &epilogue(args.options, args.low_rank, args.bias));
-    }
-    blocks(cuda, weight, args)
-}
-
-/// Few rows with the blocks as they lie, many with strips of them decoded.
+/// Few rows with the blocks as they lie, more on tensor cores too where that is faster, and many with strips of them decoded.
 fn blocks(cuda: &Cuda, weight: &dyn DecodeRows, args: LinearArgs<'_>) -> Result<()> {
     let LinearArgs { x, direction, out, options, low_rank, bias, .. } = args;
     if let Some(kernel) = matvec::kernel(x, weight, direction)? {
         kernel.run(cuda, x, &out, options)?;
         return add(low_rank, bias, out);
     }
+    let epilogue = epilogue(options, low_rank, bias);
+    if let Some(fused) = Fused::new(x, weight, direction, &out)? {
+        return fused.run(cuda, &out, &epilogue);
+    }
     let row = weight.shape()[1] * weight.decoded_dtype(x.dtype()).size();
     let rows = (STRIP / row.max(1) / KC * KC).max(KC);
-    Product { x, weight, direction, rows, epilogue: epilogue(options, low_rank, bias) }.write(out)
+    Product { x, weight, direction, rows, epilogue }.write(out)
 }
 
 /// What comes behind a product whose kernel has no epilogue.
@@ -156,6 +150,7 @@ impl Product<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::FourBit;
     use kinglet_tensor::cpu::nf4::Format;
     use kinglet_tensor::philox::Key;
     use kinglet_tensor::{CpuOptions, Device};

@@ -7,7 +7,8 @@ use kinglet_tensor::kernels::{Epilogue, LowRank};
 use kinglet_tensor::{DType, Device, Error, Result, Tensor, TensorMut, kernel};
 use std::sync::Arc;
 
-/// A frozen matrix [out, in] in its stored form. No widened copy of it ever exists: products decode a tile at a time.
+/// A frozen matrix [out, in] in its stored form. On a CPU no widened copy of it ever exists: products
+/// decode a tile at a time. A GPU widens strips of at most 128 MiB where many rows meet it.
 #[derive(Clone)]
 pub enum Weight {
     /// f32, bf16 or f16 elements.

@@ -7,6 +7,7 @@ use crate::output::Output;
 use crate::storage::{Heap, MemoryUse, Storage};
 use crate::{DType, Error, Result, layout};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Where tensors live and kernels run. A cheap handle; two handles are equal when they are the same context.
 #[derive(Clone)]
@@ -17,6 +18,7 @@ struct Context {
     heap: Heap,
     hooks: Hooks,
     flags: Flags,
+    tf32: AtomicBool,
 }
 
 enum Kind {
@@ -100,7 +102,7 @@ impl Device {
     }
 
     fn new(kind: Kind, guard: bool) -> Self {
-        Device(Arc::new(Context { kind, heap: Heap::new(guard), hooks: Hooks::default(), flags: Flags::default() }))
+        Device(Arc::new(Context { kind, heap: Heap::new(guard), hooks: Hooks::default(), flags: Flags::default(), tf32: AtomicBool::new(false) }))
     }
 
     /// Whether this is a device of [`Device::meta`].
@@ -208,6 +210,18 @@ impl Device {
             0 => Ok(()),
             n => Err(Error::invalid(format!("{n} blocks had bytes written outside of them"))),
         }
+    }
+
+    /// Allows products of f32 with f32 to round both to TF32 (10 bits of mantissa) on this device, if it has tensor cores: several
+    /// times as fast, and three digits instead of seven. Off unless asked; a CPU computes in f32 whatever is said here.
+    pub fn set_tf32(&self, allowed: bool) {
+        self.0.tf32.store(allowed, Ordering::Relaxed);
+    }
+
+    /// What [`Device::set_tf32`] said.
+    #[must_use]
+    pub fn allows_tf32(&self) -> bool {
+        self.0.tf32.load(Ordering::Relaxed)
     }
 
     /// Waits until everything that was launched is done.

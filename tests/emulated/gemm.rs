@@ -1,7 +1,7 @@
 //! Products on tensor cores, tile by tile: the model takes large tiles for large products only, so here each is asked for.
 
 use kinglet::quant::nf4::Format;
-use kinglet::quant::{Direction, FourBit, Weight};
+use kinglet::quant::{Direction, FourBit, GgufMatrix, RowOrder, Weight, ggml};
 use kinglet::tensor::cpu::gemm::Accumulate;
 use kinglet::tensor::kernels::{Epilogue, Freedom, LowRank, MATMUL, MatmulArgs, Plan, Tile};
 use kinglet::tensor::ops;
@@ -208,41 +208,99 @@ fn no_bank_conflicts() {
     }
 }
 
-/// A product with 4-bit blocks as they lie is the product with the decoded matrix, bit for bit, and waits for no bank.
+/// Products of `m` rows with blocks as they lie are those with the decoded matrix, bit for bit, and wait for no bank.
+fn check_blocks(weight: &Weight, m: usize, gpu: &Device) {
+    let cuda = gpu.as_cuda().unwrap();
+    let (rows, width) = weight.dims().unwrap();
+    for direction in [Direction::Forward, Direction::Backward] {
+        for dtype in [DType::BF16, DType::F16] {
+            let what = format!("{} {direction:?} {dtype} of {m} rows", name(weight));
+            let (from, to) = if direction == Direction::Forward { (width, rows) } else { (rows, width) };
+            let x = matrix([m, from], false, from.next_multiple_of(8), dtype, 2, gpu);
+            let (u, v) = (matrix([m, 5], false, 0, DType::F32, 3, gpu), matrix([to, 5], true, 0, DType::F32, 4, gpu));
+            let bias = matrix([1, to], false, 0, dtype, 5, gpu).reshape(&[to]).unwrap();
+            let low_rank = Some(LowRank { u: &u, v: &v, scale: 0.5 });
+            let epilogue = Epilogue { alpha: 2.0, accumulate: Accumulate::Add, low_rank, bias: Some(&bias) };
+            let [got, want] = [weight, &decoded(weight, dtype)].map(|weight| {
+                let mut out = matrix([m, to], false, 0, dtype, 6, gpu);
+                let (_, launches) = (cuda.take_counters(), cuda.counts().launches);
+                weight.product_into(&x, direction, out.as_mut().unwrap(), epilogue).unwrap();
+                let (conflicts, launches) =
+                    (cuda.take_counters().unwrap().bank_conflicts, cuda.counts().launches - launches);
+                (values(&out), conflicts, launches)
+            });
+            assert!(got.0 == want.0, "{what}");
+            assert_eq!(got.1, 0, "{what}: bank conflicts");
+            assert_eq!(got.2, want.2, "{what}: launches, none of which decodes alone");
+        }
+    }
+}
+
+fn name(weight: &Weight) -> String {
+    let form = match weight {
+        Weight::FourBit(_) => "4 bits".to_owned(),
+        Weight::Gguf(blocks) => blocks.format().to_string(),
+        _ => unreachable!("blocks"),
+    };
+    format!("{form} {:?}", weight.dims().unwrap())
+}
+
+fn decoded(weight: &Weight, dtype: DType) -> Weight {
+    Weight::Dense(match weight {
+        Weight::FourBit(blocks) => blocks.dequantize(dtype).unwrap(),
+        Weight::Gguf(blocks) => blocks.dequantize(dtype).unwrap(),
+        _ => unreachable!("blocks"),
+    })
+}
+
+fn four_bit(shape: [usize; 2], format: Format, blocksize: usize, double: bool, device: &Device) -> Weight {
+    let dense = matrix(shape, false, 0, DType::F32, 1, device);
+    Weight::FourBit(Arc::new(FourBit::quantize(&dense, format, blocksize, double).unwrap()))
+}
+
+/// Blocks of many byte patterns, whose scales stay below 1/8.
+fn gguf(shape: [usize; 2], format: ggml::Format, order: RowOrder, device: &Device) -> Weight {
+    let len = shape[0] * shape[1] / format.block_len() * format.block_bytes();
+    let bytes = (0..len as u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8 & 0xaf).collect();
+    let blocks = Tensor::from_vec(bytes, &[len], device).unwrap();
+    Weight::Gguf(GgufMatrix::new(format, shape, order, blocks).unwrap())
+}
+
 #[test]
 fn blocks_as_they_lie() {
     let gpu = emulated(80, 6);
-    let cuda = gpu.as_cuda().unwrap();
     for (rows, width, m) in [(136, 72, 70), (24, 160, 9), (65, 64, 129)] {
         for (format, blocksize, double) in [(Format::Nf4, 64, true), (Format::Fp4, 32, false)] {
-            for direction in [Direction::Forward, Direction::Backward] {
-                for dtype in [DType::BF16, DType::F16] {
-                    let what =
-                        format!("[{rows}, {width}] {format:?} {blocksize} {double} {direction:?} {dtype} of {m} rows");
-                    let (from, to) = if direction == Direction::Forward { (width, rows) } else { (rows, width) };
-                    let dense = matrix([rows, width], false, 0, DType::F32, 1, &gpu);
-                    let blocks = FourBit::quantize(&dense, format, blocksize, double).unwrap();
-                    let decoded = Weight::Dense(blocks.dequantize(dtype).unwrap());
-                    let x = matrix([m, from], false, from.next_multiple_of(8), dtype, 2, &gpu);
-                    let (u, v) =
-                        (matrix([m, 5], false, 0, DType::F32, 3, &gpu), matrix([to, 5], true, 0, DType::F32, 4, &gpu));
-                    let bias = matrix([1, to], false, 0, dtype, 5, &gpu).reshape(&[to]).unwrap();
-                    let low_rank = Some(LowRank { u: &u, v: &v, scale: 0.5 });
-                    let epilogue = Epilogue { alpha: 2.0, accumulate: Accumulate::Add, low_rank, bias: Some(&bias) };
-                    let [got, want] = [Weight::FourBit(Arc::new(blocks)), decoded].map(|weight| {
-                        let mut out = matrix([m, to], false, 0, dtype, 6, &gpu);
-                        let (_, launches) = (cuda.take_counters(), cuda.counts().launches);
-                        weight.product_into(&x, direction, out.as_mut().unwrap(), epilogue).unwrap();
-                        let (conflicts, launches) =
-                            (cuda.take_counters().unwrap().bank_conflicts, cuda.counts().launches - launches);
-                        (values(&out), conflicts, launches)
-                    });
-                    assert!(got.0 == want.0, "{what}");
-                    assert_eq!(got.1, 0, "{what}: bank conflicts");
-                    assert_eq!(got.2, want.2, "{what}: launches, none of which decodes alone");
-                }
-            }
+            check_blocks(&four_bit([rows, width], format, blocksize, double, &gpu), m, &gpu);
         }
+    }
+}
+
+/// Every format of ggml's blocks, in both orders of rows; the last of 65 rows is alone in its tile.
+#[test]
+fn ggml_blocks_as_they_lie() {
+    let interleaved = RowOrder::Interleaved { head_dim: 8 };
+    for (i, format) in ggml::Format::ALL.into_iter().enumerate() {
+        let gpu = emulated(if i % 2 == 0 { 80 } else { 90 }, i as u64);
+        let len = format.block_len();
+        check_blocks(&gguf([65, len], format, RowOrder::Plain, &gpu), 9, &gpu);
+        check_blocks(&gguf([72, 512 + len], format, interleaved, &gpu), 66, &gpu);
+    }
+}
+
+/// What the kernel cannot take still goes: plain numbers, rows of x that are not aligned.
+#[test]
+fn blocks_decoded_first() {
+    let gpu = emulated(80, 2);
+    for (format, odd) in [(ggml::Format::Q4_0, 1), (ggml::Format::F16, 0), (ggml::Format::BF16, 0)] {
+        let weight = gguf([66, 64], format, RowOrder::Plain, &gpu);
+        let x = matrix([20, 64 + odd], false, 0, DType::BF16, 2, &gpu).narrow(1, odd, 64).unwrap();
+        let decoded_to = if format == ggml::Format::F16 { DType::F16 } else { DType::BF16 };
+        let launches = gpu.as_cuda().unwrap().counts().launches;
+        let got = weight.matmul(&x, Direction::Forward).unwrap();
+        assert!(gpu.as_cuda().unwrap().counts().launches > launches + 1, "{format}: decoded alone");
+        let want = decoded(&weight, decoded_to).matmul(&x, Direction::Forward).unwrap();
+        assert!(values(&got) == values(&want), "{format}");
     }
 }
 
@@ -263,15 +321,20 @@ fn counters() {
             }
         }
     }
-    for direction in [Direction::Forward, Direction::Backward] {
-        let weight = matrix([256, 256], false, 0, DType::F32, 1, &gpu);
-        let weight = Weight::FourBit(Arc::new(FourBit::quantize(&weight, Format::Nf4, 64, true).unwrap()));
-        let x = matrix([64, 256], false, 0, DType::BF16, 2, &gpu);
-        let _ = gpu.as_cuda().unwrap().take_counters();
-        let y = weight.matmul(&x, direction).unwrap();
-        let counters = gpu.as_cuda().unwrap().take_counters().unwrap();
-        let each = counters.warp_instructions as f64 / (counters.tensor_flops as f64 / 1e3);
-        let (conflicts, sectors) = (counters.bank_conflicts, counters.sectors_per_request());
-        println!("NF4    {direction:?} {:?}: {conflicts} {sectors:.2} {each:.3}", y.shape());
+    let shape = [256, 256];
+    let mut weights = vec![four_bit(shape, Format::Nf4, 64, true, &gpu)];
+    for order in [RowOrder::Plain, RowOrder::Interleaved { head_dim: 64 }] {
+        weights.extend(ggml::Format::ALL.map(|format| gguf(shape, format, order, &gpu)));
+    }
+    for weight in &weights {
+        for direction in [Direction::Forward, Direction::Backward] {
+            let x = matrix([64, 256], false, 0, DType::BF16, 2, &gpu);
+            let _ = gpu.as_cuda().unwrap().take_counters();
+            weight.matmul(&x, direction).unwrap();
+            let counters = gpu.as_cuda().unwrap().take_counters().unwrap();
+            let each = counters.warp_instructions as f64 / (counters.tensor_flops as f64 / 1e3);
+            let (conflicts, sectors) = (counters.bank_conflicts, counters.sectors_per_request());
+            println!("{} {direction:?}: {conflicts} {sectors:.2} {each:.3}", name(weight));
+        }
     }
 }

@@ -75,7 +75,7 @@ tests! {
     embedding: "embedding";
     gather: "gather";
     layer_norm: "layer_norm";
-    linear: "gguf", "matmul_4bit";
+    linear: "gguf", "matmul_4bit", "matmul_gguf";
     linear_cross_entropy: "linear_cross_entropy";
     matmul: "matmul";
     random: "random";

@@ -1,21 +1,27 @@
 //! Whole models on the virtual GPU: they train and generate there as on the CPU.
 
-use crate::support::{NF4, adapter, batch, bits, ids, load, training};
-use kinglet::autograd::{Grads, Tape};
+use crate::support::{NF4, adapter, batch, bits, fixtures, ids, load, training};
+use kinglet::autograd::{Grads, Param, Tape};
 use kinglet::models::{AdapterSet, Batch, Ctx, Decoder, Finish, Request, Sampling, generate};
 use kinglet::optim::{AdamW, AdamWOptions};
 use kinglet::peft::full;
 use kinglet::tensor::ops::{self, Reduce, Targets};
 use kinglet::{DType, Device, Result, Tensor};
 use kinglet_oracle::{device, gpu_or_emulated};
+use kinglet_train::{Method, Plan, Reporter, RunOptions, Settings, Start, StepRow};
 use std::ops::ControlFlow;
+use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+fn norm(values: &[f32]) -> f64 {
+    values.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>().sqrt()
+}
 
 /// How far two vectors are apart, relative to the second: the norm of their difference over its norm.
 fn distance(got: &[f32], want: &[f32]) -> f64 {
-    let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>().sqrt();
-    let gap = norm(&mut got.iter().zip(want).map(|(&a, &b)| f64::from(a) - f64::from(b)));
-    gap / norm(&mut want.iter().map(|&b| f64::from(b))).max(f64::MIN_POSITIVE)
+    let gap = got.iter().zip(want).map(|(&a, &b)| (f64::from(a) - f64::from(b)).powi(2)).sum::<f64>().sqrt();
+    gap / norm(want).max(f64::MIN_POSITIVE)
 }
 
 /// Loss and gradients of all adapters of one pass over packed rows.
@@ -57,8 +63,11 @@ fn tolerance(dtype: DType, layers: usize) -> f64 {
     2.0 * dtype.epsilon().unwrap() * ((ROUNDINGS * layers) as f64).sqrt()
 }
 
+/// The gradient of each parameter, by name.
+type Gradients = Vec<(String, Vec<f32>)>;
+
 /// Losses of three steps of two micro-batches each, and the gradients of the first step.
-fn three_steps(mut run: Run, (dtype, checkpoint): (DType, bool), device: &Device) -> Result<(Vec<f32>, Vec<f32>)> {
+fn three_steps(mut run: Run, (dtype, checkpoint): (DType, bool), device: &Device) -> Result<(Vec<f32>, Gradients)> {
     let (mut losses, mut gradients) = (Vec::new(), Vec::new());
     for step in 0..3 {
         let micro = micro_batches(7, device);
@@ -66,7 +75,9 @@ fn three_steps(mut run: Run, (dtype, checkpoint): (DType, bool), device: &Device
         let (loss, norm) = run.launch(&micro, dtype, checkpoint)?;
         losses.extend([loss.item()?, norm.item()?]);
         if step == 0 {
-            gradients = run.grads.flat()?.to_vec()?;
+            let params = run.trained.params.params().iter().enumerate();
+            let gradient = |(id, p): (usize, &Param)| Ok((p.name.clone(), run.grads.tensor(id)?.to_vec()?));
+            gradients = params.map(gradient).collect::<Result<_>>()?;
         }
     }
     Ok((losses, gradients))
@@ -85,8 +96,14 @@ fn steps_are_those_of_the_cpu() {
             let [want, got] = [device(2), gpu_or_emulated(90, 3)]
                 .map(|device| three_steps(new(name, &device).unwrap(), (dtype, checkpoint), &device).unwrap());
             let allowed = tolerance(dtype, 3);
-            let apart = [distance(&got.0, &want.0), distance(&got.1, &want.1)];
-            assert!(apart.iter().all(|&d| d <= allowed), "{name} {method}: {apart:?}, {allowed}");
+            let apart = distance(&got.0, &want.0);
+            assert!(apart <= allowed, "{name} {method}: losses {apart}, {allowed}");
+            let largest = want.1.iter().map(|(_, gradient)| norm(gradient)).fold(0.0, f64::max);
+            for ((param, got), (_, want)) in got.1.iter().zip(&want.1) {
+                // What almost cancels (the gradient of a key's bias does) is held to a tenth of the largest.
+                let apart = distance(got, want) * norm(want) / norm(want).max(0.1 * largest);
+                assert!(apart <= allowed, "{name} {method}, {param}: {apart}, {allowed}");
+            }
             assert!(got.0[4] < got.0[0], "{name} {method} learns: {:?}", got.0);
         }
     }
@@ -261,4 +278,93 @@ fn a_captured_step_is_the_step() {
     assert_eq!(gpu.as_cuda().unwrap().memory().live, 0, "the graph's memory is the device's again");
     gpu.release_cache();
     assert_eq!(gpu.as_cuda().unwrap().memory().held, 0);
+}
+
+/// The rows of the log of a run of `kinglet_train` over fixtures, which was saved and resumed after its first step.
+fn logged(case: &str, device: &Device, change: impl Fn(&mut Settings)) -> Vec<[f64; 2]> {
+    let fixtures = fixtures("train");
+    let output = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("emulated-{case}-{}", device.as_cuda().is_ok()));
+    let _ = std::fs::remove_dir_all(&output);
+    let base = if case.starts_with("llama") { "base-llama" } else { "base-qwen2" };
+    let mut settings = Settings::new(fixtures.join(base), fixtures.join(case).join("data.jsonl"), &output);
+    (settings.per_device_train_batch_size, settings.gradient_accumulation_steps) = (2, 2);
+    (settings.save_steps, settings.max_steps, settings.max_length) = (1, Some(2), 48);
+    change(&mut settings);
+    let mut watcher = Watcher { peak: 0, stop: AtomicBool::new(false) };
+    for (start, steps) in [(Start::New, 1), (Start::Resume, 2)] {
+        watcher.stop.store(start == Start::New, Ordering::Relaxed);
+        let stop = AtomicBool::new(false);
+        let options = RunOptions { start, dry_run: false, stop: &stop, renderer: None };
+        let mut reporter = Stopping { inner: &mut watcher, stop: &stop, after: steps };
+        let outcome = kinglet_train::run(&settings, device, options, &mut reporter).unwrap();
+        assert_eq!(outcome.steps, steps);
+    }
+    if let Ok(cuda) = device.as_cuda() {
+        let held = cuda.memory().held;
+        assert!(held <= watcher.peak as u64, "{case}: {held} bytes are held, {} were planned", watcher.peak);
+    }
+    let log = std::fs::read_to_string(output.join("log.jsonl")).unwrap();
+    let row = |line: &str| {
+        let row: serde_json::Value = serde_json::from_str(line).unwrap();
+        ["loss", "grad_norm"].map(|key| row[key].as_f64().unwrap())
+    };
+    log.lines().map(row).collect()
+}
+
+/// Keeps the announced peak.
+struct Watcher {
+    peak: usize,
+    stop: AtomicBool,
+}
+
+/// Asks a run to stop after so many steps.
+struct Stopping<'a> {
+    inner: &'a mut Watcher,
+    stop: &'a AtomicBool,
+    after: u64,
+}
+
+impl Reporter for Stopping<'_> {
+    fn planned(&mut self, plan: &Plan) {
+        self.inner.peak = plan.peak_bytes;
+    }
+    fn stepped(&mut self, row: &StepRow, _: &Plan) {
+        if row.step == self.after && self.inner.stop.load(Ordering::Relaxed) {
+            self.stop.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
+#[test]
+fn runs_of_the_training_loop_are_those_of_the_cpu() {
+    type Change = fn(&mut Settings);
+    let cases: [(&str, Change); 3] = [
+        ("llama-lora", |s| (s.method, s.packing) = (Method::Lora, true)),
+        ("qwen2-qlora", |s| (s.gradient_checkpointing, s.lora_dropout) = (true, 0.1)),
+        ("qwen2-rslora", |s| s.method = Method::Full),
+    ];
+    for (case, change) in cases {
+        let [want, got] = [device(2), gpu_or_emulated(80, 1)].map(|device| logged(case, &device, change));
+        assert_eq!(want.len(), 2);
+        for (got, want) in got.iter().flatten().zip(want.iter().flatten()) {
+            assert!((got - want).abs() <= tolerance(DType::F32, 2) * want.abs(), "{case}: {got} for {want}");
+        }
+    }
+}
+
+#[test]
+fn tf32_is_for_those_who_ask() {
+    let gpu = gpu_or_emulated(80, 1);
+    let product = |device: &Device| {
+        let a = ops::normal(&[70, 96], 1.0, kinglet::tensor::philox::Key::derive(&[1]), device).unwrap();
+        let b = ops::normal(&[96, 80], 1.0, kinglet::tensor::philox::Key::derive(&[2]), device).unwrap();
+        ops::matmul(&a, &b).unwrap().to_vec::<f32>().unwrap()
+    };
+    let want = product(&device(1));
+    assert!(product(&gpu) == want);
+    gpu.set_tf32(true);
+    let rounded = distance(&product(&gpu), &want);
+    assert!(rounded > 1e-6 && rounded < 2f64.powi(-10), "{rounded}");
+    gpu.set_tf32(false);
+    assert!(product(&gpu) == want);
 }

@@ -90,7 +90,7 @@ pub(crate) fn peak_bytes(
     }))
 }
 
-/// The peak of the run; refuses one that would take more than it may: than `memory-budget`, or than a GPU has.
+/// The peak of the run; refuses one that would take more than it may: than `memory-budget`, or than a GPU has free.
 pub(crate) fn check(
     settings: &Settings,
     base: &Base,
@@ -100,7 +100,10 @@ pub(crate) fn check(
 ) -> Result<ByteSize> {
     let largest = |size| rows.batches.largest_of(size);
     let peak = peak_bytes(settings, base, largest(settings.per_device_train_batch_size), adapter, device)?;
-    let capacity = device.as_cuda().ok().map(|cuda| (ByteSize(cuda.info().memory_bytes), "the device has"));
+    let capacity = match device.as_cuda() {
+        Ok(cuda) => Some((ByteSize(cuda.available()?), "the device has free")),
+        Err(_) => None,
+    };
     let budget = settings.memory_budget.map(|budget| (budget, "--memory-budget is"));
     let Some((limit, what)) = [budget, capacity].into_iter().flatten().min() else { return Ok(peak) };
     if peak <= limit {

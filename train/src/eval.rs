@@ -29,7 +29,7 @@ impl Loss {
 }
 
 /// The loss of `model` over `rows`, of which `batch_size` go through it at once: that changes time and memory, but no
-/// bit of the result. `on_row` is called after each and may end the evaluation.
+/// bit of the result (on a GPU in 16 bits the last bits only: products of few and of many rows are cut differently). `on_row` is called after each and may end the evaluation.
 ///
 /// # Errors
 /// `is_non_finite` when the loss of a row is no number: the error names its line. When there is no row, a row does not

@@ -174,6 +174,12 @@ impl Gpu {
         self.inner.table_mut().allocate(Space::Global, bytes, 256, "")
     }
 
+    /// Bytes that are not allocated.
+    #[must_use]
+    pub fn free_bytes(&self) -> u64 {
+        self.inner.table().free_bytes()
+    }
+
     /// Gives an allocation back.
     ///
     /// # Errors

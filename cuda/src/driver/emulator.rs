@@ -8,6 +8,7 @@ use crate::{DeviceInfo, EmulatorOptions, Error, Result};
 use kinglet_emulator::counters::Counters;
 use kinglet_emulator::gpu::{Fill, Gpu, GpuOptions, Launch as Geometry, Module};
 use kinglet_emulator::program::Program;
+use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -28,6 +29,8 @@ struct State {
     functions: Handles<Function>,
     events: Handles<Instant>,
     graphs: Handles<Arc<Captured>>,
+    /// Ranges of graphs' memory whose buffers somebody holds: the results of captures.
+    held: HashSet<u64>,
     capturing: Option<Vec<Work>>,
     printed: String,
     counters: Counters,
@@ -74,7 +77,7 @@ enum Work {
 /// A captured piece of work.
 struct Captured {
     work: Vec<Work>,
-    /// Ranges that are in use when it is done: results, which somebody reads before it is launched again.
+    /// Ranges that are in use when it is done.
     results: Vec<u64>,
 }
 
@@ -163,6 +166,10 @@ impl Driver for Emulator {
         RED_ZONE
     }
 
+    fn free_bytes(&self) -> Result<u64> {
+        Ok(self.gpu.free_bytes())
+    }
+
     fn alloc(&self, bytes: u64) -> Result<u64> {
         self.gpu.alloc(bytes).map_err(translated)
     }
@@ -179,9 +186,18 @@ impl Driver for Emulator {
         if bytes == 0 {
             return Ok(());
         }
-        let of_capture = self.state().capturing.as_ref().is_some_and(|noted| in_use(noted).contains(&address));
-        let work = Work::Retire { address };
-        if of_capture { self.submit(work) } else { self.run(&work) }
+        let mut state = self.state();
+        if state.capturing.as_ref().is_some_and(|noted| in_use(noted).contains(&address)) {
+            drop(state);
+            return self.submit(Work::Retire { address });
+        }
+        // A result of a graph that was not launched since is not in use.
+        if state.held.remove(&address) {
+            let _ = self.gpu.retire(address);
+            return Ok(());
+        }
+        drop(state);
+        self.run(&Work::Retire { address })
     }
 
     fn write(&self, address: u64, bytes: &[u8]) -> Result<()> {
@@ -264,16 +280,28 @@ impl Driver for Emulator {
         let mut state = self.state();
         let noted = state.capturing.take().ok_or_else(|| Error::invalid("no capture is under way"))?;
         let results = in_use(&noted);
+        state.held.extend(&results);
         Ok(state.graphs.keep(Arc::new(Captured { work: noted, results })))
     }
 
     fn launch_graph(&self, graph: GraphId) -> Result<()> {
         let work = self.state().graphs.get(graph).ok_or_else(|| Error::invalid("the graph is gone"))?;
-        // The results of the launch before, unless nobody holds them any more or this is the first.
+        // The results of the launch before, unless this is the first.
         for &address in &work.results {
             let _ = self.gpu.retire(address);
         }
-        work.work.iter().try_for_each(|work| self.run(work))
+        let mut done = 0;
+        let outcome = work.work.iter().try_for_each(|work| {
+            self.run(work)?;
+            done += 1;
+            Ok(())
+        });
+        // What nobody holds is out of use again, also where the work broke off.
+        let held = self.state().held.clone();
+        for address in in_use(&work.work[..done]).into_iter().filter(|address| !held.contains(address)) {
+            let _ = self.gpu.retire(address);
+        }
+        outcome
     }
 
     fn drop_graph(&self, graph: GraphId) {

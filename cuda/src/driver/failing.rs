@@ -34,6 +34,9 @@ impl Driver for Failing {
     fn red_zone(&self) -> u64 {
         self.inner.red_zone()
     }
+    fn free_bytes(&self) -> Result<u64> {
+        self.inner.free_bytes()
+    }
     fn alloc(&self, bytes: u64) -> Result<u64> {
         self.next()?.alloc(bytes)
     }

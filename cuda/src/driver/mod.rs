@@ -45,6 +45,8 @@ pub(crate) trait Driver: Send + Sync {
     fn red_zone(&self) -> u64 {
         0
     }
+    /// Bytes that could be had in chunks now, by anybody.
+    fn free_bytes(&self) -> Result<u64>;
     /// A chunk of memory, aligned to at least 256 bytes, contents arbitrary.
     fn alloc(&self, bytes: u64) -> Result<u64>;
     /// Gives a chunk back.

@@ -134,6 +134,11 @@ impl Driver for Nvidia {
         &self.info
     }
 
+    fn free_bytes(&self) -> Result<u64> {
+        self.enter()?;
+        result::mem_get_info().map(|(free, _)| free as u64).map_err(|e| self.failed("mem_get_info", e))
+    }
+
     fn alloc(&self, bytes: u64) -> Result<u64> {
         self.enter()?;
         // SAFETY: the memory is uninitialised, as the trait says; it is freed by `free`.

@@ -32,6 +32,9 @@ impl Driver for Planner {
     fn red_zone(&self) -> u64 {
         self.red_zone
     }
+    fn free_bytes(&self) -> Result<u64> {
+        Ok(self.info.memory_bytes)
+    }
     fn alloc(&self, bytes: u64) -> Result<u64> {
         // Chunks are neighbours nowhere.
         Ok(self.next.fetch_add(bytes.next_multiple_of(1 << 21) + (1 << 21), Ordering::Relaxed))

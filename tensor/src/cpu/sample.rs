@@ -3,6 +3,7 @@
 
 use super::math::exp;
 use crate::philox::Key;
+use crate::{Error, Result};
 
 /// How a token is chosen. Temperature, then top-k, then top-p, as transformers applies them.
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -26,6 +27,18 @@ pub const IS_NAN: i32 = -1;
 pub const IS_EMPTY: i32 = -2;
 
 impl Choice {
+    /// # Errors
+    /// When a value is outside its range; the message names the option.
+    pub fn validate(&self) -> Result<()> {
+        if !(self.temperature.is_finite() && self.temperature >= 0.0) {
+            return Err(Error::invalid(format!("temperature {} must be a finite number from 0 on", self.temperature)));
+        }
+        if !(self.top_p > 0.0 && self.top_p <= 1.0) {
+            return Err(Error::invalid(format!("top-p {} must be above 0 and at most 1", self.top_p)));
+        }
+        Ok(())
+    }
+
     /// `top_p` in units of 2⁻⁶⁴, which hold every f32 from 2⁻⁴⁰ on; 0 for 1 and more.
     #[must_use]
     pub fn share(&self) -> u64 {

@@ -24,7 +24,7 @@ const MOST_TOKENS: usize = 1 << 21;
 /// without a token to choose [`IS_EMPTY`](crate::cpu::sample::IS_EMPTY): both are negative.
 ///
 /// # Errors
-/// When logits are no f32 of that shape, or the vocabulary is empty or larger than 2²¹.
+/// When logits are no f32 of that shape, the vocabulary is empty or larger than 2²¹, or a number of `choice` is out of range.
 pub fn sample(logits: &Tensor, choice: &Choice) -> Result<Tensor> {
     let (rows, vocabulary) = match *logits.shape() {
         [vocabulary] => (1, vocabulary),
@@ -37,6 +37,7 @@ pub fn sample(logits: &Tensor, choice: &Choice) -> Result<Tensor> {
     if !(1..=MOST_TOKENS).contains(&vocabulary) {
         return Err(Error::shape("sample", format!("a vocabulary of {vocabulary}, not 1 to {MOST_TOKENS} tokens")));
     }
+    choice.validate()?;
     let logits = logits.contiguous()?.reshape(&[rows, vocabulary])?;
     let mut out = logits.device().alloc(&[rows], DType::I32)?;
     logits.device().run(&SAMPLE, SampleArgs { logits: &logits, choice: *choice, out: out.view() })?;

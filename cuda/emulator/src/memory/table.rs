@@ -61,6 +61,11 @@ pub(crate) struct Table {
 }
 
 impl Table {
+    /// Bytes that are not allocated.
+    pub(crate) fn free_bytes(&self) -> u64 {
+        self.capacity - self.in_use
+    }
+
     pub(crate) fn new(capacity: u64) -> Self {
         Self {
             regions: Vec::new(),

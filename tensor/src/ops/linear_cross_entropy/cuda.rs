@@ -1,7 +1,7 @@
 //! The loss over an output projection on CUDA devices: products by kernels of their own, chunk by chunk, and between them
 //! those of linear_cross_entropy.cu.
 
-use super::{LinearCrossEntropyArgs, LogitsArgs, OP, Term, TermGradientsMut, check_terms, chunks};
+use super::{LinearCrossEntropyArgs, LogitsArgs, OP, Term, TermGradientsMut, check_terms, chunks, rows_at_once};
 use crate::cpu::gemm::{Accumulate, Options};
 use crate::cuda::{self, Arg, Cuda};
 use crate::ops::{self, product_into};
@@ -21,9 +21,11 @@ pub(super) fn linear_cross_entropy(cuda: &Cuda, mut args: LinearCrossEntropyArgs
             ops::fill(gradient, 0.0)?;
         }
     }
+    // Room for as many rows as the batch could have targets: what a run takes is known by its tokens.
+    let room = rows_at_once(classes, args.losses.device()).min(args.losses.len());
     for range in chunks(args.targets, classes) {
         let [rows, targets] = args.targets.part(range.start, range.len())?;
-        Chunk { cuda, rows, targets, classes, divisor: args.divisor }.run(&mut args)?;
+        Chunk { cuda, rows, targets, room, classes, divisor: args.divisor }.run(&mut args)?;
     }
     let LinearCrossEntropyArgs { divisor, loss, losses, .. } = args;
     let sum = [cuda::written(&losses)?, Arg::F32(divisor), cuda::written(&loss)?, cuda::count(losses.len())];
@@ -37,6 +39,8 @@ struct Chunk<'a> {
     rows: Tensor,
     /// `[rows]`, i32
     targets: Tensor,
+    /// At least as many as there are rows.
+    room: usize,
     classes: usize,
     divisor: f32,
 }
@@ -45,18 +49,21 @@ impl Chunk<'_> {
     fn run(&self, args: &mut LinearCrossEntropyArgs<'_>) -> Result<()> {
         let xs = args.terms.iter().map(|term| self.gather(term.x)).collect::<Result<Vec<_>>>()?;
         let device = args.losses.device().clone();
-        let mut logits = device.alloc(&[self.rows.len(), self.classes], DType::F32)?;
+        let shape = [self.rows.len(), self.classes];
+        let mut logits = device.alloc(&[self.room, self.classes], DType::F32)?;
         for (i, (term, x)) in args.terms.iter().zip(&xs).enumerate() {
             let accumulate = if i == 0 { Accumulate::Store } else { Accumulate::Add };
-            term.weight.logits_into(x, logits.view(), accumulate)?;
+            term.weight.logits_into(x, logits.view().into_part(0, &shape)?, accumulate)?;
         }
+        let logits = logits.finish().narrow(0, 0, self.rows.len())?;
         if args.terms.iter().all(|term| !term.wants.x && !term.wants.weight) {
-            return self.losses(&logits.finish(), &args.losses, None);
+            return self.losses(&logits, &args.losses, None);
         }
         // In the dtype that the products take; the logits are not needed after it.
-        let mut gradients = device.alloc(&[self.rows.len(), self.classes], xs[0].dtype())?;
-        self.losses(&logits.finish(), &args.losses, Some(&gradients.view()))?;
-        let d_logits = gradients.finish();
+        let mut gradients = device.alloc(&[self.room, self.classes], xs[0].dtype())?;
+        self.losses(&logits, &args.losses, Some(&gradients.view()))?;
+        drop(logits);
+        let d_logits = gradients.finish().narrow(0, 0, self.rows.len())?;
         let wanted = args.gradients.iter_mut().zip(&xs);
         args.terms.iter().zip(wanted).try_for_each(|(term, (out, x))| self.gradients(term, x, &d_logits, out))
     }
@@ -66,7 +73,7 @@ impl Chunk<'_> {
     fn gather(&self, x: &Tensor) -> Result<Tensor> {
         let (_, width) = x.dims2(OP)?;
         let dtype = if x.dtype() == DType::BF16 { DType::BF16 } else { DType::F32 };
-        let mut out = x.device().alloc(&[self.rows.len(), width], dtype)?;
+        let mut out = x.device().alloc(&[self.room, width], dtype)?;
         let args = [
             cuda::read(x)?,
             cuda::read(&self.rows)?,
@@ -75,7 +82,7 @@ impl Chunk<'_> {
             cuda::number(width)?,
         ];
         cuda::over_rows(self.cuda, MODULE, &format!("gather_rows_{}", x.dtype()), self.rows.len(), &args)?;
-        Ok(out.finish())
+        out.finish().narrow(0, 0, self.rows.len())
     }
 
     /// The loss of each row into its place, and the gradient of its logits.
@@ -100,8 +107,8 @@ impl Chunk<'_> {
     /// With logits = x Wᵀ: dx = d_logits W, dW += d_logitsᵀ x.
     fn gradients(&self, term: &Term<'_>, x: &Tensor, d_logits: &Tensor, out: &mut TermGradientsMut<'_>) -> Result<()> {
         if let Some(out) = &mut out.x {
-            let mut d_rows = x.device().alloc(x.shape(), x.dtype())?;
-            term.weight.hidden_into(d_logits, d_rows.view())?;
+            let mut d_rows = x.device().alloc(&[self.room, x.dim(1)?], x.dtype())?;
+            term.weight.hidden_into(d_logits, d_rows.view().into_part(0, x.shape())?)?;
             let d_rows = d_rows.finish();
             let args = [
                 cuda::read(&d_rows)?,

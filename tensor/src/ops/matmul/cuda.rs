@@ -27,7 +27,8 @@ pub(super) fn matmul_cuda(cuda: &Cuda, mut args: MatmulArgs<'_>) -> Result<()> {
         let v = v.transpose(0, 1)?;
         return matmul_cuda(cuda, MatmulArgs { column, epilogue: second, ..MatmulArgs::new(u, &v, args.out) });
     }
-    let (freedom, plan) = (args.freedom, args.plan);
+    let freedom = if args.a.device().allows_tf32() { Freedom::Tf32 } else { args.freedom };
+    let plan = args.plan;
     Product::new(&MatmulArgs { b, ..args })?.run(cuda, freedom, plan)
 }
 

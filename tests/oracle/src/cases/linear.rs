@@ -17,7 +17,7 @@ enum Form {
     Dense(Option<DType>),
     /// Block size, and whether the scales are quantised too.
     FourBit(Format, usize, bool),
-    Gguf(ggml::Format),
+    Gguf(ggml::Format, RowOrder),
 }
 
 impl Form {
@@ -26,7 +26,7 @@ impl Form {
         match self {
             Form::Dense(dtype) => dtype.map_or(float("weight", &shape), |d| float("weight", &shape).always(d)).frozen(),
             Form::FourBit(..) => float("weight", &shape).always(DType::F32).frozen(),
-            Form::Gguf(format) => {
+            Form::Gguf(format, _) => {
                 let len = shape[0] * shape[1] / format.block_len() * format.block_bytes();
                 // Any bytes but those that could be the upper half of a large f16: scales stay below 1/8.
                 let bytes: Vec<i32> = (0..len as i32).map(|i| (i.wrapping_mul(7919) >> 3) & 0xaf).collect();
@@ -41,9 +41,9 @@ impl Form {
             Form::FourBit(format, blocksize, double) => {
                 Weight::FourBit(Arc::new(FourBit::quantize(stored, format, blocksize, double)?))
             }
-            Form::Gguf(format) => {
+            Form::Gguf(format, order) => {
                 let blocks = stored.contiguous()?.to_dtype(DType::U8)?;
-                Weight::Gguf(GgufMatrix::new(format, shape, RowOrder::Plain, blocks)?)
+                Weight::Gguf(GgufMatrix::new(format, shape, order, blocks)?)
             }
         })
     }
@@ -112,10 +112,19 @@ fn quantised() -> Vec<(Form, Sizes)> {
         (Form::FourBit(Format::Nf4, 64, true), Sizes::new(65, 128, 72)),
         (Form::FourBit(Format::Fp4, 64, false), Sizes::new(20, 72, 130)),
     ];
-    all.extend(ggml::Format::ALL.map(|format| (Form::Gguf(format), Sizes::new(11, 256, 3))));
-    all.push((Form::Gguf(ggml::Format::Q4_K), Sizes::new(2, 512, 5)));
+    all.extend(ggml::Format::ALL.map(|format| (Form::Gguf(format, RowOrder::Plain), Sizes::new(11, 256, 3))));
+    all.push((Form::Gguf(ggml::Format::Q4_K, RowOrder::Plain), Sizes::new(2, 512, 5)));
     // One row, of blocks that no row straddles.
-    all.push((Form::Gguf(ggml::Format::Q6_K), Sizes::new(1, 768, 5)));
+    all.push((Form::Gguf(ggml::Format::Q6_K, RowOrder::Plain), Sizes::new(1, 768, 5)));
+    // Across tiles of a GPU, in both orders of rows.
+    let interleaved = RowOrder::Interleaved { head_dim: 6 };
+    all.extend([
+        (Form::Gguf(ggml::Format::Q4_0, interleaved), Sizes::new(65, 96, 72)),
+        (Form::Gguf(ggml::Format::Q5_1, RowOrder::Plain), Sizes::new(20, 160, 130)),
+        (Form::Gguf(ggml::Format::Q8_0, interleaved), Sizes::new(9, 32, 66)),
+        (Form::Gguf(ggml::Format::Q3_K, RowOrder::Plain), Sizes::new(10, 256, 67)),
+        (Form::Gguf(ggml::Format::Q4_K, interleaved), Sizes::new(66, 256, 72)),
+    ]);
     all.push((Form::FourBit(Format::Nf4, 64, true), Sizes::new(1, 320, 18)));
     all
 }
@@ -261,6 +270,7 @@ impl Case for LoraLinear {
             (Form::Dense(None), Sizes::new(66, 40, 72)),
             (nf4, Sizes::new(65, 128, 72)),
             (nf4, Sizes::new(20, 72, 66)),
+            (Form::Gguf(ggml::Format::Q6_K, RowOrder::Interleaved { head_dim: 6 }), Sizes::new(20, 256, 66)),
         ];
         let each = forms.into_iter().zip(SIZES).chain(tiles).zip(adapters);
         each.map(|((form, sizes), adapter)| LoraLinear { form, sizes, adapter, bias: sizes.rows > 1 }).collect()
