@@ -32,6 +32,10 @@ const DATA: &[(&str, &[u8])] = embedded! {
     "valid.jsonl": "data/section-valid.jsonl",
 };
 
+/// Where the short runs go, beside the demo's adapter.
+const EMULATED: &str = "emulated";
+const BESIDE: &str = "emulated-beside-cpu";
+
 /// Ten sections, evenly spread over the rows.
 const GUESSING: f64 = 10.0;
 
@@ -85,9 +89,11 @@ fn run_emulated(settings: Settings) -> Result<()> {
     );
     let short = Settings { max_steps: Some(2), per_device_train_batch_size: 1, logging_steps: 1, ..settings };
     let mut losses = Vec::new();
-    for device in ["emulated", "cpu"] {
+    for (device, output) in [("emulated", EMULATED), ("cpu", BESIDE)] {
+        note(format!("--device {device}"));
         let kernels = short.kernels.clone().filter(|_| device == "emulated");
-        let run = Settings { device: device.into(), kernels, ..short.clone() };
+        let output = Path::new(FOLDER).join(output);
+        let run = Settings { device: device.into(), kernels, output, ..short.clone() };
         if !finetune::train_settings(&run, Start::Overwrite, false)? {
             return Ok(());
         }
@@ -176,7 +182,8 @@ fn check_own(folder: &Path) -> Result<()> {
     if names.iter().all(|name| is_temporary(name)) {
         return recover_inside(&Disk, folder).map(drop);
     }
-    let known = |name: &String| is_temporary(name) || ["model", "data", "adapter"].contains(&name.as_str());
+    let known =
+        |name: &String| is_temporary(name) || ["model", "data", "adapter", EMULATED, BESIDE].contains(&name.as_str());
     if names.iter().all(known) && verify_manifest(&Disk, &folder.join("model")).is_ok() {
         return recover_inside(&Disk, folder).map(drop);
     }

@@ -61,7 +61,8 @@ pub(crate) fn settings(options: &FinetuneOptions) -> Result<Settings> {
 
 /// Inputs under their one absolute name, so that a run can be resumed from another folder.
 pub(crate) fn make_absolute(settings: &mut Settings) {
-    let optional = [&mut settings.eval_data, &mut settings.init_adapter, &mut settings.chat_template];
+    let optional =
+        [&mut settings.eval_data, &mut settings.init_adapter, &mut settings.chat_template, &mut settings.kernels];
     for path in [&mut settings.model, &mut settings.data].into_iter().chain(optional.into_iter().flatten()) {
         // A path that leads nowhere is kept as it was typed, for the error message.
         if let Ok(absolute) = std::fs::canonicalize(&*path) {

@@ -102,7 +102,13 @@ impl Device {
     }
 
     fn new(kind: Kind, guard: bool) -> Self {
-        Device(Arc::new(Context { kind, heap: Heap::new(guard), hooks: Hooks::default(), flags: Flags::default(), tf32: AtomicBool::new(false) }))
+        Device(Arc::new(Context {
+            kind,
+            heap: Heap::new(guard),
+            hooks: Hooks::default(),
+            flags: Flags::default(),
+            tf32: AtomicBool::new(false),
+        }))
     }
 
     /// Whether this is a device of [`Device::meta`].

@@ -13,8 +13,16 @@ use std::str::FromStr;
 
 /// A number of bytes, written as `6GiB`, `500MiB`, `8GB` or a plain number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
+#[serde(try_from = "Written", into = "String")]
 pub struct ByteSize(pub u64);
+
+/// A size as files have it.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Written {
+    Number(u64),
+    Text(String),
+}
 
 /// Units by their names, and what they stand for.
 const UNITS: [(&str, u64); 9] = [
@@ -33,7 +41,11 @@ impl FromStr for ByteSize {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let unit = UNITS.iter().find_map(|&(name, bytes)| Some((text.strip_suffix(name)?, bytes)));
+        let ends = |name: &str| {
+            let (number, end) = text.split_at_checked(text.len().checked_sub(name.len())?)?;
+            end.eq_ignore_ascii_case(name).then_some(number)
+        };
+        let unit = UNITS.iter().find_map(|&(name, bytes)| Some((ends(name)?, bytes)));
         let (number, unit) = unit.unwrap_or((text.strip_suffix('B').unwrap_or(text), 1));
         let bytes = number.trim().parse::<f64>().ok().map(|n| n * unit as f64);
         let bytes = bytes.filter(|b| b.is_finite() && *b >= 1.0 && *b < u64::MAX as f64);
@@ -42,11 +54,14 @@ impl FromStr for ByteSize {
     }
 }
 
-impl TryFrom<String> for ByteSize {
+impl TryFrom<Written> for ByteSize {
     type Error = Error;
 
-    fn try_from(text: String) -> Result<Self> {
-        text.parse()
+    fn try_from(written: Written) -> Result<Self> {
+        match written {
+            Written::Number(bytes) => bytes.to_string().parse(),
+            Written::Text(text) => text.parse(),
+        }
     }
 }
 
@@ -134,11 +149,12 @@ fn frugal(settings: &Settings, base: &Base) -> Vec<(String, Settings)> {
         runs.push((checkpointing.trim_end().to_owned(), run.clone()));
     }
     let mut sizes = String::new();
-    while run.per_device_train_batch_size > 1 {
-        // As many rows a step as before, or one more where a batch is odd.
-        run.per_device_train_batch_size = run.per_device_train_batch_size.div_ceil(2);
-        run.gradient_accumulation_steps *= 2;
-        let (rows, accumulation) = (run.per_device_train_batch_size, run.gradient_accumulation_steps);
+    let rows_a_step = run.per_device_train_batch_size * run.gradient_accumulation_steps;
+    let batch = run.per_device_train_batch_size;
+    // As many rows a step as before.
+    for rows in (1..batch).rev().filter(|&rows| batch.is_multiple_of(rows)) {
+        let accumulation = rows_a_step / rows;
+        (run.per_device_train_batch_size, run.gradient_accumulation_steps) = (rows, accumulation);
         sizes = format!("--per-device-train-batch-size {rows} --gradient-accumulation-steps {accumulation} ");
         runs.push((format!("{checkpointing}{sizes}").trim_end().to_owned(), run.clone()));
     }
@@ -156,11 +172,12 @@ mod tests {
     #[test]
     fn sizes_are_read_as_they_are_written() {
         for (text, bytes) in
-            [("6GiB", 6 << 30), ("1.5 MiB", 3 << 19), ("8GB", 8_000_000_000), ("2G", 2 << 30), ("77", 77)]
+            [("6GiB", 6 << 30), ("1.5 MiB", 3 << 19), ("8gb", 8_000_000_000), ("2G", 2 << 30), ("77", 77)]
         {
             assert_eq!(text.parse::<ByteSize>().unwrap(), ByteSize(bytes), "{text}");
         }
-        for bad in ["", "GiB", "-1GiB", "6TiB", "nan", "1e40", "0"] {
+        assert_eq!(serde_json::from_str::<ByteSize>("77").unwrap(), ByteSize(77));
+        for bad in ["", "é", "GiB", "-1GiB", "6TiB", "nan", "1e40", "0"] {
             assert!(bad.parse::<ByteSize>().is_err(), "{bad}");
         }
         assert_eq!(

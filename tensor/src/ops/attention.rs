@@ -152,7 +152,13 @@ fn operands<const N: usize>(tensors: [&Tensor; N], dtype: DType) -> Result<[Tens
 
 fn check(q: &Tensor, kv: KvView<'_>, segments: &Segments, mask: Mask) -> Result<()> {
     let ((tokens, heads, width), (entries, kv_heads, kv_width)) = (q.dims3("attention")?, kv.k.dims3("attention")?);
-    if kv.k.shape() != kv.v.shape() || width != kv_width || width == 0 || heads == 0 || kv_heads == 0 || heads % kv_heads != 0 {
+    if kv.k.shape() != kv.v.shape()
+        || width != kv_width
+        || width == 0
+        || heads == 0
+        || kv_heads == 0
+        || heads % kv_heads != 0
+    {
         let shapes = format!("q {:?}, k {:?}, v {:?}", q.shape(), kv.k.shape(), kv.v.shape());
         return Err(Error::shape("attention", shapes));
     }
