@@ -267,7 +267,7 @@ impl DecodeRows for FourBit {
         // A group is a whole word of codes.
         let aligned = matches!(cuda::read(&self.codes)?, Arg::Pointer(address) if address % 4 == 0);
         let weight = self.decode_args()?.to_vec();
-        Ok(aligned.then_some(Decoded { module: "matmul_4bit", weight, cost: 1.0 }))
+        Ok(aligned.then_some(Decoded { module: "matmul_4bit", weight, cost: 0.0 }))
     }
 }
 

@@ -229,7 +229,7 @@ impl DecodeRows for GgufMatrix {
             return Ok(None);
         }
         let weight = vec![cuda::read(&self.blocks)?, Arg::U32(self.format as u32), self.order.head_dim()?];
-        Ok(Some(Decoded { module: "matmul_gguf", weight, cost: 1.6 }))
+        Ok(Some(Decoded { module: "matmul_gguf", weight, cost: 0.1 }))
     }
 }
 
