@@ -34,6 +34,9 @@ pub(crate) fn train_settings(settings: &Settings, start: Start, dry_run: bool) -
         Choice { name: Some(&settings.device), threads: settings.threads, kernels: settings.kernels.as_deref() };
     let device = device::open(&choice)?;
     let caught = Caught::new()?;
+    caught.tell(
+        "stopping after this step, which is saved; again ends at once, and what came after the last checkpoint is lost",
+    );
     let mut progress = Progress::new(settings, dry_run);
     let renderer = renderer()?;
     let options = RunOptions { start, dry_run, stop: caught.asked(), renderer: Some(&renderer) };

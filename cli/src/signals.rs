@@ -10,6 +10,7 @@ use std::io::{self, Read, Write};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
 
 /// The two signals, caught until this is dropped. A process has one of these in its life: after it they end the process
 /// at once again.
@@ -33,6 +34,19 @@ impl Caught {
                 .map_err(|e| Error::io("cannot listen for signals", e))?;
         }
         Ok(caught)
+    }
+
+    /// Says `text` when the first signal comes, unless this is dropped before: a step may take minutes.
+    pub(crate) fn tell(&self, text: &'static str) {
+        let (asked, over) = (self.asked.clone(), self.over.clone());
+        std::thread::spawn(move || {
+            while !over.load(Ordering::Relaxed) {
+                if asked.load(Ordering::Relaxed) {
+                    return crate::console::note(text);
+                }
+                std::thread::sleep(Duration::from_millis(100));
+            }
+        });
     }
 
     /// Set by the first signal.
