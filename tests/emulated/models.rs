@@ -204,7 +204,11 @@ fn a_step_waits_for_nothing() {
 }
 
 /// Bytes at each stage of a run: after loading, and of each of two steps.
-fn memory_of(name: &str, (four_bit, dtype, checkpoint): (bool, DType, bool), device: &Device) -> Result<Vec<[u64; 3]>> {
+fn memory_of(
+    new: impl Fn(&Device) -> Result<Run>,
+    (dtype, checkpoint): (DType, bool),
+    device: &Device,
+) -> Result<Vec<[u64; 3]>> {
     let cuda = device.as_cuda()?;
     let mut stages = Vec::new();
     let mut stage = || {
@@ -212,7 +216,7 @@ fn memory_of(name: &str, (four_bit, dtype, checkpoint): (bool, DType, bool), dev
         stages.push([memory.live, memory.peak, memory.held]);
         cuda.reset_peak();
     };
-    let mut run = Run::new(name, four_bit, device)?;
+    let mut run = new(device)?;
     stage();
     for seed in [1, 50] {
         let micro = micro_batches(seed, device);
@@ -229,11 +233,17 @@ fn memory_of(name: &str, (four_bit, dtype, checkpoint): (bool, DType, bool), dev
 #[test]
 fn memory_is_planned_to_the_byte() {
     let others = [("llama", METHODS[1]), ("qwen3", METHODS[3]), ("gguf-llama", METHODS[0])];
-    for (name, method) in METHODS.map(|method| ("qwen2", method)).into_iter().chain(others) {
+    let check = |what: &str, new: &dyn Fn(&Device) -> Result<Run>, how: (DType, bool)| {
         let gpu = gpu_or_emulated(80, 1);
-        let planned = memory_of(name, method, &gpu.planner()).unwrap();
-        assert_eq!(memory_of(name, method, &gpu).unwrap(), planned, "{name} {method:?}");
+        let planned = memory_of(new, how, &gpu.planner()).unwrap();
+        assert_eq!(memory_of(new, how, &gpu).unwrap(), planned, "{what} {how:?}");
         assert_eq!(gpu.as_cuda().unwrap().memory().live, 0);
+    };
+    for (name, (four_bit, dtype, checkpoint)) in METHODS.map(|method| ("qwen2", method)).into_iter().chain(others) {
+        check(name, &|device| Run::new(name, four_bit, device), (dtype, checkpoint));
+    }
+    for (name, how) in [("llama", (DType::F32, true)), ("qwen3", (DType::BF16, false))] {
+        check(name, &|device| Run::full(name, device), how);
     }
 }
 
