@@ -66,11 +66,7 @@ pub(crate) fn grouped(n: usize) -> String {
 
 /// A number of bytes in the largest unit that it fills.
 pub(crate) fn bytes(n: usize) -> String {
-    let units = [("GiB", 1usize << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
-    match units.iter().find(|(_, size)| n >= *size) {
-        Some((name, size)) => format!("{:.1} {name}", n as f64 / *size as f64),
-        None => format!("{n} bytes"),
-    }
+    format!("{:.1}", kinglet_train::ByteSize(n as u64))
 }
 
 /// Seconds as h:mm:ss or m:ss.

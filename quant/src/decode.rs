@@ -2,7 +2,7 @@
 
 use crate::fused::Decoded;
 use crate::matvec::Matvec;
-use kinglet_tensor::cuda::{self, Arg, Flag};
+use kinglet_tensor::cuda::{self, Arg};
 use kinglet_tensor::{DType, Error, Result, Tensor, ops};
 use std::ops::Range;
 
@@ -37,17 +37,4 @@ pub(crate) fn type_code(dtype: DType) -> Result<Arg<'static>> {
         DType::BF16 => Ok(Arg::U32(2)),
         other => Err(Error::dtype("dequantize", format!("{other} is no float"))),
     }
-}
-
-/// The error about the first id that is no row of `vocabulary`, which a kernel has left in `flag`, if it has.
-pub(crate) fn check_stray(flag: Flag, vocabulary: usize) {
-    flag.check(move |word| {
-        let (index, id) = cuda::first_at_fault(word);
-        not_a_row(id, index, vocabulary)
-    });
-}
-
-/// An id outside of the table.
-pub(crate) fn not_a_row(id: i32, index: usize, vocabulary: usize) -> Error {
-    Error::invalid(format!("embedding: id {id} at index {index} is not in a vocabulary of {vocabulary}"))
 }

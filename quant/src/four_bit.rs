@@ -1,6 +1,6 @@
 //! Matrices of NF4 or FP4 blocks, with scales in f32 or quantised once more.
 
-use crate::decode::{DecodeRows, aligned, check_stray};
+use crate::decode::{DecodeRows, aligned};
 use crate::fused::Decoded;
 use crate::matvec::Matvec;
 use crate::panels::{RowPanels, Rows};
@@ -9,7 +9,7 @@ use kinglet_tensor::cpu::gemm::Panels;
 use kinglet_tensor::cpu::nf4::{self, ABSMAX_BLOCK, Absmax, BLOCK_SIZES, Blocks, DYNAMIC_MAP, Format};
 use kinglet_tensor::cpu::{Cpu, Simd};
 use kinglet_tensor::cuda::{self, Arg, Cuda, Flag};
-use kinglet_tensor::{DType, Device, Element, Error, Result, Tensor, TensorMut, dispatch, kernel};
+use kinglet_tensor::{DType, Device, Element, Error, Result, Tensor, TensorMut, dispatch, kernel, ops};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -441,7 +441,7 @@ pub(crate) fn embed_cuda(cuda: &Cuda, weight: &FourBit, ids: &Tensor, out: &Tens
     let chosen = [cuda::read(ids)?, cuda::written(out)?, stray.arg(), cuda::number(vocabulary)?, cuda::number(width)?];
     let args = [&weight.decode_args()?[..], &chosen].concat();
     cuda::start(cuda, "nf4", &format!("embedding_4bit_{}", out.dtype()), ids.len(), cuda::THREADS, &args)?;
-    check_stray(stray, vocabulary);
+    ops::check_stray_ids(stray, vocabulary);
     Ok(())
 }
 

@@ -1,6 +1,6 @@
 //! Matrices of ggml blocks, as they lie in a GGUF file.
 
-use crate::decode::{DecodeRows, aligned, check_stray, type_code};
+use crate::decode::{DecodeRows, aligned, type_code};
 use crate::four_bit::decode_chunks;
 use crate::fused::{Decoded, GROUP};
 use crate::matvec::Matvec;
@@ -10,7 +10,7 @@ use kinglet_tensor::cpu::gemm::Panels;
 use kinglet_tensor::cpu::ggml::{self, Format, MAX_BLOCK};
 use kinglet_tensor::cpu::{Cpu, Simd};
 use kinglet_tensor::cuda::{self, Arg, Cuda, Flag};
-use kinglet_tensor::{DType, Device, Error, Result, Tensor, TensorMut, dispatch, kernel};
+use kinglet_tensor::{DType, Device, Error, Result, Tensor, TensorMut, dispatch, kernel, ops};
 use std::ops::Range;
 
 /// A matrix [out, in] of ggml blocks, each within one row. Immutable; a clone shares the bytes, which may lie in a
@@ -273,7 +273,7 @@ fn dequantize_cuda(cuda: &Cuda, args: DequantizeGgufArgs<'_>) -> Result<()> {
 pub(crate) fn embed_cuda(cuda: &Cuda, weight: &GgufMatrix, ids: &Tensor, out: &TensorMut<'_>) -> Result<()> {
     let stray = Flag::max(ids.device())?;
     decode_on_device(cuda, weight, 0, [cuda::read(ids)?, stray.arg()], out)?;
-    check_stray(stray, weight.shape[0]);
+    ops::check_stray_ids(stray, weight.shape[0]);
     Ok(())
 }
 

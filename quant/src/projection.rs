@@ -1,6 +1,5 @@
 //! A weight as the two tables at the ends of a language model: embedding and output projection.
 
-use crate::decode::not_a_row;
 use crate::weight::{Direction, Weight};
 use crate::{four_bit, gguf};
 use kinglet_tensor::cpu::gemm::{Accumulate, Panels};
@@ -69,7 +68,7 @@ kernel!(pub EMBEDDING_QUANTIZED = "embedding_quantized", EmbeddingQuantizedArgs,
 fn embed_cpu(cpu: &Cpu, mut args: EmbeddingQuantizedArgs<'_>) -> Result<()> {
     let (vocab, width) = args.weight.dims()?;
     let row = |(i, &id): (usize, &i32)| {
-        usize::try_from(id).ok().filter(|&row| row < vocab).ok_or_else(|| not_a_row(id, i, vocab))
+        usize::try_from(id).ok().filter(|&row| row < vocab).ok_or_else(|| ops::stray_id(id, i, vocab))
     };
     let rows = args.ids.as_slice::<i32>()?.iter().enumerate().map(row).collect::<Result<Vec<_>>>()?;
     // Column n of the forward operand Wᵀ is row n of W.

@@ -300,18 +300,18 @@ fn logged(case: &str, device: &Device, change: impl Fn(&mut Settings)) -> Vec<[f
     (settings.per_device_train_batch_size, settings.gradient_accumulation_steps) = (2, 2);
     (settings.save_steps, settings.max_steps, settings.max_length) = (1, Some(2), 48);
     change(&mut settings);
-    let mut watcher = Watcher { peak: 0, stop: AtomicBool::new(false) };
+    let mut peak = 0;
     for (start, steps) in [(Start::New, 1), (Start::Resume, 2)] {
-        watcher.stop.store(start == Start::New, Ordering::Relaxed);
         let stop = AtomicBool::new(false);
         let options = RunOptions { start, dry_run: false, stop: &stop, renderer: None };
-        let mut reporter = Stopping { inner: &mut watcher, stop: &stop, after: steps };
+        let mut reporter = Stopping { stop: &stop, after: steps, peak: 0 };
         let outcome = kinglet_train::run(&settings, device, options, &mut reporter).unwrap();
         assert_eq!(outcome.steps, steps);
+        peak = reporter.peak;
     }
     if let Ok(cuda) = device.as_cuda() {
         let held = cuda.memory().held;
-        assert!(held <= watcher.peak as u64, "{case}: {held} bytes are held, {} were planned", watcher.peak);
+        assert!(held <= peak as u64, "{case}: {held} bytes are held, {peak} were planned");
     }
     let log = std::fs::read_to_string(output.join("log.jsonl")).unwrap();
     let row = |line: &str| {
@@ -321,27 +321,19 @@ fn logged(case: &str, device: &Device, change: impl Fn(&mut Settings)) -> Vec<[f
     log.lines().map(row).collect()
 }
 
-/// Keeps the announced peak.
-struct Watcher {
-    peak: usize,
-    stop: AtomicBool,
-}
-
-/// Asks a run to stop after so many steps.
+/// Asks a run to stop after so many steps, which its last ends with anyway, and keeps the announced peak.
 struct Stopping<'a> {
-    inner: &'a mut Watcher,
     stop: &'a AtomicBool,
     after: u64,
+    peak: usize,
 }
 
 impl Reporter for Stopping<'_> {
     fn planned(&mut self, plan: &Plan) {
-        self.inner.peak = plan.peak_bytes;
+        self.peak = plan.peak_bytes;
     }
     fn stepped(&mut self, row: &StepRow, _: &Plan) {
-        if row.step == self.after && self.inner.stop.load(Ordering::Relaxed) {
-            self.stop.store(true, Ordering::Relaxed);
-        }
+        self.stop.store(row.step == self.after, Ordering::Relaxed);
     }
 }
 

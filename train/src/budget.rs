@@ -72,13 +72,14 @@ impl From<ByteSize> for String {
 }
 
 impl fmt::Display for ByteSize {
+    /// With one decimal, of GiB with two; or with as many as are asked for.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let bytes = self.0 as f64;
-        match self.0 {
-            0..1024 => write!(f, "{bytes} bytes"),
-            1024..0x10_0000 => write!(f, "{:.1} KiB", bytes / 1024.0),
-            0x10_0000..0x4000_0000 => write!(f, "{:.1} MiB", bytes / 1_048_576.0),
-            _ => write!(f, "{:.2} GiB", bytes / 1_073_741_824.0),
+        let units = [("GiB", 1u64 << 30, 2), ("MiB", 1 << 20, 1), ("KiB", 1 << 10, 1)];
+        match units.iter().find(|(_, size, _)| self.0 >= *size) {
+            Some((name, size, decimals)) => {
+                write!(f, "{:.*} {name}", f.precision().unwrap_or(*decimals), self.0 as f64 / *size as f64)
+            }
+            None => write!(f, "{} bytes", self.0),
         }
     }
 }
@@ -149,8 +150,8 @@ fn frugal(settings: &Settings, base: &Base) -> Vec<(String, Settings)> {
         runs.push((checkpointing.trim_end().to_owned(), run.clone()));
     }
     let mut sizes = String::new();
-    let rows_a_step = run.per_device_train_batch_size * run.gradient_accumulation_steps;
     let batch = run.per_device_train_batch_size;
+    let rows_a_step = batch * run.gradient_accumulation_steps;
     // As many rows a step as before.
     for rows in (1..batch).rev().filter(|&rows| batch.is_multiple_of(rows)) {
         let accumulation = rows_a_step / rows;

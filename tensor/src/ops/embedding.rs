@@ -70,14 +70,16 @@ fn check_ids(ids: &Tensor) -> Result<usize> {
     }
 }
 
-fn stray(id: i32, index: usize, vocabulary: usize) -> Error {
+/// The error about an id that is no row of a table of `vocabulary` rows.
+#[must_use]
+pub fn stray_id(id: i32, index: usize, vocabulary: usize) -> Error {
     Error::invalid(format!("embedding: id {id} at index {index} is not in a vocabulary of {vocabulary}"))
 }
 
 /// The ids as row numbers of a table of `vocabulary` rows.
 fn rows_of(ids: &Tensor, vocabulary: usize) -> Result<Vec<usize>> {
     let row = |(i, &id): (usize, &i32)| {
-        usize::try_from(id).ok().filter(|&id| id < vocabulary).ok_or_else(|| stray(id, i, vocabulary))
+        usize::try_from(id).ok().filter(|&id| id < vocabulary).ok_or_else(|| stray_id(id, i, vocabulary))
     };
     ids.as_slice::<i32>()?.iter().enumerate().map(row).collect()
 }
@@ -137,7 +139,7 @@ fn forward_cuda(cuda: &Cuda, args: EmbeddingArgs<'_>) -> Result<()> {
         cuda::number(width)?,
     ];
     cuda::start(cuda, "embedding", &entry, ids.len(), cuda::THREADS, &args)?;
-    check_stray(stray, vocabulary);
+    check_stray_ids(stray, vocabulary);
     Ok(())
 }
 
@@ -156,14 +158,15 @@ fn backward_cuda(cuda: &Cuda, args: EmbeddingBackwardArgs<'_>) -> Result<()> {
     ];
     let entry = format!("embedding_backward_{}", dy.dtype());
     cuda::start(cuda, "embedding", &entry, ids.len(), cuda::THREADS, &args)?;
-    check_stray(stray, vocabulary);
+    check_stray_ids(stray, vocabulary);
     Ok(())
 }
 
-/// The kernels leave the first id that is not in the table.
-fn check_stray(flag: Flag, vocabulary: usize) {
+/// After the launch of a kernel that leaves the first id outside of a table of `vocabulary` rows in a [`Flag::max`]: that is
+/// the device's error, as [`Flag::check`] says.
+pub fn check_stray_ids(flag: Flag, vocabulary: usize) {
     flag.check(move |word| {
         let (index, id) = cuda::first_at_fault(word);
-        stray(id, index, vocabulary)
+        stray_id(id, index, vocabulary)
     });
 }

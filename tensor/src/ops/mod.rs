@@ -35,7 +35,7 @@ pub use compare::{Compare, compare, where_};
 pub use copy::{copy, copy_into, fill};
 pub use cross_entropy::{cross_entropy, cross_entropy_backward};
 pub use dropout::dropout;
-pub use embedding::{embedding, embedding_backward};
+pub use embedding::{check_stray_ids, embedding, embedding_backward, stray_id};
 pub use gather::{gather, index_add, index_select, scatter_add};
 pub use layer_norm::{layer_norm, layer_norm_backward, layer_norm_backward_weight};
 pub use linear_cross_entropy::{

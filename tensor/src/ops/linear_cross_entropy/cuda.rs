@@ -1,7 +1,9 @@
 //! The loss over an output projection on CUDA devices: products by kernels of their own, chunk by chunk, and between them
 //! those of linear_cross_entropy.cu.
 
-use super::{LinearCrossEntropyArgs, LogitsArgs, OP, Term, TermGradientsMut, check_terms, chunks, rows_at_once};
+use super::{
+    LinearCrossEntropyArgs, LogitsArgs, OP, Term, TermGradientsMut, check_terms, chunks, rounded, rows_at_once,
+};
 use crate::cpu::gemm::{Accumulate, Options};
 use crate::cuda::{self, Arg, Cuda};
 use crate::ops::{self, product_into};
@@ -120,11 +122,7 @@ impl Chunk<'_> {
             cuda::over_rows(self.cuda, MODULE, &format!("scatter_rows_{}", out.dtype()), self.rows.len(), &args)?;
         }
         if let Some(out) = &mut out.weight {
-            let options = Options {
-                accumulate: Accumulate::Add,
-                round_bf16: d_logits.dtype() == DType::BF16,
-                ..Options::default()
-            };
+            let options = Options { accumulate: Accumulate::Add, ..rounded(d_logits, x.dtype()) };
             product_into(&d_logits.transpose(0, 1)?, x, out.reborrow(), options)?;
         }
         Ok(())
