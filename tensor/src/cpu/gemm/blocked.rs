@@ -5,10 +5,12 @@
 use std::ops::Range;
 
 use super::kernel::{Kernel, Shape};
+use super::pack::pack_lanes;
 use super::packed::Packed;
 use super::store::Target;
-use super::{Accumulate, Mat, Options, Out, Panels};
+use super::{Accumulate, After, LowRank, Mat, Options, Out, Panels, rows};
 use crate::cpu::Cpu;
+use crate::cpu::scratch::Buffer;
 use crate::cpu::shared::Shared;
 
 /// The most bytes of A, or of a dense B, that are packed at a time, and those of f32 sums beside a 16-bit C.
@@ -27,30 +29,43 @@ const PACKED_ROWS: usize = 96;
 const SMALL: usize = 1 << 18;
 
 /// C = alpha A B with both operands packed. Sizes are checked by the caller.
-pub(super) fn gemm(cpu: &Cpu, a: &Mat, b: &dyn Panels, c: Out, ldc: usize, options: Options) {
-    let is_small = a.rows.saturating_mul(b.n()).saturating_mul(b.k()) < SMALL;
+pub(super) fn gemm(cpu: &Cpu, a: &Mat, b: &dyn Panels, mut c: Out, ldc: usize, options: Options, after: After) {
+    let (m, n) = (a.rows, b.n());
+    if b.k() == 0 {
+        // The micro-kernel's loop would never run.
+        if options.accumulate == Accumulate::Store {
+            c.clear(cpu.simd(), [m, n], ldc);
+        }
+        return rows::add(cpu, &mut c, ldc, [m, n], after);
+    }
+    let is_small = m.saturating_mul(n).saturating_mul(b.k()) < SMALL;
     let cpu = &if is_small { cpu.on_caller() } else { cpu.clone() };
     let kernel = if options.round_bf16 { Kernel::of_bf16(cpu.simd()) } else { None };
     cpu.enter(|| match kernel {
-        Some(kernel) => passes(cpu, kernel, a, b, c, ldc, options),
-        None => passes(cpu, Kernel::new(cpu.simd()), a, b, c, ldc, options),
+        Some(kernel) => passes(cpu, kernel, a, b, c, ldc, options, after),
+        None => passes(cpu, Kernel::new(cpu.simd()), a, b, c, ldc, options, after),
     });
 }
 
-fn passes<E: Packed>(cpu: &Cpu, kernel: Kernel<E>, a: &Mat, b: &dyn Panels, c: Out, ldc: usize, options: Options) {
+#[allow(clippy::too_many_arguments)]
+fn passes<E: Packed>(
+    cpu: &Cpu,
+    kernel: Kernel<E>,
+    a: &Mat,
+    b: &dyn Panels,
+    c: Out,
+    ldc: usize,
+    options: Options,
+    after: After,
+) {
     let (m, n, k) = (a.rows, b.n(), b.k());
     let c = Target::new(c, ldc, [0, 0]);
-    if k == 0 {
-        // The micro-kernel's loop would never run.
-        return if options.accumulate == Accumulate::Store {
-            c.clear(cpu.simd(), m, n)
-        };
-    }
     let pass = even(k, MAX_PASS, kernel.unit).min(k);
     let is_one_pass = pass == k || c.is_f32();
     let is_shared = b.is_dense() && m >= MANY_ROWS;
     let most = MAX_PACKED / size_of::<E>() / kernel.depth(pass);
-    let rows = even(m, most, kernel.mr).min(m);
+    let after = Behind { kernel: Kernel::new(cpu.simd()), after };
+    let rows = even(m, most, after.whole_panels(kernel.mr)).min(m);
     let cols = match (is_shared, is_one_pass) {
         (true, _) => even(n, most, kernel.nr).min(n),
         (false, true) => n,
@@ -61,12 +76,15 @@ fn passes<E: Packed>(cpu: &Cpu, kernel: Kernel<E>, a: &Mat, b: &dyn Panels, c: O
     let mut sums = cpu.scratch(if is_one_pass { 0 } else { rows * cols });
     let mut held = None;
     for i in (0..m).step_by(rows) {
+        let packed_u = after.pack_u(cpu, i..m.min(i + rows));
         for j in (0..n).step_by(cols) {
             let (rows, cols) = (i..m.min(i + rows), j..n.min(j + cols));
             let width = cols.len();
             for first in (0..k).step_by(pass) {
+                let last = first + pass >= k;
                 let (rows, cols, k) = (rows.clone(), cols.clone(), first..k.min(first + pass));
-                let part = Part { cpu, kernel, rows, cols, k, options };
+                let after = last.then_some((&after, &packed_u[..]));
+                let part = Part { cpu, kernel, rows, cols, k, options, after };
                 if held != Some((i, first)) {
                     part.pack_a(a, &mut packed_a);
                     held = Some((i, first));
@@ -80,7 +98,7 @@ fn passes<E: Packed>(cpu: &Cpu, kernel: Kernel<E>, a: &Mat, b: &dyn Panels, c: O
                 } else {
                     // Sums of all passes in f32, to be rounded once.
                     let sums = Target::new(Out::F32(&mut sums), width, [i, j]);
-                    let options = Options { alpha: 1.0, accumulate: Accumulate::Store, ..options };
+                    let options = Options { accumulate: Accumulate::Store, ..options };
                     Part { options, ..part }.multiply(&packed_a, b, shared, &sums);
                 }
             }
@@ -88,7 +106,7 @@ fn passes<E: Packed>(cpu: &Cpu, kernel: Kernel<E>, a: &Mat, b: &dyn Panels, c: O
                 cpu.run(rows.len(), |row| {
                     let sums = &sums[row * width..][..width];
                     // SAFETY: this row of the block is the task's alone.
-                    unsafe { c.store(cpu.simd(), [i + row, j], sums, options) };
+                    unsafe { c.store(cpu.simd(), [i + row, j], sums, options.accumulate) };
                 });
             }
         }
@@ -109,6 +127,66 @@ struct Part<'a, E: 'static> {
     cols: Range<usize>,
     k: Range<usize>,
     options: Options,
+    /// What comes behind the last steps, with U packed.
+    after: Option<(&'a Behind<'a>, &'a [f32])>,
+}
+
+/// What comes behind a product, and the kernel for it: its operands are f32, whatever the product's are.
+struct Behind<'a> {
+    kernel: Kernel,
+    after: After<'a>,
+}
+
+impl Behind<'_> {
+    /// Rows that are a whole number of panels of `mr` rows and of U's.
+    fn whole_panels(&self, mr: usize) -> usize {
+        match self.after.low_rank {
+            Some(_) => lcm(mr, self.kernel.mr),
+            None => mr,
+        }
+    }
+
+    /// Columns of U.
+    fn rank(&self) -> usize {
+        self.after.low_rank.map_or(0, |l| l.u.cols)
+    }
+
+    fn pack_u(&self, cpu: &Cpu, rows: Range<usize>) -> Buffer {
+        let Some(LowRank { u, .. }) = self.after.low_rank else { return cpu.scratch(0) };
+        let mut packed = cpu.scratch(self.kernel.packed_a(rows.len(), u.cols));
+        pack_lanes(cpu.simd(), u.row_lanes(), rows, 0..u.cols, self.kernel.mr, &mut packed);
+        packed
+    }
+
+    /// C[rows, cols] += scale U[rows] V[cols]ᵀ + bias[cols].
+    ///
+    /// # Safety
+    /// `c` is valid for reads and writes of as many rows of as many floats, `ldc` apart, which nothing else accesses meanwhile.
+    unsafe fn add(&self, cpu: &Cpu, packed_u: &[f32], m: usize, cols: Range<usize>, c: *mut f32, ldc: usize) {
+        let n = cols.len();
+        if let Some(LowRank { v, scale, .. }) = self.after.low_rank {
+            let mut packed_v = cpu.scratch(self.kernel.packed_b(n, v.cols));
+            pack_lanes(cpu.simd(), v.row_lanes(), cols.clone(), 0..v.cols, self.kernel.nr, &mut packed_v);
+            let shape = Shape { m, n, k: v.cols, alpha: scale, add: true };
+            // SAFETY: the caller's.
+            unsafe { self.kernel.multiply_at(shape, packed_u, &packed_v, c, ldc) };
+        }
+        if let Some(bias) = self.after.bias {
+            for i in 0..m {
+                // SAFETY: row i < m of n floats is the caller's.
+                let row = unsafe { std::slice::from_raw_parts_mut(c.add(i * ldc), n) };
+                row.iter_mut().zip(&bias[cols.clone()]).for_each(|(c, bias)| *c += bias);
+            }
+        }
+    }
+}
+
+fn lcm(a: usize, b: usize) -> usize {
+    let (mut x, mut y) = (a, b);
+    while y > 0 {
+        (x, y) = (y, x % y);
+    }
+    a / x * b
 }
 
 impl<E: Packed> Part<'_, E> {
@@ -171,6 +249,7 @@ impl<E: Packed> Part<'_, E> {
     /// C[rows, cols] = alpha A B, or += that: `shared` is packed B, where it is packed already.
     fn multiply(&self, packed_a: &[E], b: &dyn Panels, shared: Option<&[E]>, c: &Target) {
         let (Kernel { mr, nr, .. }, m, n) = (self.kernel, self.rows.len(), self.cols.len());
+        let mr = self.after.map_or(mr, |(after, _)| after.whole_panels(mr));
         let [rows, cols] = match shared {
             Some(_) => [even(m, TILE[0], mr), even(n, TILE[1], nr)],
             None if n.div_ceil(nr) < MANY_STRIPS => [even(m, TILE[0], mr), nr],
@@ -202,9 +281,9 @@ impl<E: Packed> Part<'_, E> {
             cpu.scratch_of::<E>(if shared.is_some() { 0 } else { kernel.packed_b(n, self.depth().min(self.k.len())) });
         let mut sums = cpu.scratch(if c.is_f32() { 0 } else { m * n });
         let place = [self.rows.start + rows.start, self.cols.start + cols.start];
-        let (alpha, mut add, out, ldc) = match c.rectangle(place, [m, n]) {
-            Some((out, ldc)) => (options.alpha, self.k.start > 0 || options.accumulate == Accumulate::Add, out, ldc),
-            None => (1.0, false, sums.as_mut_ptr(), n),
+        let (mut add, out, ldc) = match c.rectangle(place, [m, n]) {
+            Some((out, ldc)) => (self.k.start > 0 || options.accumulate == Accumulate::Add, out, ldc),
+            None => (false, sums.as_mut_ptr(), n),
         };
         for block in self.blocks() {
             let depth = kernel.depth(block.len());
@@ -218,12 +297,18 @@ impl<E: Packed> Part<'_, E> {
             };
             let a = &packed_a[padded_m * block.start + rows.start * depth..];
             // SAFETY: `out` is this rectangle of C or of `sums`, `ldc` the distance between its rows.
-            unsafe { kernel.multiply_at(Shape { m, n, k: block.len(), alpha, add }, a, b, out, ldc) };
+            unsafe { kernel.multiply_at(Shape { m, n, k: block.len(), alpha: options.alpha, add }, a, b, out, ldc) };
             add = true;
+        }
+        if let Some((after, packed_u)) = self.after {
+            let cols = place[1]..place[1] + n;
+            let packed_u = &packed_u[rows.start * after.rank()..];
+            // SAFETY: as above.
+            unsafe { after.add(cpu, packed_u, m, cols, out, ldc) };
         }
         for (i, sums) in sums.chunks_exact(n).enumerate() {
             // SAFETY: the rectangle is this task's alone.
-            unsafe { c.store(cpu.simd(), [place[0] + i, place[1]], sums, *options) };
+            unsafe { c.store(cpu.simd(), [place[0] + i, place[1]], sums, options.accumulate) };
         }
     }
 }
