@@ -5,7 +5,7 @@
 //! `write_f32` writes one, and for f32 itself neither copies anything.
 
 use super::{Simd, simd};
-use crate::Float;
+use crate::{Element, Float};
 use half::{bf16, f16};
 
 /// bf16 is the upper half of an f32; a signalling NaN becomes quiet.
@@ -54,12 +54,12 @@ pub(crate) fn f16_from_f32(x: f32) -> f16 {
 }
 
 simd! {
-    fn widen_bf16(x: &[bf16], y: &mut [f32]) {
+    pub(crate) fn widen_bf16(x: &[bf16], y: &mut [f32]) {
         for (y, &x) in y.iter_mut().zip(x) {
             *y = bf16_to_f32(x);
         }
     }
-    fn narrow_bf16(x: &[f32], y: &mut [bf16]) {
+    pub(crate) fn narrow_bf16(x: &[f32], y: &mut [bf16]) {
         for (y, &x) in y.iter_mut().zip(x) {
             *y = bf16_from_f32(x);
         }
@@ -69,12 +69,12 @@ simd! {
             *x = bf16_to_f32(bf16_from_f32(*x));
         }
     }
-    fn widen_f16(x: &[f16], y: &mut [f32]) {
+    pub(crate) fn widen_f16(x: &[f16], y: &mut [f32]) {
         for (y, &x) in y.iter_mut().zip(x) {
             *y = f16_to_f32(x);
         }
     }
-    fn narrow_f16(x: &[f32], y: &mut [f16]) {
+    pub(crate) fn narrow_f16(x: &[f32], y: &mut [f16]) {
         for (y, &x) in y.iter_mut().zip(x) {
             *y = f16_from_f32(x);
         }
@@ -86,6 +86,21 @@ simd! {
     }
 }
 
+/// One float type to itself.
+pub(crate) fn copy(_: Simd, x: &[f32], y: &mut [f32]) {
+    y.copy_from_slice(x);
+}
+
+/// Integers, which no kernel is in a hurry for.
+pub(crate) fn widen_each<T: Element>(_: Simd, x: &[T], y: &mut [f32]) {
+    y.iter_mut().zip(x).for_each(|(y, x)| *y = x.to_f32());
+}
+
+/// As [`widen_each`], the other way.
+pub(crate) fn narrow_each<T: Element>(_: Simd, x: &[f32], y: &mut [T]) {
+    y.iter_mut().zip(x).for_each(|(y, x)| *y = T::from_f32(*x));
+}
+
 /// `scratch` with room for `len` floats; what it holds is arbitrary.
 fn sized(scratch: &mut Vec<f32>, len: usize) -> &mut [f32] {
     if scratch.len() < len {
@@ -95,12 +110,6 @@ fn sized(scratch: &mut Vec<f32>, len: usize) -> &mut [f32] {
 }
 
 impl Float for f32 {
-    fn widen(_: Simd, x: &[f32], y: &mut [f32]) {
-        y.copy_from_slice(x);
-    }
-    fn narrow(_: Simd, x: &[f32], y: &mut [f32]) {
-        y.copy_from_slice(x);
-    }
     fn round(_: Simd, _: &mut [f32]) {}
     fn as_f32<'a>(_: Simd, x: &'a [f32], _: &'a mut Vec<f32>) -> &'a [f32] {
         x
@@ -113,14 +122,6 @@ impl Float for f32 {
 macro_rules! sixteen_bits {
     ($t:ty, $widen:ident, $narrow:ident, $round:ident) => {
         impl Float for $t {
-            fn widen(simd: Simd, x: &[$t], y: &mut [f32]) {
-                assert_eq!(x.len(), y.len(), "widen");
-                $widen(simd, x, y);
-            }
-            fn narrow(simd: Simd, x: &[f32], y: &mut [$t]) {
-                assert_eq!(x.len(), y.len(), "narrow");
-                $narrow(simd, x, y);
-            }
             fn round(simd: Simd, x: &mut [f32]) {
                 $round(simd, x);
             }

@@ -106,7 +106,7 @@ fn passes<E: Packed>(
                 cpu.run(rows.len(), |row| {
                     let sums = &sums[row * width..][..width];
                     // SAFETY: this row of the block is the task's alone.
-                    unsafe { c.store(cpu.simd(), [i + row, j], sums, options.accumulate) };
+                    unsafe { c.store(cpu.simd(), [i + row, j], sums, width, options.accumulate) };
                 });
             }
         }
@@ -306,9 +306,9 @@ impl<E: Packed> Part<'_, E> {
             // SAFETY: as above.
             unsafe { after.add(cpu, packed_u, m, cols, out, ldc) };
         }
-        for (i, sums) in sums.chunks_exact(n).enumerate() {
+        if !sums.is_empty() {
             // SAFETY: the rectangle is this task's alone.
-            unsafe { c.store(cpu.simd(), [place[0] + i, place[1]], sums, options.accumulate) };
+            unsafe { c.store(cpu.simd(), place, &sums, n, options.accumulate) };
         }
     }
 }

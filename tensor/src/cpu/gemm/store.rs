@@ -3,9 +3,9 @@
 use half::{bf16, f16};
 
 use super::{Accumulate, Out};
+use crate::Float;
 use crate::cpu::shared::Shared;
 use crate::cpu::{Simd, simd};
-use crate::dtype::Float;
 
 impl Out<'_> {
     /// C [m, n] = 0, with rows `ldc` apart.
@@ -77,18 +77,20 @@ impl<'a> Target<'a> {
         }
     }
 
-    /// `values` into C from `place` on along its row, or added to it there.
+    /// Rows of `n` values into C from `place` on, or added to it there.
     ///
     /// # Safety
     /// Nothing else accesses these elements meanwhile.
-    pub(super) unsafe fn store(&self, simd: Simd, place: [usize; 2], values: &[f32], accumulate: Accumulate) {
-        let (at, len, alpha) = (self.at(place), values.len(), 1.0);
-        // SAFETY: the caller's, for each.
-        unsafe {
-            match &self.data {
-                Data::F32(c) => store_f32(simd, c.slice(at, len), values, alpha, accumulate),
-                Data::Bf16(c) => store_half(simd, c.slice(at, len), values, alpha, accumulate),
-                Data::F16(c) => store_half(simd, c.slice(at, len), values, alpha, accumulate),
+    pub(super) unsafe fn store(&self, simd: Simd, place: [usize; 2], values: &[f32], n: usize, accumulate: Accumulate) {
+        for (i, values) in values.chunks_exact(n).enumerate() {
+            let at = self.at(place) + i * self.ldc;
+            // SAFETY: the caller's, for each.
+            unsafe {
+                match &self.data {
+                    Data::F32(c) => store_f32(simd, c.slice(at, n), values, 1.0, accumulate),
+                    Data::Bf16(c) => store_half(simd, c.slice(at, n), values, 1.0, accumulate),
+                    Data::F16(c) => store_half(simd, c.slice(at, n), values, 1.0, accumulate),
+                }
             }
         }
     }
@@ -103,6 +105,7 @@ simd! {
 }
 
 /// The sum is formed in f32 and rounded once.
+#[inline]
 fn store_half<T: Float>(simd: Simd, c: &mut [T], values: &[f32], alpha: f32, accumulate: Accumulate) {
     if alpha == 1.0 && accumulate == Accumulate::Store {
         return T::narrow(simd, values, c);

@@ -4,7 +4,7 @@ use super::{LinearCrossEntropyArgs, LogitsArgs, OP, Room, Term, TermGradientsMut
 use crate::cpu::gemm::{Accumulate, Dense, Elems, Mat, Options, Out, gemm};
 use crate::cpu::{Cpu, Simd};
 use crate::ops::cross_entropy::{log_sum_exp, logits_to_gradient, mean_loss};
-use crate::{DType, Element as _, Error, Float as _, Result, Tensor, TensorMut, dispatch};
+use crate::{DType, Element as _, Error, Result, Tensor, TensorMut, dispatch};
 
 pub(super) fn linear_cross_entropy(cpu: &Cpu, mut args: LinearCrossEntropyArgs<'_>) -> Result<()> {
     let (_, classes) = check_terms(args.terms)?;
