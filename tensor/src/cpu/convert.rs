@@ -53,16 +53,25 @@ pub(crate) fn f16_from_f32(x: f32) -> f16 {
     f16::from_bits((sign | if magnitude >= 0x4780_0000 { special } else { finite }) as u16)
 }
 
-simd! {
-    pub(crate) fn widen_bf16(x: &[bf16], y: &mut [f32]) {
-        for (y, &x) in y.iter_mut().zip(x) {
-            *y = bf16_to_f32(x);
+/// `y = f(x)`, 16 elements at a time: rows of a tile are short, and what a compiler makes of a plain loop takes 64 at once and the
+/// rest by halves.
+#[inline(always)]
+fn by_registers<X: Copy, Y>(x: &[X], y: &mut [Y], f: impl Fn(X) -> Y) {
+    let ((x, x_rest), (y, y_rest)) = (x.as_chunks::<16>(), y.as_chunks_mut::<16>());
+    for (y, x) in y.iter_mut().zip(x) {
+        for (y, x) in y.iter_mut().zip(x) {
+            *y = f(*x);
         }
     }
+    y_rest.iter_mut().zip(x_rest).for_each(|(y, x)| *y = f(*x));
+}
+
+simd! {
+    pub(crate) fn widen_bf16(x: &[bf16], y: &mut [f32]) {
+        by_registers(x, y, bf16_to_f32);
+    }
     pub(crate) fn narrow_bf16(x: &[f32], y: &mut [bf16]) {
-        for (y, &x) in y.iter_mut().zip(x) {
-            *y = bf16_from_f32(x);
-        }
+        by_registers(x, y, bf16_from_f32);
     }
     fn round_bf16(x: &mut [f32]) {
         for x in x {
@@ -70,14 +79,10 @@ simd! {
         }
     }
     pub(crate) fn widen_f16(x: &[f16], y: &mut [f32]) {
-        for (y, &x) in y.iter_mut().zip(x) {
-            *y = f16_to_f32(x);
-        }
+        by_registers(x, y, f16_to_f32);
     }
     pub(crate) fn narrow_f16(x: &[f32], y: &mut [f16]) {
-        for (y, &x) in y.iter_mut().zip(x) {
-            *y = f16_from_f32(x);
-        }
+        by_registers(x, y, f16_from_f32);
     }
     fn round_f16(x: &mut [f32]) {
         for x in x {

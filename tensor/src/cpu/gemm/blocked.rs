@@ -1,6 +1,6 @@
-//! The packed path. A is packed once for all threads, in blocks along k; then tasks take strips of B. A task packs (or decodes) one
-//! strip of a block at a time, multiplies all of A's rows by it and forgets it: [`DEPTH`] steps of nr columns (64 KiB) a thread are
-//! all that is ever there of a quantised weight. Where many rows meet a dense B, that too is packed once for all.
+//! The packed path. A is packed once for all threads, in blocks along k; then tasks take strips of B. A task packs (or decodes) a
+//! block of at most [`MAX_STRIPS`] strips at a time, multiplies all of A's rows by it and forgets it: 512 steps of 128 columns
+//! (256 KiB) a thread are all that is ever there of a quantised weight. Where many rows meet a dense B, that too is packed once for all.
 
 use std::ops::Range;
 
@@ -17,12 +17,15 @@ use crate::cpu::shared::Shared;
 const MAX_PACKED: usize = 8 << 20;
 /// The most steps along k that one pass takes, so that a pass has at least 256 rows of f32.
 const MAX_PASS: usize = 8192;
-/// From how many rows on a dense B is packed once for all tasks, each of which takes a tile of about [`TILE`] then: A would not
-/// stay in a core's L2 while strips pass by.
+/// Bytes of A that a core keeps in L2 beside what else it needs.
+const IN_L2: usize = 3 << 19;
+/// From how many rows on a dense B is packed once for all tasks, each of which takes a tile of C then: A
+/// would not stay in a core's L2 while strips pass by.
 const MANY_ROWS: usize = 1024;
-const TILE: [usize; 2] = [224, 192];
 /// With fewer strips than this, rows are cut into tasks too, each of which packs its strip anew.
 const MANY_STRIPS: usize = 16;
+/// The most strips that one task takes: rows of C are then written by the half kilobyte.
+const MAX_STRIPS: usize = 4;
 /// Rows of A that one task packs.
 const PACKED_ROWS: usize = 96;
 /// Products of fewer multiplications run on the calling thread; a hand-off would cost more.
@@ -60,9 +63,12 @@ fn passes<E: Packed>(
 ) {
     let (m, n, k) = (a.rows, b.n(), b.k());
     let c = Target::new(c, ldc, [0, 0]);
-    let pass = even(k, MAX_PASS, kernel.unit).min(k);
-    let is_one_pass = pass == k || c.is_f32();
     let is_shared = b.is_dense() && m >= MANY_ROWS;
+    // C in f32 takes the sums of each pass, so a pass can be as short as keeps A in L2 while all strips of B meet it.
+    let in_l2 = IN_L2 / size_of::<E>() / m;
+    let most = if c.is_f32() && !is_shared { in_l2.clamp(kernel.block, MAX_PASS) } else { MAX_PASS };
+    let pass = even(k, most, kernel.unit).min(k);
+    let is_one_pass = pass == k || c.is_f32();
     let most = MAX_PACKED / size_of::<E>() / kernel.depth(pass);
     let after = Behind { kernel: Kernel::new(cpu.simd()), after };
     let rows = even(m, most, after.whole_panels(kernel.mr)).min(m);
@@ -158,24 +164,18 @@ impl Behind<'_> {
         packed
     }
 
-    /// C[rows, cols] += scale U[rows] V[cols]ᵀ + bias[cols].
-    ///
-    /// # Safety
-    /// `c` is valid for reads and writes of as many rows of as many floats, `ldc` apart, which nothing else accesses meanwhile.
-    unsafe fn add(&self, cpu: &Cpu, packed_u: &[f32], m: usize, cols: Range<usize>, c: *mut f32, ldc: usize) {
-        let n = cols.len();
+    /// Rows of `sums`, which are as long as `cols`, += scale U V[cols]ᵀ + bias[cols].
+    fn add(&self, cpu: &Cpu, packed_u: &[f32], cols: Range<usize>, sums: &mut [f32]) {
+        let (m, n) = (sums.len() / cols.len(), cols.len());
         if let Some(LowRank { v, scale, .. }) = self.after.low_rank {
             let mut packed_v = cpu.scratch(self.kernel.packed_b(n, v.cols));
             pack_lanes(cpu.simd(), v.row_lanes(), cols.clone(), 0..v.cols, self.kernel.nr, &mut packed_v);
             let shape = Shape { m, n, k: v.cols, alpha: scale, add: true };
-            // SAFETY: the caller's.
-            unsafe { self.kernel.multiply_at(shape, packed_u, &packed_v, c, ldc) };
+            self.kernel.multiply(shape, packed_u, &packed_v, sums, n);
         }
         if let Some(bias) = self.after.bias {
-            for i in 0..m {
-                // SAFETY: row i < m of n floats is the caller's.
-                let row = unsafe { std::slice::from_raw_parts_mut(c.add(i * ldc), n) };
-                row.iter_mut().zip(&bias[cols.clone()]).for_each(|(c, bias)| *c += bias);
+            for row in sums.chunks_exact_mut(n) {
+                row.iter_mut().zip(&bias[cols.clone()]).for_each(|(sum, bias)| *sum += bias);
             }
         }
     }
@@ -248,12 +248,12 @@ impl<E: Packed> Part<'_, E> {
 
     /// C[rows, cols] = alpha A B, or += that: `shared` is packed B, where it is packed already.
     fn multiply(&self, packed_a: &[E], b: &dyn Panels, shared: Option<&[E]>, c: &Target) {
-        let (Kernel { mr, nr, .. }, m, n) = (self.kernel, self.rows.len(), self.cols.len());
+        let (Kernel { mr, nr, tile_of_task: tile, .. }, m, n) = (self.kernel, self.rows.len(), self.cols.len());
         let mr = self.after.map_or(mr, |(after, _)| after.whole_panels(mr));
         let [rows, cols] = match shared {
-            Some(_) => [even(m, TILE[0], mr), even(n, TILE[1], nr)],
-            None if n.div_ceil(nr) < MANY_STRIPS => [even(m, TILE[0], mr), nr],
-            None => [m, nr],
+            Some(_) => [even(m, tile, mr), even(n, tile, nr)],
+            None if n.div_ceil(nr) < MANY_STRIPS => [even(m, tile, mr), nr],
+            None => [m, nr * (n / nr / MANY_STRIPS).clamp(1, MAX_STRIPS)],
         };
         let down = m.div_ceil(rows);
         self.cpu.run(down * n.div_ceil(cols), |task| {
@@ -262,8 +262,8 @@ impl<E: Packed> Part<'_, E> {
         });
     }
 
-    /// A rectangle of the part, block by block along k; nobody else touches it. Sums for a 16-bit C lie beside it until they are
-    /// whole.
+    /// A rectangle of the part, which nobody else touches, block by block along k. Sums are formed beside it, in rows without gaps:
+    /// C's may lie a page apart, or be of 16 bits.
     fn rectangle(
         &self,
         rows: Range<usize>,
@@ -279,12 +279,15 @@ impl<E: Packed> Part<'_, E> {
             [self.rows.len().next_multiple_of(kernel.mr), self.cols.len().next_multiple_of(kernel.nr)];
         let mut strip =
             cpu.scratch_of::<E>(if shared.is_some() { 0 } else { kernel.packed_b(n, self.depth().min(self.k.len())) });
-        let mut sums = cpu.scratch(if c.is_f32() { 0 } else { m * n });
+        let mut sums = cpu.scratch(m * n);
         let place = [self.rows.start + rows.start, self.cols.start + cols.start];
-        let (mut add, out, ldc) = match c.rectangle(place, [m, n]) {
-            Some((out, ldc)) => (self.k.start > 0 || options.accumulate == Accumulate::Add, out, ldc),
-            None => (false, sums.as_mut_ptr(), n),
-        };
+        // The order of additions of f32: C as it was, then block after block. What is in 16 bits is added to at the end.
+        let goes_on = c.is_f32() && (self.k.start > 0 || options.accumulate == Accumulate::Add);
+        if goes_on {
+            // SAFETY: the rectangle is this task's alone.
+            unsafe { c.load(place, &mut sums, n) };
+        }
+        let mut add = goes_on;
         for block in self.blocks() {
             let depth = kernel.depth(block.len());
             let b = match shared {
@@ -296,19 +299,15 @@ impl<E: Packed> Part<'_, E> {
                 }
             };
             let a = &packed_a[padded_m * block.start + rows.start * depth..];
-            // SAFETY: `out` is this rectangle of C or of `sums`, `ldc` the distance between its rows.
-            unsafe { kernel.multiply_at(Shape { m, n, k: block.len(), alpha: options.alpha, add }, a, b, out, ldc) };
+            kernel.multiply(Shape { m, n, k: block.len(), alpha: options.alpha, add }, a, b, &mut sums, n);
             add = true;
         }
         if let Some((after, packed_u)) = self.after {
-            let cols = place[1]..place[1] + n;
             let packed_u = &packed_u[rows.start * after.rank()..];
-            // SAFETY: as above.
-            unsafe { after.add(cpu, packed_u, m, cols, out, ldc) };
+            after.add(cpu, packed_u, place[1]..place[1] + n, &mut sums);
         }
-        if !sums.is_empty() {
-            // SAFETY: the rectangle is this task's alone.
-            unsafe { c.store(cpu.simd(), place, &sums, n, options.accumulate) };
-        }
+        let accumulate = if c.is_f32() { Accumulate::Store } else { options.accumulate };
+        // SAFETY: as above.
+        unsafe { c.store(cpu.simd(), place, &sums, n, accumulate) };
     }
 }

@@ -68,12 +68,15 @@ impl<'a> Target<'a> {
         (row - self.first[0]) * self.ldc + column - self.first[1]
     }
 
-    /// The first element of a rectangle of f32, and the distance between its rows; `None` for other types. To write through it is
-    /// as unsafe as [`Target::store`].
-    pub(super) fn rectangle(&self, place: [usize; 2], [m, n]: [usize; 2]) -> Option<(*mut f32, usize)> {
-        match &self.data {
-            Data::F32(c) => Some((c.rectangle(self.at(place), m, n, self.ldc), self.ldc)),
-            _ => None,
+    /// Rows of `n` elements of an f32 C from `place` on.
+    ///
+    /// # Safety
+    /// Nothing else writes these elements meanwhile.
+    pub(super) unsafe fn load(&self, place: [usize; 2], values: &mut [f32], n: usize) {
+        let Data::F32(c) = &self.data else { unreachable!("C in 16 bits is added to when it is stored") };
+        for (i, values) in values.chunks_exact_mut(n).enumerate() {
+            // SAFETY: the caller's.
+            values.copy_from_slice(unsafe { c.slice(self.at(place) + i * self.ldc, n) });
         }
     }
 
@@ -87,6 +90,7 @@ impl<'a> Target<'a> {
             // SAFETY: the caller's, for each.
             unsafe {
                 match &self.data {
+                    Data::F32(c) if accumulate == Accumulate::Store => c.slice(at, n).copy_from_slice(values),
                     Data::F32(c) => store_f32(simd, c.slice(at, n), values, 1.0, accumulate),
                     Data::Bf16(c) => store_half(simd, c.slice(at, n), values, 1.0, accumulate),
                     Data::F16(c) => store_half(simd, c.slice(at, n), values, 1.0, accumulate),
