@@ -4,14 +4,16 @@
 
 use std::ops::Range;
 
+use half::bf16;
+
 use super::kernel::{Kernel, Shape};
-use super::pack::pack_lanes;
 use super::packed::Packed;
 use super::store::Target;
-use super::{Accumulate, After, LowRank, Mat, Options, Out, Panels, rows};
-use crate::cpu::Cpu;
+use super::{Accumulate, After, Dense, Elems, LowRank, Mat, Options, Out, Panels, rows};
+use crate::Element as _;
 use crate::cpu::scratch::Buffer;
 use crate::cpu::shared::Shared;
+use crate::cpu::{Cpu, Simd};
 
 /// The most bytes of A, or of a dense B, that are packed at a time, and those of f32 sums beside a 16-bit C.
 const MAX_PACKED: usize = 8 << 20;
@@ -43,15 +45,44 @@ pub(super) fn gemm(cpu: &Cpu, a: &Mat, b: &dyn Panels, mut c: Out, ldc: usize, o
     }
     let is_small = m.saturating_mul(n).saturating_mul(b.k()) < SMALL;
     let cpu = &if is_small { cpu.on_caller() } else { cpu.clone() };
+    let wide = Kernel::new(cpu.simd());
     let kernel = if options.round_bf16 { Kernel::of_bf16(cpu.simd()) } else { None };
-    cpu.enter(|| match kernel {
-        Some(kernel) => passes(cpu, kernel, a, b, c, ldc, options, after),
-        None => passes(cpu, Kernel::new(cpu.simd()), a, b, c, ldc, options, after),
+    cpu.enter(|| match (kernel, &c) {
+        (None, _) => passes(cpu, wide, a, b, c, ldc, options, &Behind { kernel: wide, after }),
+        (Some(kernel), Out::F32(_)) => passes(cpu, kernel, a, b, c, ldc, options, &Behind { kernel: wide, after }),
+        // Rounded to 16 bits, the term needs no more than 16 of its own.
+        (Some(kernel), _) => {
+            let parts = after.low_rank.map(|l| [split(cpu.simd(), l.u, [0, 0, 1]), split(cpu.simd(), l.v, [0, 1, 0])]);
+            let low_rank = after.low_rank.zip(parts.as_ref()).map(|(LowRank { u, v, scale }, parts)| {
+                let whole = |part, of: &Mat| Mat::row_major(Elems::Bf16(part), of.rows, 3 * of.cols).expect("as split");
+                LowRank { u: whole(&parts[0], &u), v: whole(&parts[1], &v), scale }
+            });
+            passes(cpu, kernel, a, b, c, ldc, options, &Behind { kernel, after: After { low_rank, ..after } })
+        }
     });
 }
 
+/// Each row as three parts, by their number: 0 is the row rounded to bf16, 1 what that leaves, rounded. The product of rows of
+/// [0, 0, 1] and [0, 1, 0] is then that of the rows but for the two remainders', 2^-16 of it.
+fn split(simd: Simd, x: Mat, parts: [usize; 3]) -> Vec<bf16> {
+    let len = x.rows * x.cols;
+    let (mut wide, mut rounded) = (vec![0.0; len], vec![0.0; len]);
+    let mut both = [vec![bf16::ZERO; len], vec![bf16::ZERO; len]];
+    let width = x.cols.max(1);
+    wide.chunks_exact_mut(width).enumerate().for_each(|(i, row)| x.row_into(simd, i, row));
+    bf16::narrow(simd, &wide, &mut both[0]);
+    bf16::widen(simd, &both[0], &mut rounded);
+    wide.iter_mut().zip(&rounded).for_each(|(x, rounded)| *x -= rounded);
+    bf16::narrow(simd, &wide, &mut both[1]);
+    let mut out = vec![bf16::ZERO; 3 * len];
+    for (i, out) in out.chunks_exact_mut(width).enumerate() {
+        out.copy_from_slice(&both[parts[i % 3]][i / 3 * width..][..width]);
+    }
+    out
+}
+
 #[allow(clippy::too_many_arguments)]
-fn passes<E: Packed>(
+fn passes<E: Packed, N: Packed>(
     cpu: &Cpu,
     kernel: Kernel<E>,
     a: &Mat,
@@ -59,7 +90,7 @@ fn passes<E: Packed>(
     c: Out,
     ldc: usize,
     options: Options,
-    after: After,
+    after: &Behind<N>,
 ) {
     let (m, n, k) = (a.rows, b.n(), b.k());
     let c = Target::new(c, ldc, [0, 0]);
@@ -70,7 +101,6 @@ fn passes<E: Packed>(
     let pass = even(k, most, kernel.unit).min(k);
     let is_one_pass = pass == k || c.is_f32();
     let most = MAX_PACKED / size_of::<E>() / kernel.depth(pass);
-    let after = Behind { kernel: Kernel::new(cpu.simd()), after };
     let rows = even(m, most, after.whole_panels(kernel.mr)).min(m);
     let cols = match (is_shared, is_one_pass) {
         (true, _) => even(n, most, kernel.nr).min(n),
@@ -89,7 +119,7 @@ fn passes<E: Packed>(
             for first in (0..k).step_by(pass) {
                 let last = first + pass >= k;
                 let (rows, cols, k) = (rows.clone(), cols.clone(), first..k.min(first + pass));
-                let after = last.then_some((&after, &packed_u[..]));
+                let after = last.then_some((after, &packed_u[..]));
                 let part = Part { cpu, kernel, rows, cols, k, options, after };
                 if held != Some((i, first)) {
                     part.pack_a(a, &mut packed_a);
@@ -126,7 +156,7 @@ fn even(total: usize, most: usize, unit: usize) -> usize {
 }
 
 /// The rows, columns and steps of one pass, of which the steps are cut into blocks.
-struct Part<'a, E: 'static> {
+struct Part<'a, E: 'static, N: 'static> {
     cpu: &'a Cpu,
     kernel: Kernel<E>,
     rows: Range<usize>,
@@ -134,16 +164,16 @@ struct Part<'a, E: 'static> {
     k: Range<usize>,
     options: Options,
     /// What comes behind the last steps, with U packed.
-    after: Option<(&'a Behind<'a>, &'a [f32])>,
+    after: Option<(&'a Behind<'a, N>, &'a [N])>,
 }
 
-/// What comes behind a product, and the kernel for it: its operands are f32, whatever the product's are.
-struct Behind<'a> {
-    kernel: Kernel,
+/// What comes behind a product, and the kernel for it.
+struct Behind<'a, N: 'static> {
+    kernel: Kernel<N>,
     after: After<'a>,
 }
 
-impl Behind<'_> {
+impl<N: Packed> Behind<'_, N> {
     /// Rows that are a whole number of panels of `mr` rows and of U's.
     fn whole_panels(&self, mr: usize) -> usize {
         match self.after.low_rank {
@@ -152,24 +182,25 @@ impl Behind<'_> {
         }
     }
 
-    /// Columns of U.
-    fn rank(&self) -> usize {
-        self.after.low_rank.map_or(0, |l| l.u.cols)
+    /// Steps of packed U.
+    fn depth(&self) -> usize {
+        self.after.low_rank.map_or(0, |l| self.kernel.depth(l.u.cols))
     }
 
-    fn pack_u(&self, cpu: &Cpu, rows: Range<usize>) -> Buffer {
-        let Some(LowRank { u, .. }) = self.after.low_rank else { return cpu.scratch(0) };
-        let mut packed = cpu.scratch(self.kernel.packed_a(rows.len(), u.cols));
-        pack_lanes(cpu.simd(), u.row_lanes(), rows, 0..u.cols, self.kernel.mr, &mut packed);
+    fn pack_u(&self, cpu: &Cpu, rows: Range<usize>) -> Buffer<N> {
+        let Some(LowRank { u, .. }) = self.after.low_rank else { return cpu.scratch_of(0) };
+        let mut packed = cpu.scratch_of(self.kernel.packed_a(rows.len(), u.cols));
+        N::pack_a(cpu.simd(), self.kernel, &u, rows, 0..u.cols, false, &mut packed);
         packed
     }
 
     /// Rows of `sums`, which are as long as `cols`, += scale U V[cols]ᵀ + bias[cols].
-    fn add(&self, cpu: &Cpu, packed_u: &[f32], cols: Range<usize>, sums: &mut [f32]) {
+    fn add(&self, cpu: &Cpu, packed_u: &[N], cols: Range<usize>, sums: &mut [f32]) {
         let (m, n) = (sums.len() / cols.len(), cols.len());
         if let Some(LowRank { v, scale, .. }) = self.after.low_rank {
-            let mut packed_v = cpu.scratch(self.kernel.packed_b(n, v.cols));
-            pack_lanes(cpu.simd(), v.row_lanes(), cols.clone(), 0..v.cols, self.kernel.nr, &mut packed_v);
+            let mut packed_v = cpu.scratch_of(self.kernel.packed_b(n, v.cols));
+            let b = Dense::new(cpu.simd(), v.transposed());
+            N::pack_b(cpu.simd(), self.kernel, &b, 0..v.cols, cols.clone(), false, &mut packed_v);
             let shape = Shape { m, n, k: v.cols, alpha: scale, add: true };
             self.kernel.multiply(shape, packed_u, &packed_v, sums, n);
         }
@@ -189,7 +220,7 @@ fn lcm(a: usize, b: usize) -> usize {
     a / x * b
 }
 
-impl<E: Packed> Part<'_, E> {
+impl<E: Packed, N: Packed> Part<'_, E, N> {
     /// Steps along k of a block.
     fn depth(&self) -> usize {
         even(self.k.len(), self.kernel.block, self.kernel.unit)
@@ -303,7 +334,7 @@ impl<E: Packed> Part<'_, E> {
             add = true;
         }
         if let Some((after, packed_u)) = self.after {
-            let packed_u = &packed_u[rows.start * after.rank()..];
+            let packed_u = &packed_u[rows.start * after.depth()..];
             after.add(cpu, packed_u, place[1]..place[1] + n, &mut sums);
         }
         let accumulate = if c.is_f32() { Accumulate::Store } else { options.accumulate };
