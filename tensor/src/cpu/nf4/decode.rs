@@ -95,6 +95,7 @@ fn lookup_pairs<T: Copy>(table: &Table<T>, codes: &[u8], out: &mut [T]) {
 #[cfg(target_arch = "x86_64")]
 mod avx512 {
     use super::{Blocks, Table, decode_with, lookup_pairs, scaled};
+    use crate::cpu::convert::avx512::round_bf16;
     use half::bf16;
     use std::arch::x86_64::*;
 
@@ -136,13 +137,7 @@ mod avx512 {
         // SAFETY: an unaligned load and a store of exactly the arrays' lengths.
         unsafe {
             let x = _mm512_mul_ps(_mm512_loadu_ps(levels.as_ptr()), _mm512_set1_ps(scale));
-            let bits = _mm512_castps_si512(x);
-            let last = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
-            let rounded = _mm512_add_epi32(bits, _mm512_add_epi32(last, _mm512_set1_epi32(0x7fff)));
-            let is_nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(x, x);
-            let quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x0040_0000));
-            let rounded = _mm512_srli_epi32::<16>(_mm512_mask_mov_epi32(rounded, is_nan, quiet));
-            _mm256_storeu_si256(table.as_mut_ptr().cast(), _mm512_cvtepi32_epi16(rounded));
+            _mm256_storeu_si256(table.as_mut_ptr().cast(), round_bf16(x));
         }
         table
     }
