@@ -1,6 +1,6 @@
-//! The packed path. A is packed once for all threads, in blocks along k; then tasks take strips of B. A task packs (or decodes) a
-//! block of at most [`MAX_STRIPS`] strips at a time, multiplies all of A's rows by it and forgets it: 512 steps of 128 columns
-//! (256 KiB) a thread are all that is ever there of a quantised weight. Where many rows meet a dense B, that too is packed once for all.
+//! The packed path. A is packed once for all threads, in blocks along k; then tasks take strips of B. A task packs (or decodes) one
+//! block of a strip at a time, multiplies all of A's rows by it and forgets it: 512 steps of 32 columns (64 KiB) a thread are all
+//! that is ever there of a quantised weight. Where many rows meet a dense B, that too is packed once for all.
 
 use std::ops::Range;
 
@@ -309,7 +309,7 @@ impl<E: Packed, N: Packed> Part<'_, E, N> {
         let [padded_m, padded_n] =
             [self.rows.len().next_multiple_of(kernel.mr), self.cols.len().next_multiple_of(kernel.nr)];
         let mut strip =
-            cpu.scratch_of::<E>(if shared.is_some() { 0 } else { kernel.packed_b(n, self.depth().min(self.k.len())) });
+            cpu.scratch_of::<E>(if shared.is_some() { 0 } else { kernel.packed_b(1, self.depth().min(self.k.len())) });
         let mut sums = cpu.scratch(m * n);
         let place = [self.rows.start + rows.start, self.cols.start + cols.start];
         // The order of additions of f32: C as it was, then block after block. What is in 16 bits is added to at the end.
@@ -321,16 +321,19 @@ impl<E: Packed, N: Packed> Part<'_, E, N> {
         let mut add = goes_on;
         for block in self.blocks() {
             let depth = kernel.depth(block.len());
-            let b = match shared {
-                Some(all) => &all[padded_n * block.start + cols.start * depth..],
-                None => {
-                    let strip = &mut strip[..kernel.packed_b(n, block.len())];
-                    self.pack_b(b, &block, cols.clone(), strip);
-                    strip
-                }
-            };
             let a = &packed_a[padded_m * block.start + rows.start * depth..];
-            kernel.multiply(Shape { m, n, k: block.len(), alpha: options.alpha, add }, a, b, &mut sums, n);
+            let shape = Shape { m, n, k: block.len(), alpha: options.alpha, add };
+            if let Some(all) = shared {
+                let b = &all[padded_n * block.start + cols.start * depth..];
+                kernel.multiply(shape, a, b, &mut sums, n);
+            } else {
+                for j in (0..n).step_by(kernel.nr) {
+                    let width = kernel.nr.min(n - j);
+                    let strip = &mut strip[..kernel.packed_b(1, block.len())];
+                    self.pack_b(b, &block, cols.start + j..cols.start + j + width, strip);
+                    kernel.multiply(Shape { n: width, ..shape }, a, strip, &mut sums[j..], n);
+                }
+            }
             add = true;
         }
         if let Some((after, packed_u)) = self.after {
