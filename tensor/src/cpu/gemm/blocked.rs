@@ -98,7 +98,9 @@ fn passes<E: Packed, N: Packed>(
     // C in f32 takes the sums of each pass, so a pass can be as short as keeps A in L2 while all strips of B meet it.
     let in_l2 = IN_L2 / size_of::<E>() / m;
     let most = if c.is_f32() && !is_shared { in_l2.clamp(kernel.block, MAX_PASS) } else { MAX_PASS };
-    let pass = even(k, most, kernel.unit).min(k);
+    // Cut along k by k alone: however many blocks make a pass, a row has the same bits.
+    let depth = even(k, kernel.block, kernel.unit);
+    let pass = even(k, most, depth).min(k);
     let is_one_pass = pass == k || c.is_f32();
     let most = MAX_PACKED / size_of::<E>() / kernel.depth(pass);
     let rows = even(m, most, after.whole_panels(kernel.mr)).min(m);
@@ -120,7 +122,7 @@ fn passes<E: Packed, N: Packed>(
                 let last = first + pass >= k;
                 let (rows, cols, k) = (rows.clone(), cols.clone(), first..k.min(first + pass));
                 let after = last.then_some((after, &packed_u[..]));
-                let part = Part { cpu, kernel, rows, cols, k, options, after };
+                let part = Part { cpu, kernel, rows, cols, k, depth, options, after };
                 if held != Some((i, first)) {
                     part.pack_a(a, &mut packed_a);
                     held = Some((i, first));
@@ -162,6 +164,8 @@ struct Part<'a, E: 'static, N: 'static> {
     rows: Range<usize>,
     cols: Range<usize>,
     k: Range<usize>,
+    /// Steps along k of a block.
+    depth: usize,
     options: Options,
     /// What comes behind the last steps, with U packed.
     after: Option<(&'a Behind<'a, N>, &'a [N])>,
@@ -221,14 +225,9 @@ fn lcm(a: usize, b: usize) -> usize {
 }
 
 impl<E: Packed, N: Packed> Part<'_, E, N> {
-    /// Steps along k of a block.
-    fn depth(&self) -> usize {
-        even(self.k.len(), self.kernel.block, self.kernel.unit)
-    }
-
     /// The blocks along k, counted from the pass's first step.
     fn blocks(&self) -> impl Iterator<Item = Range<usize>> {
-        let (k, depth) = (self.k.len(), self.depth());
+        let (k, depth) = (self.k.len(), self.depth);
         (0..k).step_by(depth).map(move |first| first..k.min(first + depth))
     }
 
@@ -309,7 +308,7 @@ impl<E: Packed, N: Packed> Part<'_, E, N> {
         let [padded_m, padded_n] =
             [self.rows.len().next_multiple_of(kernel.mr), self.cols.len().next_multiple_of(kernel.nr)];
         let mut strip =
-            cpu.scratch_of::<E>(if shared.is_some() { 0 } else { kernel.packed_b(1, self.depth().min(self.k.len())) });
+            cpu.scratch_of::<E>(if shared.is_some() { 0 } else { kernel.packed_b(1, self.depth.min(self.k.len())) });
         let mut sums = cpu.scratch(m * n);
         let place = [self.rows.start + rows.start, self.cols.start + cols.start];
         // The order of additions of f32: C as it was, then block after block. What is in 16 bits is added to at the end.
