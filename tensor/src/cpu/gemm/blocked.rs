@@ -48,7 +48,9 @@ pub(super) fn gemm(cpu: &Cpu, a: &Mat, b: &dyn Panels, mut c: Out, ldc: usize, o
     let wide = Kernel::new(cpu.simd());
     let kernel = if options.round_bf16 { Kernel::of_bf16(cpu.simd()) } else { None };
     cpu.enter(|| match (kernel, &c) {
-        (None, _) => passes(cpu, wide, a, b, c, ldc, options, &Behind { kernel: wide, after }),
+        (None, _) => {
+            passes(cpu, Kernel::of_shape(cpu.simd(), m, n), a, b, c, ldc, options, &Behind { kernel: wide, after })
+        }
         (Some(kernel), Out::F32(_)) => passes(cpu, kernel, a, b, c, ldc, options, &Behind { kernel: wide, after }),
         // Rounded to 16 bits, the term needs no more than 16 of its own.
         (Some(kernel), _) => {
