@@ -47,6 +47,7 @@ pub(crate) struct Kernel<E: 'static = f32> {
     /// Rows and columns of C that one task computes, about: A's and B's blocks for them stay in L2 together.
     pub(crate) tile_of_task: usize,
     /// Whether the tiles of AMX must be set up around a product.
+    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "no other architecture has them"))]
     tiles: bool,
     tile: Tile<E>,
 }
@@ -81,6 +82,8 @@ impl Kernel {
             tiles: false,
             tile,
         };
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = (m, n);
         match simd.level() {
             #[cfg(target_arch = "x86_64")]
             level if level >= Level::Avx512 => {
