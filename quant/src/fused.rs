@@ -1,30 +1,42 @@
-//! Products with weights in blocks on CUDA's tensor cores, decoded in shared memory as they are multiplied
-//! (`cuda/kernels/decoded.cuh`): for as many rows as that pays for.
+//! Products with weights in blocks on CUDA devices, decoded in shared memory as they are multiplied (`cuda/kernels/decoded.cuh`):
+//! for as many rows as that pays for. In 16 bits on tensor cores, in f32 on plain ones, with the CPU's bits.
 
 use crate::decode::DecodeRows;
 use crate::weight::Direction;
+use kinglet_tensor::cpu::gemm::FEW_ROWS;
 use kinglet_tensor::cuda::{self, Arg, Cuda};
-use kinglet_tensor::kernels::{Epilogue, Machine, Plan, Sizes, Target, Tiles, comes_in_chunks};
+use kinglet_tensor::kernels::{
+    Epilogue, Machine, PLAIN_SIDE, Plan, PlainTiles, Sizes, Target, Tiles, comes_in_chunks,
+};
 use kinglet_tensor::{DType, Result, Tensor, TensorMut};
 
 /// Elements of a row that a thread of the kernels decodes at once: of one block.
 pub(crate) const GROUP: usize = 8;
 
-/// The kernels that decode one form of weights as they multiply, one for each type of 16 bits.
+/// The kernels that decode one form of weights as they multiply, one for each float type.
 pub(crate) struct Decoded {
     /// The module, and what its entry points begin with.
     pub(crate) module: &'static str,
     /// Their arguments behind x, which tell them the weight.
     pub(crate) weight: Vec<Arg<'static>>,
-    /// Cycles of a multiprocessor that decoding an element takes beyond those that hide behind what comes from L2.
-    pub(crate) cost: f64,
+    /// What decoding costs.
+    pub(crate) cost: Cost,
 }
 
-/// What decoding a whole matrix first costs, in cycles: a launch, and 2.5 bytes an element (4-bit blocks; others have up to half a byte
-/// more) that pass through memory at 14 bytes a cycle and multiprocessor (3.35 TB/s, 132 of them at 1.75 GHz). The product reads it
-/// from there again, which its own model has.
-fn decoding(elements: usize) -> f64 {
-    4000.0 + elements as f64 * 2.5 / (14.0 * Machine::NOMINAL.multiprocessors as f64)
+/// Cycles of a multiprocessor that decoding an element as it is multiplied takes beyond those that hide behind the product.
+#[derive(Clone, Copy)]
+pub(crate) struct Cost {
+    /// On tensor cores, behind what comes from L2.
+    pub(crate) cores: f64,
+    /// On plain ones, behind what is read from shared memory.
+    pub(crate) plain: f64,
+}
+
+/// What decoding a whole matrix first costs, in cycles: a launch, and `bytes` an element that pass through memory at 14 bytes a cycle and
+/// multiprocessor (3.35 TB/s, 132 of them at 1.75 GHz): half a byte of 4-bit blocks (others have up to half a byte more), and the
+/// result. The product reads it from there again, which its own model has.
+fn decoding(elements: usize, bytes: f64) -> f64 {
+    4000.0 + elements as f64 * bytes / (14.0 * Machine::NOMINAL.multiprocessors as f64)
 }
 
 /// The plan of a product that decodes as it goes, if by the model that takes no longer than decoding first. Such a product
@@ -38,10 +50,26 @@ fn plan(sizes: Sizes, cost: f64) -> Option<Plan> {
     let machine = Machine::NOMINAL;
     let dense = Sizes { aligned: true, ..sizes };
     let (fused, first) = (machine.plan(&sizes), machine.plan(&dense));
-    let apart = machine.cycles(&dense, first) + decoding(sizes.n * sizes.k);
+    let apart = machine.cycles(&dense, first) + decoding(sizes.n * sizes.k, 2.5);
     let decoded = sizes.n * sizes.k * sizes.m.div_ceil(fused.tile.rows());
     let at_once = machine.cycles(&sizes, fused) + decoded as f64 * cost / machine.multiprocessors as f64;
     (at_once <= apart).then_some(fused)
+}
+
+/// Whether a product in f32 that decodes as it goes takes no longer by the model than decoding first. Both make the same tiles, and
+/// multiply alike; so what tells is what a multiprocessor decodes for all of its tiles, at `cost` an element.
+fn is_plain_faster(sizes: Sizes, cost: f64) -> bool {
+    let tiles = sizes.m.div_ceil(PLAIN_SIDE) * sizes.n.div_ceil(PLAIN_SIDE);
+    let decoded = tiles.div_ceil(Machine::NOMINAL.multiprocessors) * PLAIN_SIDE * sizes.k;
+    decoded as f64 * cost <= decoding(sizes.n * sizes.k, 4.5)
+}
+
+/// How a product that decodes as it goes is made.
+enum Way {
+    /// On tensor cores, by this plan.
+    Cores(Plan),
+    /// On plain cores.
+    Plain,
 }
 
 /// A product with a weight as it lies.
@@ -50,7 +78,7 @@ pub(crate) struct Fused<'a> {
     weight: Decoded,
     direction: Direction,
     sizes: Sizes,
-    plan: Plan,
+    way: Way,
 }
 
 impl<'a> Fused<'a> {
@@ -67,13 +95,19 @@ impl<'a> Fused<'a> {
         let ([rows, width], (m, k)) = (weight.shape(), x.dims2("linear")?);
         let n = if direction == Direction::Forward { rows } else { width };
         let sizes = Sizes { batches: 1, m, n, k, aligned: false };
-        let types = matches!(x.dtype(), DType::BF16 | DType::F16) && [DType::F32, x.dtype()].contains(&out.dtype());
+        let halves = matches!(x.dtype(), DType::BF16 | DType::F16) && comes_in_chunks(x)?;
+        // Few rows have another order on the CPU, and in TF32 tensor cores multiply what is decoded first.
+        let plain = x.dtype() == DType::F32 && m > FEW_ROWS && !x.device().allows_tf32();
         let whole = width.is_multiple_of(GROUP) && m > 0 && n > 0 && k > 0;
-        if !types || !whole || !comes_in_chunks(x)? {
+        if !(halves || plain) || ![DType::F32, x.dtype()].contains(&out.dtype()) || !whole {
             return Ok(None);
         }
         let Some(weight) = weight.decoded()? else { return Ok(None) };
-        Ok(plan(sizes, weight.cost).map(|plan| Fused { x, weight, direction, sizes, plan }))
+        let way = match plain {
+            true => is_plain_faster(sizes, weight.cost.plain).then_some(Way::Plain),
+            false => plan(sizes, weight.cost.cores).map(Way::Cores),
+        };
+        Ok(way.map(|way| Fused { x, weight, direction, sizes, way }))
     }
 
     /// Starts it.
@@ -85,9 +119,12 @@ impl<'a> Fused<'a> {
         let mut operands = vec![cuda::read(self.x)?, row, column];
         operands.extend_from_slice(&self.weight.weight);
         operands.push(Arg::U32((self.direction == Direction::Backward).into()));
-        let (module, sizes, plan) = (self.weight.module, self.sizes, self.plan);
+        let (module, sizes, target) = (self.weight.module, self.sizes, &Target::new(out, 0, epilogue)?);
         let (entry, operands) = (&format!("{module}_{}", self.x.dtype()), &operands[..]);
-        Tiles { module, entry, operands, sizes, plan }.run(cuda, &Target::new(out, 0, epilogue)?)
+        match self.way {
+            Way::Cores(plan) => Tiles { module, entry, operands, sizes, plan }.run(cuda, target),
+            Way::Plain => PlainTiles { module, entry, operands, sizes }.run(cuda, target),
+        }
     }
 }
 

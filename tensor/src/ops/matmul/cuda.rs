@@ -1,14 +1,12 @@
 //! Products on CUDA devices: which kernel of `cuda/kernels/matmul.cu` takes which, and how it is started.
 
 use super::plan::{Machine, Plan, Sizes, Tile};
-use super::tiles::{Target, Tiles, comes_in_chunks, strides};
+use super::tiles::{PlainTiles, Target, Tiles, comes_in_chunks, strides};
 use super::{Epilogue, Freedom, LowRank, MatmulArgs};
 use crate::cpu::gemm::{Accumulate, FEW_ROWS};
 use crate::cuda::{self, Arg, Cuda, View};
 use crate::{DType, Error, Result, Tensor};
 
-/// Rows and columns of a block of `matmul_plain`.
-const SIDE: usize = 64;
 /// A matrix b of f32 that bf16 rows meet is rounded as it is loaded, once for each 64 rows of a. Beyond this many rows, and columns of
 /// its own, it is rounded once, before: 6 bytes an element then, not 4 for each 64 rows.
 const ROUND_FROM: (usize, usize) = (129, 65);
@@ -124,13 +122,13 @@ impl<'a> Product<'a> {
             let plan = plan.unwrap_or_else(|| Machine::NOMINAL.plan(&self.sizes));
             return self.by_plan(cuda, &types, &operands, plan);
         }
-        let args = self.target.args(&operands, &[], &self.sizes, &[])?;
-        let out = self.target.dtype;
+        let (module, operands, sizes, out) = ("matmul", &operands[..], self.sizes, self.target.dtype);
         if self.takes_few_rows() {
-            return cuda::over_rows(cuda, "matmul", &format!("matmul_rows_{types}_{out}"), batches * m * n, &args);
+            let (entry, args) = (format!("matmul_rows_{types}_{out}"), self.target.args(operands, &[], &sizes, &[])?);
+            return cuda::over_rows(cuda, module, &entry, batches * m * n, &args);
         }
-        let blocks = batches * m.div_ceil(SIDE) * n.div_ceil(SIDE);
-        cuda::start(cuda, "matmul", &format!("matmul_plain_{types}_{out}"), blocks, cuda::THREADS, &args)
+        let entry = &format!("matmul_plain_{types}_{out}");
+        PlainTiles { module, entry, operands, sizes }.run(cuda, &self.target)
     }
 
     fn by_plan(&self, cuda: &Cuda, types: &str, operands: &[Arg<'_>], plan: Plan) -> Result<()> {
