@@ -91,10 +91,10 @@ INLINE void multiply(const Product<T>& p, const W& w, bool backward, const gemm:
 
 // ---- Plain cores.
 
-// Steps of a tile: each thread decodes one group of it. A line, groups of four neighbouring threads, is as many elements of a row
-// of W, so that the rows of a warp are stored to all banks.
-constexpr u32 LINE = 4, PLAIN_DEPTH = LINE * GROUP;
-static_assert(PLAIN_DEPTH * plain::SIDE == THREADS * GROUP, "a group a thread");
+// Each thread decodes one group of a tile. Groups of a line, of neighbouring threads, are as many elements of a row of W as a tile is
+// deep, so that the rows of a warp are stored to all banks.
+constexpr u32 LINE = plain::DEPTH / GROUP;
+static_assert(plain::DEPTH * plain::SIDE == THREADS * GROUP, "a group a thread");
 
 // The source of tiles of b, as plain.cuh has them. What a group is made of is loaded a tile ahead.
 template <typename W> struct Plain {
@@ -111,15 +111,15 @@ template <typename W> struct Plain {
 
     static INLINE gemm::Start start(bool across) {
         u32 line = threadIdx.x / LINE, at = threadIdx.x % LINE * GROUP;
-        return across ? gemm::Start{line / PLAIN_DEPTH * PLAIN_DEPTH + at, line % PLAIN_DEPTH} : gemm::Start{line, at};
+        return across ? gemm::Start{line / plain::DEPTH * plain::DEPTH + at, line % plain::DEPTH} : gemm::Start{line, at};
     }
 
-    INLINE void load(plain::Tile<PLAIN_DEPTH>& tile, u32 k, u32 end) {
+    INLINE void load(plain::Tile& tile, u32 k, u32 end) {
         f32 values[GROUP];
         w.decode(held, across ? side : k + depth, values);
 #pragma unroll
         for (u32 e = 0; e < GROUP; e++) tile.at[across ? depth : depth + e][across ? i + e : i] = values[e];
-        held = fetch(w, across, side, k + PLAIN_DEPTH + depth, end);
+        held = fetch(w, across, side, k + plain::DEPTH + depth, end);
     }
 };
 
@@ -130,7 +130,7 @@ INLINE void multiply(const plain::Product<f32>& p, const gemm::Matrix<f32>& x, c
     gemm::Place place = gemm::place_of_block<plain::Shape>(1, p.m, p.n);
     plain::Dense<f32> left = {x, place.row};
     Plain<W> right(w, place.column, backward, p.k);
-    plain::multiply<PLAIN_DEPTH>(p, left, right, epilogue, place);
+    plain::multiply(p, left, right, epilogue, place);
 }
 
 }  // namespace decoded

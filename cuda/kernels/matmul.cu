@@ -171,9 +171,6 @@ FLOATS(SUM)
 
 // ---- Entry points.
 
-// Steps of a tile of matmul_plain.
-constexpr u32 PLAIN_DEPTH = 16;
-
 // The operands of a batch, and what else every kernel makes of its arguments.
 #define OPERANDS(BATCH)                                                                                               \
     Matrix<A> left = {a + a_batch.offset(BATCH), a_m, a_k, m};                                                        \
@@ -211,7 +208,7 @@ constexpr u32 PLAIN_DEPTH = 16;
         plain::Dense<A> rows = {left, place.row};                                                                     \
         plain::Dense<B> columns = {right, place.column};                                                              \
         plain::Product<C_> product = {out + place.batch * m * out_m, out_m, m, n, k};                                 \
-        plain::multiply<PLAIN_DEPTH>(product, rows, columns, epilogue, place);                                        \
+        plain::multiply(product, rows, columns, epilogue, place);                                                     \
     }
 
 #define ROWS(A_, B_, C_)                                                                                              \

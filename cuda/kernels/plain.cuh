@@ -14,9 +14,11 @@ using Shape = gemm::Shape<SIDE, SIDE, SIDE, SIDE, 1>;
 // The CPU adds up chains of this many fused steps.
 constexpr u32 CHAIN = 256;
 
-// Steps along k of SIDE rows (or columns).
-template <u32 DEPTH> struct Tile {
-    static_assert(CHAIN % DEPTH == 0, "a chain ends with a tile");
+// Steps along k of a tile: a chain ends with one, and a warp that reads along k stores to all banks.
+constexpr u32 DEPTH = 32;
+
+// DEPTH steps along k of SIDE rows (or columns).
+struct Tile {
     // One column of padding: tiles that are read along k are stored across it.
     f32 at[DEPTH][SIDE + 1];
 };
@@ -27,7 +29,7 @@ template <typename T> struct Dense {
     const gemm::Matrix<T> x;
     const u32 first;
 
-    template <u32 DEPTH> INLINE void load(Tile<DEPTH>& tile, u32 k, u32 end) const {
+    INLINE void load(Tile& tile, u32 k, u32 end) const {
         bool along = x.along <= x.outer;
 #pragma unroll
         for (u32 part = 0; part < SIDE * DEPTH; part += THREADS) {
@@ -40,13 +42,13 @@ template <typename T> struct Dense {
 };
 
 // The operands' tiles of a block of threads.
-template <u32 DEPTH> struct Tiles {
-    Tile<DEPTH> a, b;
+struct Tiles {
+    Tile a, b;
 };
 
 // sums = sums + factor a b, chain by chain; while `empty` there is nothing in sums yet.
-template <u32 DEPTH, typename A, typename B>
-INLINE void add_chains(f32 (&sums)[4][4], bool& empty, Tiles<DEPTH>& tiles, A& a, B& b, u32 k, f32 factor) {
+template <typename A, typename B>
+INLINE void add_chains(f32 (&sums)[4][4], bool& empty, Tiles& tiles, A& a, B& b, u32 k, f32 factor) {
     u32 x = threadIdx.x % 16, y = threadIdx.x / 16;
 #pragma unroll 1
     for (u32 chain_first = 0; chain_first < k; chain_first += CHAIN) {
@@ -88,9 +90,9 @@ template <typename C> struct Product {
 };
 
 // The tile of a block of threads: out = alpha a b + scale u v^T + bias + out.
-template <u32 DEPTH, typename A, typename B, typename C>
+template <typename A, typename B, typename C>
 INLINE void multiply(const Product<C>& p, A& a, B& b, const gemm::Epilogue& e, const gemm::Place& place) {
-    __shared__ Tiles<DEPTH> tiles;
+    __shared__ Tiles tiles;
     u32 row = place.row + threadIdx.x / 16, column = place.column + threadIdx.x % 16;
     // What is in f32 is added to chain by chain; the 16-bit types get the whole sum.
     bool in_place = e.accumulate && sizeof(C) == sizeof(f32), empty = !in_place;

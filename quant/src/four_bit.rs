@@ -1,7 +1,7 @@
 //! Matrices of NF4 or FP4 blocks, with scales in f32 or quantised once more.
 
 use crate::decode::{DecodeRows, aligned};
-use crate::fused::{Cost, Decoded};
+use crate::fused::Decoded;
 use crate::matvec::Matvec;
 use crate::panels::{RowPanels, Rows};
 use crate::weight::Direction;
@@ -267,8 +267,7 @@ impl DecodeRows for FourBit {
         // A group is a whole word of codes.
         let aligned = matches!(cuda::read(&self.codes)?, Arg::Pointer(address) if address % 4 == 0);
         let weight = self.decode_args()?.to_vec();
-        let cost = Cost { cores: 0.0, plain: 0.1 };
-        Ok(aligned.then_some(Decoded { module: "matmul_4bit", weight, cost }))
+        Ok(aligned.then_some(Decoded { module: "matmul_4bit", weight, cost: 0.0 }))
     }
 }
 

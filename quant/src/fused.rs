@@ -1,13 +1,11 @@
 //! Products with weights in blocks on CUDA devices, decoded in shared memory as they are multiplied (`cuda/kernels/decoded.cuh`):
-//! for as many rows as that pays for. In 16 bits on tensor cores, in f32 on plain ones, with the CPU's bits.
+//! in 16 bits on tensor cores, for as many rows as that pays for; in f32 on plain ones, for any, with the CPU's bits.
 
 use crate::decode::DecodeRows;
 use crate::weight::Direction;
 use kinglet_tensor::cpu::gemm::FEW_ROWS;
 use kinglet_tensor::cuda::{self, Arg, Cuda};
-use kinglet_tensor::kernels::{
-    Epilogue, Machine, PLAIN_SIDE, Plan, PlainTiles, Sizes, Target, Tiles, comes_in_chunks,
-};
+use kinglet_tensor::kernels::{Epilogue, Machine, PlainTiles, Plan, Sizes, Target, Tiles, comes_in_chunks};
 use kinglet_tensor::{DType, Result, Tensor, TensorMut};
 
 /// Elements of a row that a thread of the kernels decodes at once: of one block.
@@ -19,24 +17,15 @@ pub(crate) struct Decoded {
     pub(crate) module: &'static str,
     /// Their arguments behind x, which tell them the weight.
     pub(crate) weight: Vec<Arg<'static>>,
-    /// What decoding costs.
-    pub(crate) cost: Cost,
+    /// Cycles of a multiprocessor that decoding an element for tensor cores takes beyond those that hide behind what comes from L2.
+    pub(crate) cost: f64,
 }
 
-/// Cycles of a multiprocessor that decoding an element as it is multiplied takes beyond those that hide behind the product.
-#[derive(Clone, Copy)]
-pub(crate) struct Cost {
-    /// On tensor cores, behind what comes from L2.
-    pub(crate) cores: f64,
-    /// On plain ones, behind what is read from shared memory.
-    pub(crate) plain: f64,
-}
-
-/// What decoding a whole matrix first costs, in cycles: a launch, and `bytes` an element that pass through memory at 14 bytes a cycle and
-/// multiprocessor (3.35 TB/s, 132 of them at 1.75 GHz): half a byte of 4-bit blocks (others have up to half a byte more), and the
-/// result. The product reads it from there again, which its own model has.
-fn decoding(elements: usize, bytes: f64) -> f64 {
-    4000.0 + elements as f64 * bytes / (14.0 * Machine::NOMINAL.multiprocessors as f64)
+/// What decoding a whole matrix first costs, in cycles: a launch, and 2.5 bytes an element (4-bit blocks; others have up to half a byte
+/// more) that pass through memory at 14 bytes a cycle and multiprocessor (3.35 TB/s, 132 of them at 1.75 GHz). The product reads it
+/// from there again, which its own model has.
+fn decoding(elements: usize) -> f64 {
+    4000.0 + elements as f64 * 2.5 / (14.0 * Machine::NOMINAL.multiprocessors as f64)
 }
 
 /// The plan of a product that decodes as it goes, if by the model that takes no longer than decoding first. Such a product
@@ -50,25 +39,20 @@ fn plan(sizes: Sizes, cost: f64) -> Option<Plan> {
     let machine = Machine::NOMINAL;
     let dense = Sizes { aligned: true, ..sizes };
     let (fused, first) = (machine.plan(&sizes), machine.plan(&dense));
-    let apart = machine.cycles(&dense, first) + decoding(sizes.n * sizes.k, 2.5);
+    let apart = machine.cycles(&dense, first) + decoding(sizes.n * sizes.k);
     let decoded = sizes.n * sizes.k * sizes.m.div_ceil(fused.tile.rows());
     let at_once = machine.cycles(&sizes, fused) + decoded as f64 * cost / machine.multiprocessors as f64;
     (at_once <= apart).then_some(fused)
-}
-
-/// Whether a product in f32 that decodes as it goes takes no longer by the model than decoding first. Both make the same tiles, and
-/// multiply alike; so what tells is what a multiprocessor decodes for all of its tiles, at `cost` an element.
-fn is_plain_faster(sizes: Sizes, cost: f64) -> bool {
-    let tiles = sizes.m.div_ceil(PLAIN_SIDE) * sizes.n.div_ceil(PLAIN_SIDE);
-    let decoded = tiles.div_ceil(Machine::NOMINAL.multiprocessors) * PLAIN_SIDE * sizes.k;
-    decoded as f64 * cost <= decoding(sizes.n * sizes.k, 4.5)
 }
 
 /// How a product that decodes as it goes is made.
 enum Way {
     /// On tensor cores, by this plan.
     Cores(Plan),
-    /// On plain cores.
+    /// On plain cores. By the model of above that is never slower than decoding first, however many rows there are: both make tiles of
+    /// 64 x 64, of whose stages the virtual GPU counts 2180 passes through shared memory, one a cycle, and 8900 to 9100 instructions of
+    /// a warp with a dense matrix, 8700 with 4-bit blocks, 9100 to 9700 with ggml's, at four a cycle, of which the assembler drops a
+    /// quarter. So decoding hides behind shared memory.
     Plain,
 }
 
@@ -104,8 +88,8 @@ impl<'a> Fused<'a> {
         }
         let Some(weight) = weight.decoded()? else { return Ok(None) };
         let way = match plain {
-            true => is_plain_faster(sizes, weight.cost.plain).then_some(Way::Plain),
-            false => plan(sizes, weight.cost.cores).map(Way::Cores),
+            true => Some(Way::Plain),
+            false => plan(sizes, weight.cost).map(Way::Cores),
         };
         Ok(way.map(|way| Fused { x, weight, direction, sizes, way }))
     }

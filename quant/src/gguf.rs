@@ -2,7 +2,7 @@
 
 use crate::decode::{DecodeRows, aligned, type_code};
 use crate::four_bit::decode_chunks;
-use crate::fused::{Cost, Decoded, GROUP};
+use crate::fused::{Decoded, GROUP};
 use crate::matvec::Matvec;
 use crate::panels::{RowPanels, Rows};
 use crate::weight::Direction;
@@ -229,7 +229,7 @@ impl DecodeRows for GgufMatrix {
             return Ok(None);
         }
         let weight = vec![cuda::read(&self.blocks)?, Arg::U32(self.format as u32), self.order.head_dim()?];
-        Ok(Some(Decoded { module: "matmul_gguf", weight, cost: Cost { cores: 0.1, plain: 0.1 } }))
+        Ok(Some(Decoded { module: "matmul_gguf", weight, cost: 0.1 }))
     }
 }
 

@@ -26,7 +26,7 @@ pub use crate::ops::linear_cross_entropy::{
     LINEAR_CROSS_ENTROPY, LOGITS, LinearCrossEntropyArgs, LogitsArgs, Room, TermGradientsMut,
 };
 pub use crate::ops::matmul::{
-    Epilogue, Freedom, LowRank, MATMUL, Machine, MatmulArgs, PLAIN_SIDE, Plan, PlainTiles, Sizes, Target, Tile, Tiles,
+    Epilogue, Freedom, LowRank, MATMUL, Machine, MatmulArgs, PlainTiles, Plan, Sizes, Target, Tile, Tiles,
     comes_in_chunks,
 };
 pub use crate::ops::random::{Distribution, RANDOM, RandomArgs};

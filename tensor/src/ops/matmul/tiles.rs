@@ -69,7 +69,7 @@ impl Tiles<'_> {
 }
 
 /// Rows and columns of a tile on plain cores.
-pub const PLAIN_SIDE: usize = 64;
+const PLAIN_SIDE: usize = 64;
 
 /// A product in f32 on plain cores, in the CPU's order: a kernel whose arguments are its operands, and then those that
 /// `cuda/kernels/matmul.cu` names from `out` to `k`.
