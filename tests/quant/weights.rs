@@ -211,13 +211,13 @@ fn operands_that_are_no_matrices_are_errors() {
 
         let (a, b) = (var(&[2, 4]), var(&[5, 2]));
         let layer = Arc::new(Weight::Dense(var(&[5, 4]).value().clone()));
-        let adapted = |x, weight, second: &Lora<'_>| linear_lora(x, weight, None, &[adapter(&a, &b), second.clone()]);
-        assert!(adapted(&x, &layer, &adapter(&a, &b)).is_ok());
-        assert!(adapted(&x, &weight, &adapter(&a, &b)).unwrap_err().is_shape());
-        assert!(adapted(&odd, &layer, &adapter(&a, &b)).unwrap_err().is_shape());
-        assert!(adapted(&x, &layer, &adapter(&odd, &b)).unwrap_err().is_shape());
-        assert!(adapted(&x, &layer, &adapter(&a, &odd)).unwrap_err().is_shape());
-        assert!(adapted(&x, &layer, &adapter(&var(&[3, 4]), &b)).unwrap_err().is_shape(), "ranks differ");
+        let adapted = |x, weight, second| linear_lora(x, weight, None, &[adapter(&a, &b), second]);
+        assert!(adapted(&x, &layer, adapter(&a, &b)).is_ok());
+        assert!(adapted(&x, &weight, adapter(&a, &b)).unwrap_err().is_shape());
+        assert!(adapted(&odd, &layer, adapter(&a, &b)).unwrap_err().is_shape());
+        assert!(adapted(&x, &layer, adapter(&odd, &b)).unwrap_err().is_shape());
+        assert!(adapted(&x, &layer, adapter(&a, &odd)).unwrap_err().is_shape());
+        assert!(adapted(&x, &layer, adapter(&var(&[3, 4]), &b)).unwrap_err().is_shape(), "ranks differ");
     }
 }
 
