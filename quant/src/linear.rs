@@ -95,7 +95,7 @@ pub fn linear_lora<'t>(
         return linear(x, weight, bias);
     }
     check_shapes(x, weight, adapters)?;
-    let kinds: Kinds = adapters.iter().map(|Lora { scale, dropout, .. }| (*scale, *dropout)).collect();
+    let kinds: Vec<Kind> = adapters.iter().map(|Lora { scale, dropout, .. }| (*scale, *dropout)).collect();
     let parts = join(&kinds, |i| Ok((adapters[i].a.value(), adapters[i].b.value())))?;
     let u = narrow(x.value(), &parts)?;
     let (v, scale) = widening(&parts)?;
@@ -112,7 +112,7 @@ pub fn linear_lora<'t>(
     // columns side by side, and dx has the sum of their terms.
     x.tape().record("linear", &inputs, y).save(saved).rule(move |dy, saved, sink| {
         let (x, u) = (saved.tensor(0)?, saved.tensor(behind)?);
-        let kinds = saved.handle::<Kinds>(behind + 2)?;
+        let kinds = saved.handle::<Vec<Kind>>(behind + 2)?;
         let parts = join(kinds, |i| Ok((saved.tensor(1 + 2 * i)?, saved.tensor(2 + 2 * i)?)))?;
         if biased {
             sink.add(behind, dy.clone())?;
@@ -120,7 +120,8 @@ pub fn linear_lora<'t>(
         let dyt = dy.transpose(0, 1)?;
         for (i, part) in parts.iter().enumerate() {
             if let Some(db) = sink.dest(2 + 2 * i)? {
-                part.of(u)?.matmul_into(&dyt, Direction::Backward, db, Accumulate::Add, part.scale)?;
+                let u = Weight::Dense(part.columns(u)?);
+                u.matmul_into(&dyt, Direction::Backward, db, Accumulate::Add, part.scale)?;
             }
         }
         let (v, scale) = widening(&parts)?;
@@ -153,8 +154,8 @@ fn forward(x: &Tensor, weight: &Weight, bias: Option<&Var<'_>>, low_rank: Option
     Ok(y.finish())
 }
 
-/// Scale and dropout of each adapter.
-type Kinds = Vec<(f32, Option<(f32, Key)>)>;
+/// Scale and dropout of an adapter.
+type Kind = (f32, Option<(f32, Key)>);
 
 /// One of the adapters of a layer. Joined they are one product of narrow matrices, u vᵀ: u = [u₁ u₂ ..] with their own inputs' u,
 /// and v = [s₁ B₁ s₂ B₂ ..].
@@ -172,15 +173,10 @@ impl Part {
     fn columns(&self, all: &Tensor) -> Result<Tensor> {
         all.narrow(1, self.ranks.start, self.ranks.len())
     }
-
-    /// The same as an operand.
-    fn of(&self, all: &Tensor) -> Result<Weight> {
-        self.columns(all).map(Weight::Dense)
-    }
 }
 
 /// The adapters of the given kinds side by side, whose A and B are `factors(i)`.
-fn join<'a>(kinds: &Kinds, factors: impl Fn(usize) -> Result<(&'a Tensor, &'a Tensor)>) -> Result<Vec<Part>> {
+fn join<'a>(kinds: &[Kind], factors: impl Fn(usize) -> Result<(&'a Tensor, &'a Tensor)>) -> Result<Vec<Part>> {
     let mut first = 0;
     let part = |(i, &(scale, dropout))| {
         let (a, b) = factors(i)?;
