@@ -30,12 +30,12 @@ pub(super) fn matmul_cuda(cuda: &Cuda, mut args: MatmulArgs<'_>) -> Result<()> {
     Product::new(&MatmulArgs { b, ..args })?.run(cuda, freedom, plan)
 }
 
-/// Whether the low-rank term would be a product of few rows on the CPU and the main one not, or the other way round: then they
-/// are two in f32, to have the CPU's bits.
+/// Whether the main product is one of few rows on the CPU and the low-rank term behind it is not: then they are two in f32, to have
+/// the CPU's bits. Behind any other product the term is added up as that is.
 fn parts_ways(args: &MatmulArgs<'_>, low_rank: &LowRank<'_>) -> bool {
     let few = args.out.shape().iter().rev().nth(1).is_some_and(|&m| m <= FEW_ROWS);
     let along = |x: &Tensor, d: usize| x.layout().strides()[d] == 1;
-    few && args.out.dtype() == DType::F32 && along(args.b, args.b.rank() - 2) != along(low_rank.v, 1)
+    few && args.out.dtype() == DType::F32 && along(args.b, args.b.rank() - 2) && !along(low_rank.v, 1)
 }
 
 /// b in bf16, when that is worth a pass of its own.
