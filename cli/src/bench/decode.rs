@@ -7,7 +7,7 @@ use crate::bench::measure::{self, DecodeJob, Job, model_name};
 use crate::bench::process::{self, Answer, Process};
 use crate::bench::pytorch::Pytorch;
 use crate::bench::report::{Report, Row};
-use crate::bench::{machine, threads};
+use crate::bench::{check_model, machine, threads};
 use crate::console::note;
 use crate::device::{self, Choice};
 use kinglet_tensor::{Error, Result};
@@ -62,9 +62,7 @@ pub(crate) fn run(args: &DecodeArgs, stop: &AtomicBool) -> Result<()> {
     if args.prompt_tokens == 0 || args.new_tokens < 2 {
         return Err(Error::invalid("--prompt-tokens must be at least 1, --new-tokens at least 2"));
     }
-    if !args.model.exists() {
-        return Err(Error::invalid(format!("--model {}: is not there", args.model.display())));
-    }
+    check_model(&args.model)?;
     let device = device::open(&Choice { threads: args.common.threads, ..Choice::default() })?;
     let threads = threads(&device)?;
     let mut notes = Vec::new();
@@ -121,7 +119,9 @@ fn peers<'a>(
             peers.push(Peer::LlamaPython(pytorch));
             return Ok(peers);
         }
-        None => "there is no llama-bench on PATH and no llama-cpp-python in the environment: scripts/setup-pytorch --llama-cpp",
+        None => {
+            "there is no llama-bench on PATH and no llama-cpp-python in the environment: scripts/setup-pytorch --llama-cpp"
+        }
     };
     let text = format!("llama.cpp is skipped: {skipped}");
     note(&text);
@@ -211,7 +211,8 @@ fn llama_bench(job: &DecodeJob, stop: &AtomicBool) -> Result<Value> {
     command.arg("-m").arg(&job.model).args(["-p", &number(job.prompt_tokens), "-n", &number(job.new_tokens)]);
     command.args(["-t", &number(job.threads), "-r", "3", "-o", "json"]);
     let (text, peak) = process::run(LLAMA_BENCH, &mut command, stop)?;
-    llama_answer(&text, peak).ok_or_else(|| Error::invalid(format!("{LLAMA_BENCH}: printed what is no result of two tests")))
+    llama_answer(&text, peak)
+        .ok_or_else(|| Error::invalid(format!("{LLAMA_BENCH}: printed what is no result of two tests")))
 }
 
 /// The figures in llama-bench's JSON: a test of the prompt and one of new tokens.
@@ -236,7 +237,10 @@ mod tests {
     fn llama_benchs_json_is_read() {
         let text = r#"[{"n_prompt": 512, "n_gen": 0, "avg_ts": 504.5}, {"n_prompt": 0, "n_gen": 64, "avg_ts": 222.0}]"#;
         let answer = llama_answer(text, Some(200.0)).unwrap();
-        assert_eq!((answer["prefill_tokens_per_second"].as_f64(), answer["decode_tokens_per_second"].as_f64()), (Some(504.5), Some(222.0)));
+        assert_eq!(
+            (answer["prefill_tokens_per_second"].as_f64(), answer["decode_tokens_per_second"].as_f64()),
+            (Some(504.5), Some(222.0))
+        );
         assert_eq!(llama_answer("[]", None), None);
         assert_eq!(llama_answer("no model", None), None);
     }

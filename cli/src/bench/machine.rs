@@ -104,7 +104,11 @@ pub(crate) fn reset_peak() {
 }
 
 /// Peaks as JSON, in units that a reader knows.
-pub(crate) fn peaks(f32_flops: f64, bf16_flops: Option<f64>, bandwidth: &kinglet_tensor::cpu::peak::Bandwidth) -> Value {
+pub(crate) fn peaks(
+    f32_flops: f64,
+    bf16_flops: Option<f64>,
+    bandwidth: &kinglet_tensor::cpu::peak::Bandwidth,
+) -> Value {
     let giga = |x: f64| (x / 1e8).round() / 10.0;
     json!({
         "f32_gflops": giga(f32_flops),

@@ -15,7 +15,8 @@ mod step;
 
 use crate::bench::args::{BenchArgs, What};
 use crate::signals::Caught;
-use kinglet_tensor::{Device, Result};
+use kinglet_tensor::{Device, Error, Result};
+use std::path::Path;
 
 /// # Errors
 /// When the input is at fault.
@@ -33,6 +34,14 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
     };
     caught.end_if_asked()?;
     done
+}
+
+/// Says of a model that is not there so, before anything is measured.
+fn check_model(path: &Path) -> Result<()> {
+    if path.exists() {
+        return Ok(());
+    }
+    Err(Error::invalid(format!("--model {}: is not there: give a Hugging Face folder or a .gguf file", path.display())))
 }
 
 /// The threads of a CPU device.

@@ -45,6 +45,7 @@ pub(crate) fn run(args: &OpArgs, stop: &AtomicBool) -> Result<()> {
         device: &device,
         peaks: Peaks::new(cpu, if args.quick { SHORT_STREAM } else { STREAM }),
         worker: pytorch.as_ref().map(Pytorch::start).transpose()?,
+        tuned: pytorch.as_ref().map_or("", |pytorch| pytorch.tuned_column),
         threads,
         rounds,
         seconds: if args.quick { 0.01 } else { 0.3 },
@@ -65,6 +66,8 @@ struct Bench<'a> {
     device: &'a Device,
     peaks: Peaks<'a>,
     worker: Option<Process>,
+    /// The name of PyTorch's tuned column.
+    tuned: &'static str,
     threads: usize,
     rounds: usize,
     /// How long each side is timed in a round.
@@ -78,7 +81,7 @@ impl Bench<'_> {
         let work = job.work();
         let mut ours = prepare(job, self.device)?;
         let mut row = Row { job: job.name(), unit: work.unit(), ours: vec![], shares: vec![], peers: vec![] };
-        let mut modes = if self.worker.is_some() { modes(job).to_vec() } else { Vec::new() };
+        let mut modes = if self.worker.is_some() { modes(job, self.tuned) } else { Vec::new() };
         row.peers = modes.iter().map(|(_, column)| (*column, Vec::new())).collect();
         for _ in 0..self.rounds {
             let peak = self.peaks.of(job, work);
@@ -134,11 +137,11 @@ impl Bench<'_> {
 }
 
 /// PyTorch's settings for a job, with their columns: the tuned one changes products of f32 alone.
-fn modes(job: &Job) -> &'static [(&'static str, &'static str)] {
+fn modes(job: &Job, tuned: &'static str) -> Vec<(&'static str, &'static str)> {
     let has_products = matches!(job.op, OpName::Gemm | OpName::Attention | OpName::CrossEntropy);
     match has_products && job.dtype == Dtype::F32 {
-        true => &[("default", "PyTorch"), ("tuned", "PyTorch tuned")],
-        false => &[("default", "PyTorch")],
+        true => vec![("default", "PyTorch"), ("tuned", tuned)],
+        false => vec![("default", "PyTorch")],
     }
 }
 
@@ -165,8 +168,7 @@ struct Peaks<'a> {
 
 impl<'a> Peaks<'a> {
     fn new(cpu: &'a Cpu, stream: usize) -> Self {
-        let mut peaks =
-            Peaks { cpu, streams: Streams::new(cpu, stream), f32: vec![], bf16: vec![], bandwidth: vec![] };
+        let mut peaks = Peaks { cpu, streams: Streams::new(cpu, stream), f32: vec![], bf16: vec![], bandwidth: vec![] };
         // Each at least once, for the report.
         peaks.f32.push(peak::f32_flops(cpu));
         peaks.bf16.extend(peak::bf16_flops(cpu));

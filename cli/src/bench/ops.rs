@@ -156,8 +156,7 @@ fn rms_norm(make: &Inputs<'_>, rows: usize, width: usize) -> Result<Prepared> {
 fn rope(make: &Inputs<'_>, tokens: usize, heads: usize, width: usize) -> Result<Prepared> {
     let (x, dy) = (make.normal(&[tokens, heads, width], 0)?, make.normal(&[tokens, heads, width], 1)?);
     let positions = Tensor::from_vec((0..tokens as i32).collect(), &[tokens], make.device)?;
-    let frequencies: Vec<f32> =
-        (0..width / 2).map(|i| 10_000f32.powf(-2.0 * i as f32 / width as f32)).collect();
+    let frequencies: Vec<f32> = (0..width / 2).map(|i| 10_000f32.powf(-2.0 * i as f32 / width as f32)).collect();
     let (cos, sin) = ops::rope_table(&positions, &frequencies, 1.0)?;
     Ok(Box::new(move || {
         ops::rope(&x, &cos, &sin)?;

@@ -20,8 +20,10 @@ pub(crate) struct Pytorch {
     threads: usize,
     /// Versions of what it has, by name.
     pub(crate) versions: Value,
-    /// What the tuned column computes in, for the notes.
+    /// What the tuned setting computes in, for the notes.
     pub(crate) tuned: String,
+    /// The name of its column.
+    pub(crate) tuned_column: &'static str,
 }
 
 impl Pytorch {
@@ -29,7 +31,12 @@ impl Pytorch {
     ///
     /// # Errors
     /// When what was asked for is not there, or does not work.
-    pub(crate) fn find(options: &Common, threads: usize, notes: &mut Vec<String>, stop: &AtomicBool) -> Result<Option<Self>> {
+    pub(crate) fn find(
+        options: &Common,
+        threads: usize,
+        notes: &mut Vec<String>,
+        stop: &AtomicBool,
+    ) -> Result<Option<Self>> {
         if options.no_peers {
             return Ok(None);
         }
@@ -40,8 +47,8 @@ impl Pytorch {
         } else if !worker.exists() {
             format!("{}: is not there: run kinglet in its repository, or give --scripts", worker.display())
         } else {
-            let mut found =
-                Pytorch { python, worker, threads, versions: Value::Null, tuned: String::new() };
+            let (versions, tuned) = (Value::Null, String::new());
+            let mut found = Pytorch { python, worker, threads, versions, tuned, tuned_column: "" };
             return match found.ask_about(stop)? {
                 None => Ok(Some(found)),
                 Some(module) => skip(options, format!("{}: has no module {module}", found.python.display()), notes),
@@ -58,7 +65,9 @@ impl Pytorch {
         };
         self.versions = about["versions"].clone();
         let error = about["tuned_error"].as_f64().unwrap_or(f64::NAN);
-        let what = if error < 1e-5 { "true f32" } else { "bf16: it rounds the operands" };
+        let is_f32 = error < 1e-5;
+        let what = if is_f32 { "true f32" } else { "bf16, to which it rounds the operands" };
+        self.tuned_column = if is_f32 { "PyTorch tuned" } else { "PyTorch tuned (rounds to bf16)" };
         self.tuned = format!(
             "PyTorch tuned is torch.backends.mkldnn.matmul.fp32_precision = \"bf16\"; on this CPU it computes in {what} (error \
              {error:.1e} of a product)"

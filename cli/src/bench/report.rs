@@ -73,7 +73,8 @@ fn samples(values: &[f64]) -> Map<String, Value> {
     let least = values.iter().copied().fold(f64::INFINITY, f64::min);
     let most = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     let all: Vec<Value> = values.iter().map(|&value| number(value)).collect();
-    let fields = [("median", number(median(values))), ("min", number(least)), ("max", number(most)), ("all", all.into())];
+    let fields =
+        [("median", number(median(values))), ("min", number(least)), ("max", number(most)), ("all", all.into())];
     fields.into_iter().map(|(name, value)| (name.to_string(), value)).collect()
 }
 
@@ -135,7 +136,8 @@ impl Report {
     /// The table with what a reader must know of it.
     pub(crate) fn markdown(&self) -> String {
         let mut text = format!("# kinglet bench {}\n\n{}\n", self.bench, self.table());
-        text += &format!("Medians of the rounds; spread is (most - least) / median of kinglet. {}\n\n", machine::date());
+        text +=
+            &format!("Medians of the rounds; spread is (most - least) / median of kinglet. {}\n\n", machine::date());
         for (name, value) in &self.about {
             text += &format!("- {name}: {}\n", plain(value));
         }
@@ -262,6 +264,9 @@ mod tests {
     fn what_is_no_number_is_null() {
         assert_eq!(number(f64::NAN), Value::Null);
         assert_eq!(number(123_456.0), 123_460.0);
-        assert_eq!((shown(0.0531), shown(1.0), shown(99.99), shown(1234.5)), ("0.053".into(), "1.00".into(), "100".into(), "1234".into()));
+        assert_eq!(
+            (shown(0.0531), shown(1.0), shown(99.99), shown(1234.5)),
+            ("0.053".into(), "1.00".into(), "100".into(), "1234".into())
+        );
     }
 }

@@ -7,7 +7,7 @@ use crate::bench::process::{Answer, Process, check};
 use crate::bench::pytorch::Pytorch;
 use crate::bench::report::{Report, Row};
 use crate::bench::shapes::RandomShape;
-use crate::bench::{machine, threads};
+use crate::bench::{check_model, machine, threads};
 use crate::console::{note, out};
 use crate::device::{self, Choice};
 use kinglet_models::fs::read_text;
@@ -26,6 +26,7 @@ pub(crate) fn run(args: &StepArgs, stop: &AtomicBool) -> Result<()> {
     let device = device::open(&Choice { threads: args.common.threads, ..Choice::default() })?;
     let threads = threads(&device)?;
     let jobs = jobs(args, threads)?;
+    args.subject.model.as_deref().map_or(Ok(()), check_model)?;
     if args.trace {
         return jobs.iter().try_for_each(|(_, job)| trace(job, stop));
     }
@@ -116,7 +117,8 @@ fn read_config(file: &Path) -> Result<serde_json::Map<String, Value>> {
 
 /// Method, dtype, checkpointing and batch of each job.
 fn settings(args: &StepArgs) -> Vec<(Method, Dtype, bool, usize)> {
-    let plain = args.method.is_empty() && args.dtype.is_empty() && args.batch.is_empty() && !args.gradient_checkpointing;
+    let plain =
+        args.method.is_empty() && args.dtype.is_empty() && args.batch.is_empty() && !args.gradient_checkpointing;
     if plain && args.sweep.is_none() && !args.trace {
         let kinds = [
             (Method::Full, Dtype::F32, false),
@@ -162,11 +164,11 @@ fn name(subject: &str, job: &StepJob) -> String {
 
 /// PyTorch's settings for a job, with their columns. Adapters and moments are f32 in all of them; bf16 weights or
 /// autocast are two ways to bf16.
-fn modes(job: &StepJob) -> &'static [(&'static str, &'static str)] {
+fn modes(job: &StepJob, tuned: &'static str) -> Vec<(&'static str, &'static str)> {
     match (job.method, job.dtype) {
-        (Method::Qlora, _) => &[("default", "PyTorch")],
-        (_, Dtype::F32) => &[("default", "PyTorch"), ("tuned", "PyTorch tuned")],
-        (_, Dtype::Bf16) => &[("default", "PyTorch"), ("autocast", "PyTorch autocast")],
+        (Method::Qlora, _) => vec![("default", "PyTorch")],
+        (_, Dtype::F32) => vec![("default", "PyTorch"), ("tuned", tuned)],
+        (_, Dtype::Bf16) => vec![("default", "PyTorch"), ("autocast", "PyTorch autocast")],
     }
 }
 
@@ -178,7 +180,7 @@ fn measure(
     rounds: usize,
     stop: &AtomicBool,
 ) -> Result<(Vec<Row>, Vec<String>)> {
-    let mut modes = if pytorch.is_some() { modes(ours).to_vec() } else { Vec::new() };
+    let mut modes = pytorch.map_or_else(Vec::new, |(pytorch, _)| modes(ours, pytorch.tuned_column));
     let columns: Vec<_> = modes.iter().map(|(_, column)| (*column, Vec::new())).collect();
     let row = |(unit, _)| Row { job: name.into(), unit, ours: vec![], shares: vec![], peers: columns.clone() };
     let mut rows: Vec<Row> = METRICS.into_iter().map(row).collect();

@@ -8,7 +8,7 @@ use std::hint::black_box;
 use std::time::Instant;
 
 /// How often a program is timed; the best time counts, because a peak is what nothing disturbs.
-const REPEATS: usize = 5;
+const REPEATS: usize = 10;
 /// Tasks for each thread: enough that a thread that starts late takes fewer of them.
 const TASKS: usize = 8;
 
