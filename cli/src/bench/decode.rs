@@ -197,7 +197,7 @@ fn name(job: &DecodeJob) -> String {
 /// Gives `process` the job, under another name if one is given.
 fn ask(mut process: Process, job: &DecodeJob, name: Option<&str>, stop: &AtomicBool) -> Result<Answer> {
     let job = Job::Decode(DecodeJob { spawned: machine::unix_time(), ..job.clone() });
-    let mut job = serde_json::to_value(job).map_err(|e| Error::invalid(e))?;
+    let mut job = serde_json::to_value(job).map_err(Error::invalid)?;
     if let Some(name) = name {
         job["job"] = name.into();
     }

@@ -221,7 +221,7 @@ fn measure(
 
 fn ask(mut process: Process, job: &StepJob, stop: &AtomicBool) -> Result<Answer> {
     let job = Job::Step(StepJob { spawned: machine::unix_time(), ..job.clone() });
-    process.ask(&serde_json::to_value(job).map_err(|e| Error::invalid(e))?, stop)
+    process.ask(&serde_json::to_value(job).map_err(Error::invalid)?, stop)
 }
 
 /// Prints the kernels of a step, the longest first.
