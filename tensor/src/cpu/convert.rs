@@ -5,7 +5,7 @@
 //! `write_f32` writes one, and for f32 itself neither copies anything.
 
 use super::{Simd, simd};
-use crate::Float;
+use crate::{Element, Float};
 use half::{bf16, f16};
 
 /// bf16 is the upper half of an f32; a signalling NaN becomes quiet.
@@ -53,37 +53,57 @@ pub(crate) fn f16_from_f32(x: f32) -> f16 {
     f16::from_bits((sign | if magnitude >= 0x4780_0000 { special } else { finite }) as u16)
 }
 
-simd! {
-    fn widen_bf16(x: &[bf16], y: &mut [f32]) {
-        for (y, &x) in y.iter_mut().zip(x) {
-            *y = bf16_to_f32(x);
+/// `y = f(x)`, 16 elements at a time: rows of a tile are short, and what a compiler makes of a plain loop takes 64 at once and the
+/// rest by halves.
+#[inline(always)]
+fn by_registers<X: Copy, Y>(x: &[X], y: &mut [Y], f: impl Fn(X) -> Y) {
+    let ((x, x_rest), (y, y_rest)) = (x.as_chunks::<16>(), y.as_chunks_mut::<16>());
+    for (y, x) in y.iter_mut().zip(x) {
+        for (y, x) in y.iter_mut().zip(x) {
+            *y = f(*x);
         }
     }
-    fn narrow_bf16(x: &[f32], y: &mut [bf16]) {
-        for (y, &x) in y.iter_mut().zip(x) {
-            *y = bf16_from_f32(x);
-        }
+    y_rest.iter_mut().zip(x_rest).for_each(|(y, x)| *y = f(*x));
+}
+
+simd! {
+    pub(crate) fn widen_bf16(x: &[bf16], y: &mut [f32]) {
+        by_registers(x, y, bf16_to_f32);
+    }
+    pub(crate) fn narrow_bf16(x: &[f32], y: &mut [bf16]) {
+        by_registers(x, y, bf16_from_f32);
     }
     fn round_bf16(x: &mut [f32]) {
         for x in x {
             *x = bf16_to_f32(bf16_from_f32(*x));
         }
     }
-    fn widen_f16(x: &[f16], y: &mut [f32]) {
-        for (y, &x) in y.iter_mut().zip(x) {
-            *y = f16_to_f32(x);
-        }
+    pub(crate) fn widen_f16(x: &[f16], y: &mut [f32]) {
+        by_registers(x, y, f16_to_f32);
     }
-    fn narrow_f16(x: &[f32], y: &mut [f16]) {
-        for (y, &x) in y.iter_mut().zip(x) {
-            *y = f16_from_f32(x);
-        }
+    pub(crate) fn narrow_f16(x: &[f32], y: &mut [f16]) {
+        by_registers(x, y, f16_from_f32);
     }
     fn round_f16(x: &mut [f32]) {
         for x in x {
             *x = f16_to_f32(f16_from_f32(*x));
         }
     }
+}
+
+/// One float type to itself.
+pub(crate) fn copy(_: Simd, x: &[f32], y: &mut [f32]) {
+    y.copy_from_slice(x);
+}
+
+/// Integers, which no kernel is in a hurry for.
+pub(crate) fn widen_each<T: Element>(_: Simd, x: &[T], y: &mut [f32]) {
+    y.iter_mut().zip(x).for_each(|(y, x)| *y = x.to_f32());
+}
+
+/// As [`widen_each`], the other way.
+pub(crate) fn narrow_each<T: Element>(_: Simd, x: &[f32], y: &mut [T]) {
+    y.iter_mut().zip(x).for_each(|(y, x)| *y = T::from_f32(*x));
 }
 
 /// `scratch` with room for `len` floats; what it holds is arbitrary.
@@ -95,12 +115,6 @@ fn sized(scratch: &mut Vec<f32>, len: usize) -> &mut [f32] {
 }
 
 impl Float for f32 {
-    fn widen(_: Simd, x: &[f32], y: &mut [f32]) {
-        y.copy_from_slice(x);
-    }
-    fn narrow(_: Simd, x: &[f32], y: &mut [f32]) {
-        y.copy_from_slice(x);
-    }
     fn round(_: Simd, _: &mut [f32]) {}
     fn as_f32<'a>(_: Simd, x: &'a [f32], _: &'a mut Vec<f32>) -> &'a [f32] {
         x
@@ -113,14 +127,6 @@ impl Float for f32 {
 macro_rules! sixteen_bits {
     ($t:ty, $widen:ident, $narrow:ident, $round:ident) => {
         impl Float for $t {
-            fn widen(simd: Simd, x: &[$t], y: &mut [f32]) {
-                assert_eq!(x.len(), y.len(), "widen");
-                $widen(simd, x, y);
-            }
-            fn narrow(simd: Simd, x: &[f32], y: &mut [$t]) {
-                assert_eq!(x.len(), y.len(), "narrow");
-                $narrow(simd, x, y);
-            }
             fn round(simd: Simd, x: &mut [f32]) {
                 $round(simd, x);
             }
@@ -146,7 +152,7 @@ mod tests {
     use crate::cpu::Level;
 
     fn levels() -> Vec<Simd> {
-        [Level::Portable, Level::Avx2, Level::Avx512].into_iter().filter_map(|l| Simd::new(l).ok()).collect()
+        Level::ALL.into_iter().filter_map(|l| Simd::new(l).ok()).collect()
     }
 
     /// Every 16-bit pattern widened, its neighbours in f32 (all ties and near ties), and floats from the whole range.
