@@ -13,7 +13,7 @@ pub(crate) fn describe(device: &Device) -> Map<String, Value> {
     about.insert("cores".into(), std::thread::available_parallelism().map_or(0, usize::from).into());
     about.insert("memory_gib".into(), memory_gib().into());
     about.insert("os".into(), kernel().into());
-    let level = device.as_cpu().map(|cpu| format!("{:?}", cpu.simd().level()));
+    let level = device.as_cpu().map(|cpu| cpu.simd().level().name());
     about.insert("simd".into(), level.unwrap_or_default().into());
     about.insert("kinglet".into(), env!("CARGO_PKG_VERSION").into());
     if let Some(commit) = commit() {

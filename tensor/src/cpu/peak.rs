@@ -3,7 +3,7 @@
 //!
 //! The best instructions of the machine are used, whatever level the kernels are told to use.
 
-use super::{Cpu, reduce};
+use super::{Cpu, Level, Simd, reduce};
 use std::hint::black_box;
 use std::time::Instant;
 
@@ -43,41 +43,28 @@ fn flops(cpu: &Cpu, program: Program) -> f64 {
     (0..REPEATS).map(|_| run()).fold(0.0, f64::max)
 }
 
-#[cfg(target_arch = "x86_64")]
 fn f32_program() -> Program {
-    if is_x86_feature_detected!("avx512f") {
-        // SAFETY: the feature was detected.
-        |rounds| unsafe { x86::fma_avx512(rounds) }
-    } else if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-        // SAFETY: the features were detected.
-        |rounds| unsafe { x86::fma_avx2(rounds) }
-    } else {
-        portable
+    match Simd::detect().level() {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: a level is only detected where all of its features are.
+        Level::Avx512 | Level::Avx512Bf16 | Level::Amx => |rounds| unsafe { x86::fma_avx512(rounds) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: as above.
+        Level::Avx2 => |rounds| unsafe { x86::fma_avx2(rounds) },
+        _ => portable,
     }
 }
 
-#[cfg(not(target_arch = "x86_64"))]
-fn f32_program() -> Program {
-    portable
-}
-
-#[cfg(target_arch = "x86_64")]
 fn bf16_program() -> Option<Program> {
-    #[cfg(target_os = "linux")]
-    if x86::amx::may_run() {
-        // SAFETY: the processor has the instructions, and the system allows them.
-        return Some(|rounds| unsafe { x86::amx::dot(rounds) });
+    match Simd::detect().level() {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: as above.
+        Level::Amx => Some(|rounds| unsafe { x86::dot_amx(rounds) }),
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: as above.
+        Level::Avx512Bf16 => Some(|rounds| unsafe { x86::dot_avx512(rounds) }),
+        _ => None,
     }
-    if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bf16") {
-        // SAFETY: the features were detected.
-        return Some(|rounds| unsafe { x86::dot_avx512(rounds) });
-    }
-    None
-}
-
-#[cfg(not(target_arch = "x86_64"))]
-fn bf16_program() -> Option<Program> {
-    None
 }
 
 /// Chains of multiply-adds over plain arrays, for LLVM to put into registers.
@@ -96,6 +83,8 @@ fn portable(rounds: usize) -> f64 {
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
+    use crate::cpu::amx;
+    use std::arch::asm;
     use std::arch::x86_64::*;
     use std::hint::black_box;
 
@@ -141,90 +130,36 @@ mod x86 {
         (rounds * CHAINS * 32 * 2) as f64
     }
 
-    /// Tiles of AMX, whose intrinsics are not stable: in assembly.
-    #[cfg(target_os = "linux")]
-    pub(super) mod amx {
-        use std::arch::asm;
-        use std::arch::x86_64::__cpuid_count;
-
-        /// Whether the processor has AMX for bf16 and the system lets this process use its registers, which it is
-        /// asked for here.
-        pub(crate) fn may_run() -> bool {
-            const TILE: u32 = 1 << 24;
-            const BF16: u32 = 1 << 22;
-            let features = __cpuid_count(7, 0).edx;
-            features & TILE != 0 && features & BF16 != 0 && request_permission()
+    /// # Safety
+    /// The level is [`Level::Amx`](crate::cpu::Level::Amx).
+    pub(super) unsafe fn dot_amx(rounds: usize) -> f64 {
+        const TILES: usize = 6;
+        let rounds = rounds.max(1);
+        // SAFETY: the instructions exist (the caller's); tiles are set up before they are used, by nobody else meanwhile,
+        // and given up at the end; no memory is touched.
+        unsafe {
+            amx::enter();
+            asm!(
+                "tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3",
+                "tilezero tmm4", "tilezero tmm5", "tilezero tmm6", "tilezero tmm7",
+                "2:",
+                "tdpbf16ps tmm0, tmm6, tmm7",
+                "tdpbf16ps tmm1, tmm6, tmm7",
+                "tdpbf16ps tmm2, tmm6, tmm7",
+                "tdpbf16ps tmm3, tmm6, tmm7",
+                "tdpbf16ps tmm4, tmm6, tmm7",
+                "tdpbf16ps tmm5, tmm6, tmm7",
+                "dec {rounds}",
+                "jnz 2b",
+                rounds = inout(reg) rounds => _,
+                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                options(nostack, nomem),
+            );
+            amx::leave();
         }
-
-        /// arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA): Linux saves tile registers only for those who ask.
-        fn request_permission() -> bool {
-            const ARCH_PRCTL: i64 = 158;
-            const ARCH_REQ_XCOMP_PERM: u64 = 0x1023;
-            const XTILEDATA: u64 = 18;
-            let result: i64;
-            // SAFETY: this call takes two numbers and touches no memory of ours; a system call changes rcx and r11.
-            unsafe {
-                asm!(
-                    "syscall",
-                    inlateout("rax") ARCH_PRCTL => result,
-                    in("rdi") ARCH_REQ_XCOMP_PERM,
-                    in("rsi") XTILEDATA,
-                    out("rcx") _,
-                    out("r11") _,
-                    options(nostack),
-                );
-            }
-            result == 0
-        }
-
-        /// Eight tiles of 16 rows of 64 bytes each.
-        #[repr(C, align(64))]
-        struct Config([u8; 64]);
-
-        const CONFIG: Config = {
-            let mut bytes = [0; 64];
-            bytes[0] = 1; // palette
-            let mut tile = 0;
-            while tile < 8 {
-                bytes[16 + 2 * tile] = 64; // bytes of a row
-                bytes[48 + tile] = 16; // rows
-                tile += 1;
-            }
-            Config(bytes)
-        };
-
-        /// # Safety
-        /// [`may_run`] said so.
-        pub(crate) unsafe fn dot(rounds: usize) -> f64 {
-            const CHAINS: usize = 6;
-            let rounds = rounds.max(1);
-            // SAFETY: the instructions exist (the caller's promise); the configuration is a valid one of 64 bytes; tiles
-            // are used by nobody else and released at the end.
-            unsafe {
-                asm!(
-                    "ldtilecfg [{config}]",
-                    "tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3",
-                    "tilezero tmm4", "tilezero tmm5", "tilezero tmm6", "tilezero tmm7",
-                    "2:",
-                    "tdpbf16ps tmm0, tmm6, tmm7",
-                    "tdpbf16ps tmm1, tmm6, tmm7",
-                    "tdpbf16ps tmm2, tmm6, tmm7",
-                    "tdpbf16ps tmm3, tmm6, tmm7",
-                    "tdpbf16ps tmm4, tmm6, tmm7",
-                    "tdpbf16ps tmm5, tmm6, tmm7",
-                    "dec {rounds}",
-                    "jnz 2b",
-                    "tilerelease",
-                    config = in(reg) &CONFIG,
-                    rounds = inout(reg) rounds => _,
-                    out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
-                    out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
-                    options(nostack),
-                );
-            }
-            // 16 x 16 sums of 32 products each.
-            (rounds * CHAINS * 16 * 16 * 32 * 2) as f64
-        }
+        // 16 x 16 sums of 32 products each.
+        (rounds * TILES * 16 * 16 * 32 * 2) as f64
     }
 }
 
@@ -306,7 +241,6 @@ super::simd! {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cpu::Simd;
 
     #[test]
     fn programs_count_what_they_do() {
