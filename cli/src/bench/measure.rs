@@ -248,3 +248,37 @@ pub(crate) fn start() -> Result<super::process::Process> {
 pub(crate) fn model_name(path: &Path) -> String {
     path.file_name().map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into_owned())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bench::shapes::RandomShape;
+
+    /// On a device that counts bytes and runs nothing.
+    #[test]
+    fn a_qlora_step_of_7b_needs_less_than_8_gib() {
+        let job = StepJob {
+            model: None,
+            config: Some(RandomShape::Qwen2_7b.config()),
+            method: Method::Qlora,
+            dtype: Dtype::Bf16,
+            batch: 1,
+            length: 512,
+            checkpointing: true,
+            lora_r: 16,
+            steps: 1,
+            threads: 2,
+            spawned: 0.0,
+            mode: String::new(),
+            trace: false,
+        };
+        let (device, settings) = (Device::meta(), settings(&job));
+        let model = model(&job, &settings, &device).unwrap();
+        device.reset_peak();
+        let mut learner = Learner::new(model, &settings, None).unwrap();
+        learner.step(&[batch(job.batch, job.length, 152_064)], 1, 1e-4).unwrap();
+        let peak = device.memory().peak;
+        // The base alone takes 5.6 GB: 6.5 billion weights in NF4, two tables of 152064 x 3584 in bf16.
+        assert!((5_600_000_000..8 << 30).contains(&peak), "{peak}");
+    }
+}
