@@ -1,0 +1,78 @@
+//! Where tiles of keys lie in a buffer that all tasks share.
+
+use super::{Attention, Segment, Tile};
+use crate::cpu::gemm::{Elems, Lanes};
+use std::ops::Range;
+
+/// Room for the tiles of keys of every segment and key head in one buffer: `width` floats a key.
+pub(super) struct Tiles {
+    /// Keys a tile, whole `unit`s.
+    pub(super) len: usize,
+    /// To a multiple of how many keys the last tile of a segment is filled up.
+    unit: usize,
+    width: usize,
+    /// Where each segment begins, and the end.
+    starts: Vec<usize>,
+}
+
+impl Tiles {
+    pub(super) fn new(a: &Attention, segments: &[Segment], len: usize, unit: usize, width: usize) -> Self {
+        let mut starts = vec![0];
+        for segment in segments {
+            let floats = a.kv_heads * segment.kv_len.next_multiple_of(unit) * width;
+            starts.push(starts[starts.len() - 1] + floats);
+        }
+        Tiles { len, unit, width, starts }
+    }
+
+    /// Floats of all tiles.
+    pub(super) fn floats(&self) -> usize {
+        self.starts[self.starts.len() - 1]
+    }
+
+    /// Tile `number` of a segment and key head.
+    pub(super) fn tile(&self, index: usize, segment: Segment, kv_head: usize, number: usize) -> Tile {
+        let keys = number * self.len..segment.kv_len.min((number + 1) * self.len);
+        Tile { index, segment, kv_head, keys }
+    }
+
+    /// Every tile.
+    pub(super) fn all(&self, a: &Attention, segments: &[Segment]) -> Vec<Tile> {
+        self.list(a, segments, |segment| 0..segment.kv_len.div_ceil(self.len))
+    }
+
+    /// Every tile that some query sees.
+    pub(super) fn seen(&self, a: &Attention, segments: &[Segment]) -> Vec<Tile> {
+        self.list(a, segments, |segment| match a.rows(segment) {
+            0 => 0..0,
+            rows => a.tiles(segment, &(0..rows), self.len),
+        })
+    }
+
+    fn list(&self, a: &Attention, segments: &[Segment], numbers: impl Fn(&Segment) -> Range<usize>) -> Vec<Tile> {
+        let mut tiles = Vec::new();
+        for (index, &segment) in segments.iter().enumerate() {
+            for number in numbers(&segment) {
+                tiles.extend((0..a.kv_heads).map(|kv_head| self.tile(index, segment, kv_head, number)));
+            }
+        }
+        tiles
+    }
+
+    /// The place of a tile in the buffer.
+    pub(super) fn place(&self, tile: &Tile) -> Range<usize> {
+        let keys = tile.segment.kv_len.next_multiple_of(self.unit);
+        let at = self.starts[tile.index] + (tile.kv_head * keys + tile.keys.start) * self.width;
+        at..at + tile.keys.len().next_multiple_of(self.unit) * self.width
+    }
+}
+
+/// The rows of `x`, `stride` apart, as lanes.
+pub(super) fn by_row(x: &[f32], stride: usize) -> Lanes<'_> {
+    Lanes { data: Elems::F32(x), lane_stride: stride, k_stride: 1 }
+}
+
+/// The columns of `x`, whose rows are `stride` apart, as lanes.
+pub(super) fn by_column(x: &[f32], stride: usize) -> Lanes<'_> {
+    Lanes { data: Elems::F32(x), lane_stride: 1, k_stride: stride }
+}
