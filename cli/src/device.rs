@@ -106,12 +106,6 @@ fn compiler_options() -> CompilerOptions {
 /// The SIMD level that the environment asks for; `None` is the best.
 pub(crate) fn simd() -> Result<Option<Simd>> {
     let Some(name) = std::env::var_os("KINGLET_SIMD") else { return Ok(None) };
-    let name = name.to_string_lossy();
-    let level = match &*name {
-        "portable" => Level::Portable,
-        "avx2" => Level::Avx2,
-        "avx512" => Level::Avx512,
-        other => return Err(Error::invalid(format!("KINGLET_SIMD={other}: must be portable, avx2 or avx512"))),
-    };
+    let level = Level::named(&name.to_string_lossy()).map_err(|e| e.context("KINGLET_SIMD"))?;
     Simd::new(level).map(Some)
 }

@@ -5,6 +5,7 @@ use crate::fused::Decoded;
 use crate::matvec::Matvec;
 use crate::panels::{RowPanels, Rows};
 use crate::weight::Direction;
+use half::bf16;
 use kinglet_tensor::cpu::gemm::Panels;
 use kinglet_tensor::cpu::nf4::{self, ABSMAX_BLOCK, Absmax, BLOCK_SIZES, Blocks, DYNAMIC_MAP, Format};
 use kinglet_tensor::cpu::{Cpu, Simd};
@@ -315,6 +316,10 @@ struct FourBitRows<'a> {
 impl Rows for FourBitRows<'_> {
     fn decode(&self, row: usize, columns: Range<usize>, out: &mut [f32]) {
         self.blocks.decode(self.simd, row * self.in_features + columns.start, out);
+    }
+
+    fn decode_bf16(&self, row: usize, columns: Range<usize>, out: &mut [bf16]) {
+        self.blocks.decode_bf16(self.simd, row * self.in_features + columns.start, out);
     }
 }
 

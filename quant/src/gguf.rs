@@ -4,8 +4,9 @@ use crate::decode::{DecodeRows, aligned, type_code};
 use crate::four_bit::decode_chunks;
 use crate::fused::{Decoded, GROUP};
 use crate::matvec::Matvec;
-use crate::panels::{RowPanels, Rows};
+use crate::panels::{RowPanels, Rows, decode_and_round};
 use crate::weight::Direction;
+use half::bf16;
 use kinglet_tensor::cpu::gemm::Panels;
 use kinglet_tensor::cpu::ggml::{self, Format, MAX_BLOCK};
 use kinglet_tensor::cpu::{Cpu, Simd};
@@ -186,6 +187,10 @@ impl Rows for GgufRows<'_> {
             }
             (at, out) = (at + taken, rest);
         }
+    }
+
+    fn decode_bf16(&self, row: usize, columns: Range<usize>, out: &mut [bf16]) {
+        decode_and_round(self, self.simd, row, columns, out);
     }
 }
 

@@ -1,17 +1,32 @@
 //! A weight that can decode parts of its rows, as the right-hand operand of a product in either direction.
 
 use crate::weight::Direction;
+use half::bf16;
+use kinglet_tensor::Float;
 use kinglet_tensor::cpu::Simd;
-use kinglet_tensor::cpu::gemm::{Panels, interleave};
+use kinglet_tensor::cpu::gemm::{Panels, interleave, pair_columns, pair_rows};
 use std::ops::Range;
 
 /// A stored matrix W [out, in] that is decoded a part of a row at a time.
 pub(crate) trait Rows: Sync {
     /// Writes W[row, columns] to `out`, which is as long as `columns`.
     fn decode(&self, row: usize, columns: Range<usize>, out: &mut [f32]);
+
+    /// As [`Rows::decode`], rounded to bf16.
+    fn decode_bf16(&self, row: usize, columns: Range<usize>, out: &mut [bf16]);
 }
 
-/// Floats that one tile of decoded rows takes: 16 KiB on the stack, half of an L1 cache.
+/// [`Rows::decode_bf16`] by way of f32.
+pub(crate) fn decode_and_round(rows: &impl Rows, simd: Simd, row: usize, columns: Range<usize>, out: &mut [bf16]) {
+    let mut wide = [0.0; 512];
+    for (first, out) in columns.clone().step_by(wide.len()).zip(out.chunks_mut(wide.len())) {
+        let wide = &mut wide[..out.len()];
+        rows.decode(row, first..first + wide.len(), wide);
+        bf16::narrow(simd, wide, out);
+    }
+}
+
+/// Elements that one tile of decoded rows takes: at most 16 KiB on the stack, half of an L1 cache.
 const TILE: usize = 4096;
 
 /// W as B [k, n] of a product: Wᵀ forward, W backward.
@@ -47,6 +62,32 @@ impl<R: Rows> Panels for RowPanels<R> {
             match self.direction {
                 Direction::Forward => self.pack_columns(k.clone(), lanes, nr, strip),
                 Direction::Backward => self.pack_rows(k.clone(), lanes, nr, strip),
+            }
+        }
+    }
+
+    fn pack_bf16(&self, k: Range<usize>, n: Range<usize>, nr: usize, out: &mut [bf16]) {
+        let mut tile = [bf16::ZERO; TILE];
+        match self.direction {
+            Direction::Forward => {
+                let depth = TILE / nr;
+                for (first, strip) in k.clone().step_by(depth).zip(out.chunks_mut(depth * nr)) {
+                    let columns = first..k.end.min(first + depth);
+                    for (row, decoded) in n.clone().zip(tile.chunks_exact_mut(depth)) {
+                        self.rows.decode_bf16(row, columns.clone(), &mut decoded[..columns.len()]);
+                    }
+                    pair_columns(self.simd, &tile, depth, [n.len(), columns.len()], nr, strip);
+                }
+            }
+            Direction::Backward => {
+                let steps = 2 * nr;
+                for (first, strip) in k.clone().step_by(steps).zip(out.chunks_mut(steps * nr)) {
+                    let rows = first..k.end.min(first + steps);
+                    for (row, decoded) in rows.clone().zip(tile.chunks_exact_mut(nr)) {
+                        self.rows.decode_bf16(row, n.clone(), &mut decoded[..n.len()]);
+                    }
+                    pair_rows(self.simd, &tile, nr, [n.len(), rows.len()], nr, strip);
+                }
             }
         }
     }

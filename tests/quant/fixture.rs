@@ -71,7 +71,7 @@ impl Array {
 
 /// Every SIMD level of this machine.
 pub(crate) fn levels() -> Vec<Simd> {
-    [Level::Portable, Level::Avx2, Level::Avx512].into_iter().filter_map(|level| Simd::new(level).ok()).collect()
+    Level::ALL.into_iter().filter_map(|level| Simd::new(level).ok()).collect()
 }
 
 /// Every SIMD level, on the calling thread and on pools of two and three threads.

@@ -72,7 +72,7 @@ mod tests {
             [p, m, v].concat().iter().map(|x| x.to_bits()).collect::<Vec<_>>()
         };
         let first = run(Simd::new(Level::Portable).unwrap());
-        for level in [Level::Avx2, Level::Avx512] {
+        for level in Level::ALL {
             assert!(Simd::new(level).is_ok_and(|simd| run(simd) == first) || Simd::new(level).is_err(), "{level:?}");
         }
     }

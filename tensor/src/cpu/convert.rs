@@ -146,7 +146,7 @@ mod tests {
     use crate::cpu::Level;
 
     fn levels() -> Vec<Simd> {
-        [Level::Portable, Level::Avx2, Level::Avx512].into_iter().filter_map(|l| Simd::new(l).ok()).collect()
+        Level::ALL.into_iter().filter_map(|l| Simd::new(l).ok()).collect()
     }
 
     /// Every 16-bit pattern widened, its neighbours in f32 (all ties and near ties), and floats from the whole range.

@@ -14,25 +14,33 @@
 mod blocked;
 mod kernel;
 #[cfg(target_arch = "x86_64")]
+mod micro_amx;
+#[cfg(target_arch = "x86_64")]
 mod micro_avx2;
 #[cfg(target_arch = "x86_64")]
 mod micro_avx512;
+#[cfg(target_arch = "x86_64")]
+mod micro_avx512bf16;
 mod micro_portable;
 mod pack;
+mod pack_bf16;
+mod packed;
 mod rows;
 mod store;
 #[cfg(test)]
 mod tests;
+mod words;
 
 pub(crate) use kernel::{Kernel, Shape};
 pub use pack::{Dense, interleave};
 pub(crate) use pack::{Lanes, pack_lanes};
+pub use pack_bf16::{pair_columns, pair_rows};
 
 use std::ops::Range;
 
 use half::{bf16, f16};
 
-use super::{Cpu, span};
+use super::{Cpu, Simd, span};
 use crate::{Error, Result};
 
 /// How many steps along k one accumulator takes before it is added to C.
@@ -132,6 +140,15 @@ pub trait Panels: Sync {
     /// past the end of `n`. `out` has exactly `n.len().div_ceil(nr) * k.len() * nr` elements.
     fn pack(&self, k: Range<usize>, n: Range<usize>, nr: usize, out: &mut [f32]);
 
+    /// As [`Panels::pack`] for one strip, rounded to bf16 and in pairs of steps: `out[kk / 2][col][kk % 2]`, with zeros past the last
+    /// column and past an odd last step.
+    fn pack_bf16(&self, k: Range<usize>, n: Range<usize>, nr: usize, out: &mut [bf16]) {
+        let mut wide = vec![0.0; k.len() * nr];
+        self.pack(k.clone(), n, nr, &mut wide);
+        let steps: Vec<_> = wide.into_iter().map(bf16::from_f32).collect();
+        pair_rows(Simd::detect(), &steps, nr, [nr, k.len()], nr, out);
+    }
+
     /// Writes column `n` of B, its rows `k`, as f32: for products of few rows, where packing does not pay.
     fn column(&self, n: usize, k: Range<usize>, out: &mut [f32]);
 
@@ -218,7 +235,7 @@ pub fn gemm(cpu: &Cpu, a: &Mat, b: &dyn Panels, mut c: Out, ldc: usize, options:
     if m <= FEW_ROWS && b.columns_are_cheap() {
         rows::gemm(cpu, a, b, &mut c, ldc, options);
     } else {
-        blocked::gemm(cpu, a, b, &mut c, ldc, options);
+        blocked::gemm(cpu, a, b, c, ldc, options);
     }
     Ok(())
 }

@@ -295,7 +295,7 @@ mod tests {
             })
         };
         let portable = run(Level::Portable);
-        for level in [Level::Avx2, Level::Avx512] {
+        for level in Level::ALL {
             assert!(run(level).is_none_or(|bits| Some(bits) == portable), "{level:?}");
         }
     }

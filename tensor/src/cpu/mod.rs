@@ -4,6 +4,8 @@
 //! shape only, never by the number of threads, so results do not depend on it.
 
 pub mod adamw;
+#[cfg(target_arch = "x86_64")]
+mod amx;
 pub mod attention;
 pub(crate) mod convert;
 pub mod gemm;
@@ -75,6 +77,11 @@ impl Cpu {
 
     /// `len` floats of working memory on a cache line, with whatever contents; goes back when dropped.
     pub(crate) fn scratch(&self, len: usize) -> scratch::Buffer {
+        self.scratch.take(len)
+    }
+
+    /// As [`Cpu::scratch`], of another element.
+    pub(crate) fn scratch_of<T: bytemuck::Pod>(&self, len: usize) -> scratch::Buffer<T> {
         self.scratch.take(len)
     }
 

@@ -11,6 +11,7 @@ mod decode;
 pub use absmax::{ABSMAX_BLOCK, Absmax, DYNAMIC_MAP, mean, quantize_absmax};
 
 use super::{Cpu, Simd, simd};
+use half::bf16;
 
 /// The block sizes that bitsandbytes writes: powers of two from 32 to 4096. The usual one is 64.
 pub const BLOCK_SIZES: std::ops::RangeInclusive<usize> = 32..=4096;
@@ -111,6 +112,14 @@ impl Blocks<'_> {
     /// When the range lies outside the tensor.
     pub fn decode(&self, simd: Simd, start: usize, out: &mut [f32]) {
         decode::decode(simd, self, start, out);
+    }
+
+    /// As [`Blocks::decode`], and rounded to bf16 after that.
+    ///
+    /// # Panics
+    /// When the range lies outside the tensor.
+    pub fn decode_bf16(&self, simd: Simd, start: usize, out: &mut [bf16]) {
+        decode::decode_bf16(simd, self, start, out);
     }
 }
 

@@ -143,7 +143,7 @@ mod tests {
     use crate::cpu::{Level, Simd};
 
     fn levels() -> Vec<Simd> {
-        [Level::Portable, Level::Avx2, Level::Avx512].into_iter().filter_map(|l| Simd::new(l).ok()).collect()
+        Level::ALL.into_iter().filter_map(|l| Simd::new(l).ok()).collect()
     }
 
     fn values(n: usize, seed: u32) -> Vec<f32> {

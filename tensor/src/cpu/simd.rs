@@ -2,15 +2,47 @@
 
 use crate::{Error, Result};
 
-/// An instruction set that kernels are compiled for.
+/// An instruction set that kernels are compiled for, each with all of those before it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Level {
     /// What the target guarantees (SSE2 on x86-64, NEON on aarch64).
     Portable,
     /// AVX2, FMA and F16C.
     Avx2,
-    /// AVX-512 F, BW, DQ and VL, beside all of [`Level::Avx2`].
+    /// AVX-512 F, BW, DQ and VL.
     Avx512,
+    /// AVX-512 BF16: products of bf16 pairs, added up in f32. AMD from Zen 4 on.
+    Avx512Bf16,
+    /// AMX: products of bf16 tiles, added up in f32. Intel's servers from Sapphire Rapids on, under Linux.
+    Amx,
+}
+
+impl Level {
+    /// Every level, from the least.
+    pub const ALL: [Level; 5] = [Level::Portable, Level::Avx2, Level::Avx512, Level::Avx512Bf16, Level::Amx];
+
+    /// The level's name in small letters, as in `KINGLET_SIMD`.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Level::Portable => "portable",
+            Level::Avx2 => "avx2",
+            Level::Avx512 => "avx512",
+            Level::Avx512Bf16 => "avx512bf16",
+            Level::Amx => "amx",
+        }
+    }
+
+    /// The level of that name.
+    ///
+    /// # Errors
+    /// When there is none; the message lists them.
+    pub fn named(name: &str) -> Result<Self> {
+        Level::ALL.into_iter().find(|level| level.name() == name).ok_or_else(|| {
+            let names = Level::ALL.map(Level::name).join(", ");
+            Error::invalid(format!("SIMD level {name}: must be one of {names}"))
+        })
+    }
 }
 
 /// A level that this machine has: holding one is the proof that its instructions may run.
@@ -21,7 +53,7 @@ impl Simd {
     /// The best level of this machine.
     #[must_use]
     pub fn detect() -> Self {
-        [Level::Avx512, Level::Avx2].into_iter().find_map(|l| Simd::new(l).ok()).unwrap_or(Simd(Level::Portable))
+        Level::ALL.into_iter().rev().find_map(|l| Simd::new(l).ok()).unwrap_or(Simd(Level::Portable))
     }
 
     /// `level`, or an error on a machine that lacks it.
@@ -41,16 +73,20 @@ impl Simd {
 
 #[cfg(target_arch = "x86_64")]
 fn has(level: Level) -> bool {
-    let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c");
     match level {
         Level::Portable => true,
-        Level::Avx2 => avx2,
+        Level::Avx2 => {
+            is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c")
+        }
         Level::Avx512 => {
-            avx2 && is_x86_feature_detected!("avx512f")
+            has(Level::Avx2)
+                && is_x86_feature_detected!("avx512f")
                 && is_x86_feature_detected!("avx512bw")
                 && is_x86_feature_detected!("avx512dq")
                 && is_x86_feature_detected!("avx512vl")
         }
+        Level::Avx512Bf16 => has(Level::Avx512) && is_x86_feature_detected!("avx512bf16"),
+        Level::Amx => has(Level::Avx512Bf16) && super::amx::is_there(),
     }
 }
 
@@ -84,7 +120,7 @@ macro_rules! simd {
             match simd.level() {
                 // SAFETY: a `Simd` of this level is only made after these features were detected.
                 #[cfg(target_arch = "x86_64")]
-                $crate::cpu::Level::Avx512 => unsafe { avx512($($arg),*) },
+                level if level >= $crate::cpu::Level::Avx512 => unsafe { avx512($($arg),*) },
                 // SAFETY: as above.
                 #[cfg(target_arch = "x86_64")]
                 $crate::cpu::Level::Avx2 => unsafe { avx2($($arg),*) },

@@ -5,19 +5,14 @@ use kinglet_tensor::cpu::{Level, Simd};
 use kinglet_tensor::{CpuOptions, Device, EmulatorOptions};
 use std::path::Path;
 
-/// The SIMD level that `KINGLET_SIMD` names (portable, avx2 or avx512); the machine's best where it is not set.
+/// The SIMD level that `KINGLET_SIMD` names ([`Level::named`]); the machine's best where it is not set.
 ///
 /// # Panics
 /// When it names no level, or one that this machine has not: a test must not pass at another level than was asked for.
 #[must_use]
 pub fn simd() -> Simd {
-    let level = match std::env::var("KINGLET_SIMD").as_deref() {
-        Err(_) => return Simd::detect(),
-        Ok("portable") => Level::Portable,
-        Ok("avx2") => Level::Avx2,
-        Ok("avx512") => Level::Avx512,
-        Ok(other) => panic!("KINGLET_SIMD is {other}, not portable, avx2 or avx512"),
-    };
+    let Ok(name) = std::env::var("KINGLET_SIMD") else { return Simd::detect() };
+    let level = Level::named(&name).expect("KINGLET_SIMD");
     Simd::new(level).expect("KINGLET_SIMD names a level that this machine has")
 }
 

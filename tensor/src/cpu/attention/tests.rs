@@ -4,7 +4,7 @@ use super::*;
 use crate::cpu::{Cpu, Level, Simd};
 
 fn levels() -> Vec<Simd> {
-    [Level::Portable, Level::Avx2, Level::Avx512].into_iter().filter_map(|l| Simd::new(l).ok()).collect()
+    Level::ALL.into_iter().filter_map(|l| Simd::new(l).ok()).collect()
 }
 
 fn on_threads(simd: Simd, threads: usize) -> Cpu {

@@ -1,41 +1,51 @@
 //! The micro-kernel of a SIMD level, and products of packed operands built from it.
 
+use half::bf16;
+
 use super::{KC, micro_portable};
 #[cfg(target_arch = "x86_64")]
-use super::{micro_avx2, micro_avx512};
+use super::{micro_amx, micro_avx2, micro_avx512, micro_avx512bf16};
 #[cfg(target_arch = "x86_64")]
-use crate::cpu::Level;
+use crate::cpu::{Level, amx};
 use crate::cpu::{Simd, span};
 
-/// One tile: C [mr, nr] = alpha A B, or C += alpha A B if `add`, with A as `[k][mr]` and B as `[k][nr]`.
+/// One tile: C [mr, nr] = alpha A B, or C += alpha A B if `add`, of `k` steps of packed operands.
 ///
 /// # Safety
-/// The CPU has the kernel's instructions; `a`, `b` are valid for k * mr and k * nr floats; `c` is valid for
-/// reads and writes of mr rows of nr floats, `ldc` apart, which nothing else accesses meanwhile.
-pub(super) type Tile =
-    unsafe fn(k: usize, alpha: f32, add: bool, a: *const f32, b: *const f32, c: *mut f32, ldc: usize);
+/// The CPU has the kernel's instructions, and [`Kernel::held`] has set them up; `k` is a multiple of the kernel's group; `a`, `b`
+/// are valid for k * mr and k * nr elements; `c` is valid for reads and writes of mr rows of nr floats, `ldc` apart, which
+/// nothing else accesses meanwhile.
+pub(super) type Tile<E> = unsafe fn(k: usize, alpha: f32, add: bool, a: *const E, b: *const E, c: *mut f32, ldc: usize);
 
-/// The largest tile of any level.
-const MAX_TILE: usize = micro_portable::MR * micro_portable::NR;
+/// The most floats of a tile of any level: those of AMX.
+const MAX_TILE: usize = 32 * 32;
+const _: () = assert!(micro_portable::MR * micro_portable::NR <= MAX_TILE);
 #[cfg(target_arch = "x86_64")]
-const MAX_TILE_X86: usize = micro_avx512::MR * micro_avx512::NR;
+const _: () = assert!(micro_amx::MR * micro_amx::NR <= MAX_TILE && micro_avx512::MR * micro_avx512::NR <= MAX_TILE);
 
 #[repr(align(64))]
-#[cfg(target_arch = "x86_64")]
-struct EdgeTile([f32; if MAX_TILE > MAX_TILE_X86 { MAX_TILE } else { MAX_TILE_X86 }]);
-#[repr(align(64))]
-#[cfg(not(target_arch = "x86_64"))]
 struct EdgeTile([f32; MAX_TILE]);
 
-/// The micro-kernel of one SIMD level. A is packed in panels of `mr` rows (`[panel][k][mr]`), B in strips
-/// of `nr` columns (`[strip][k][nr]`), both filled up with zeros.
+/// The micro-kernel of one SIMD level for operands of f32 or bf16; sums are f32. A is packed in panels of `mr` rows
+/// (`[panel][k / group][mr][group]`), B in strips of `nr` columns (`[strip][k / g][nr][g]`, where g is 1 for f32 and 2 for bf16),
+/// both filled up with zeros to whole panels and strips and to whole groups.
 #[derive(Clone, Copy)]
-pub(crate) struct Kernel {
+pub(crate) struct Kernel<E: 'static = f32> {
     /// Rows of a tile.
     pub(crate) mr: usize,
     /// Columns of a tile.
     pub(crate) nr: usize,
-    tile: Tile,
+    /// Steps along k that lie together in a row of A; k is filled up to a multiple of them.
+    pub(crate) group: usize,
+    /// How many steps one accumulator takes before it is added to C: of bf16 as many as there are.
+    chain: usize,
+    /// Products that are cut along k at multiples of so many steps have the sums of one that is not cut.
+    pub(crate) unit: usize,
+    /// The most steps along k that are packed as one block.
+    pub(crate) block: usize,
+    /// Whether the tiles of AMX must be set up around a product.
+    tiles: bool,
+    tile: Tile<E>,
 }
 
 /// The scalar side of a product: depth k, C [m, n] and what is done with it.
@@ -51,17 +61,65 @@ pub(crate) struct Shape {
 
 impl Kernel {
     pub(crate) fn new(simd: Simd) -> Self {
+        let kernel = |mr, nr, tile| Kernel { mr, nr, group: 1, chain: KC, unit: KC, block: 2 * KC, tiles: false, tile };
         match simd.level() {
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512 => Kernel { mr: micro_avx512::MR, nr: micro_avx512::NR, tile: micro_avx512::tile },
+            level if level >= Level::Avx512 => kernel(micro_avx512::MR, micro_avx512::NR, micro_avx512::tile),
             #[cfg(target_arch = "x86_64")]
-            Level::Avx2 => Kernel { mr: micro_avx2::MR, nr: micro_avx2::NR, tile: micro_avx2::tile },
-            _ => Kernel { mr: micro_portable::MR, nr: micro_portable::NR, tile: micro_portable::tile },
+            Level::Avx2 => kernel(micro_avx2::MR, micro_avx2::NR, micro_avx2::tile),
+            _ => kernel(micro_portable::MR, micro_portable::NR, micro_portable::tile),
         }
+    }
+}
+
+impl Kernel<bf16> {
+    /// `None` where the level has no products of bf16: operands are widened there.
+    pub(crate) fn of_bf16(simd: Simd) -> Option<Self> {
+        #[cfg(target_arch = "x86_64")]
+        let kernel = |mr, nr, group, tiles, tile| Kernel {
+            mr,
+            nr,
+            group,
+            chain: usize::MAX,
+            unit: group,
+            block: 512,
+            tiles,
+            tile,
+        };
+        match simd.level() {
+            #[cfg(target_arch = "x86_64")]
+            Level::Amx => {
+                use micro_amx::{GROUP, MR, NR, tile};
+                Some(kernel(MR, NR, GROUP, true, tile))
+            }
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512Bf16 => {
+                use micro_avx512bf16::{GROUP, MR, NR, tile};
+                Some(kernel(MR, NR, GROUP, false, tile))
+            }
+            _ => None,
+        }
+    }
+}
+
+impl<E: Copy> Kernel<E> {
+    /// `k` filled up to whole groups: the depth of packed operands.
+    pub(crate) fn depth(&self, k: usize) -> usize {
+        k.next_multiple_of(self.group)
+    }
+
+    /// Elements of packed A [m, k].
+    pub(crate) fn packed_a(&self, m: usize, k: usize) -> usize {
+        m.next_multiple_of(self.mr) * self.depth(k)
+    }
+
+    /// Elements of packed B [k, n].
+    pub(crate) fn packed_b(&self, n: usize, k: usize) -> usize {
+        n.next_multiple_of(self.nr) * self.depth(k)
     }
 
     /// The product of packed operands into `c`, rows `ldc` apart.
-    pub(crate) fn multiply(&self, shape: Shape, a: &[f32], b: &[f32], c: &mut [f32], ldc: usize) {
+    pub(crate) fn multiply(&self, shape: Shape, a: &[E], b: &[E], c: &mut [f32], ldc: usize) {
         let fits = shape.n <= ldc && span(shape.m, ldc, shape.n).is_some_and(|needed| needed <= c.len());
         assert!(shape.m == 0 || shape.n == 0 || fits);
         // SAFETY: the assertion keeps all rows inside `c`, which is borrowed mutably.
@@ -73,26 +131,42 @@ impl Kernel {
     /// # Safety
     /// `c` is valid for reads and writes of m rows of n floats, `ldc` apart, which nothing else accesses
     /// meanwhile.
-    pub(crate) unsafe fn multiply_at(&self, shape: Shape, a: &[f32], b: &[f32], c: *mut f32, ldc: usize) {
-        let Shape { m, n, k, .. } = shape;
-        let holds = |x: &[f32], lanes: usize, width: usize| {
+    pub(crate) unsafe fn multiply_at(&self, shape: Shape, a: &[E], b: &[E], c: *mut f32, ldc: usize) {
+        let Shape { m, n, .. } = shape;
+        let k = self.depth(shape.k);
+        let holds = |x: &[E], lanes: usize, width: usize| {
             let needed = lanes.checked_next_multiple_of(width).and_then(|lanes| lanes.checked_mul(k));
             needed.is_some_and(|needed| needed <= x.len())
         };
         assert!(holds(a, m, self.mr) && holds(b, n, self.nr));
-        for k0 in (0..k).step_by(KC) {
-            let step = Shape { k: KC.min(k - k0), add: shape.add || k0 > 0, ..shape };
-            for j in (0..n).step_by(self.nr) {
-                let strip = b[j * k + k0 * self.nr..].as_ptr();
-                for i in (0..m).step_by(self.mr) {
-                    let panel = a[i * k + k0 * self.mr..].as_ptr();
-                    let part = Shape { m: self.mr.min(m - i), n: self.nr.min(n - j), ..step };
-                    // SAFETY: panel and strip hold `step.k` steps (asserted above: whole panels of k steps); the
-                    // rectangle (i, j) of `part`'s size lies inside the caller's.
-                    unsafe { self.tile_at(part, panel, strip, c.add(i * ldc + j), ldc) }
+        self.held(|| {
+            for k0 in (0..k).step_by(self.chain) {
+                let step = Shape { k: self.chain.min(k - k0), add: shape.add || k0 > 0, ..shape };
+                for j in (0..n).step_by(self.nr) {
+                    let strip = b[j * k + k0 * self.nr..].as_ptr();
+                    for i in (0..m).step_by(self.mr) {
+                        let panel = a[i * k + k0 * self.mr..].as_ptr();
+                        let part = Shape { m: self.mr.min(m - i), n: self.nr.min(n - j), ..step };
+                        // SAFETY: panel and strip hold `step.k` steps (asserted above: whole panels of k steps); the
+                        // rectangle (i, j) of `part`'s size lies inside the caller's.
+                        unsafe { self.tile_at(part, panel, strip, c.add(i * ldc + j), ldc) }
+                    }
                 }
             }
+        });
+    }
+
+    /// Runs `f` with what the kernel's instructions need set up on this thread.
+    fn held(&self, f: impl FnOnce()) {
+        #[cfg(target_arch = "x86_64")]
+        if self.tiles {
+            // SAFETY: a kernel with tiles is made from a `Simd` that proves AMX.
+            unsafe { amx::enter() };
+            f();
+            // SAFETY: as above.
+            return unsafe { amx::leave() };
         }
+        f();
     }
 
     /// One tile, also where C has fewer than mr rows or nr columns left: then in a copy, by the same steps.
@@ -100,7 +174,7 @@ impl Kernel {
     /// # Safety
     /// As for [`Tile`], with `shape.m` x `shape.n` elements of C.
     #[inline]
-    unsafe fn tile_at(&self, shape: Shape, a: *const f32, b: *const f32, c: *mut f32, ldc: usize) {
+    unsafe fn tile_at(&self, shape: Shape, a: *const E, b: *const E, c: *mut f32, ldc: usize) {
         let Shape { m, n, k, alpha, add } = shape;
         if m == self.mr && n == self.nr {
             // SAFETY: the caller's; a `Kernel` is made from a `Simd`, so its instructions are there.

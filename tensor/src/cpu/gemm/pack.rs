@@ -4,9 +4,9 @@ use std::ops::Range;
 
 use half::{bf16, f16};
 
+use super::pack_bf16::pack_lanes_bf16;
+use super::words::Words;
 use super::{Elems, Mat, Panels};
-#[cfg(target_arch = "x86_64")]
-use crate::cpu::Level;
 use crate::cpu::{Simd, simd, span};
 
 /// A stored element that widens to f32 exactly, without branches.
@@ -87,15 +87,6 @@ simd! {
     }
     fn widen_rows_f16(x: &[f16], stride: usize, lanes: usize, width: usize, out: &mut [f32]) {
         widen_rows(x, stride, lanes, width, out);
-    }
-
-    /// Rounds to the nearest bf16, ties to even, and back; NaN stays NaN.
-    pub(super) fn round_bf16(x: &mut [f32]) {
-        for x in x {
-            let bits = x.to_bits();
-            let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) & 0xffff_0000;
-            *x = if x.is_nan() { *x } else { f32::from_bits(rounded) };
-        }
     }
 }
 
@@ -183,87 +174,9 @@ pub fn interleave(simd: Simd, rows: &[f32], stride: usize, lanes: usize, width: 
     assert!(lanes <= width && out.len() == depth * width, "interleave: {lanes} lanes of {width}");
     let fits = span(lanes, stride, depth).is_some_and(|needed| needed <= rows.len());
     assert!(lanes == 0 || depth == 0 || fits, "interleave: rows too short");
-    match simd.level() {
-        // SAFETY: the level proves AVX2; the assertions prove the bounds.
-        #[cfg(target_arch = "x86_64")]
-        Level::Avx2 | Level::Avx512 if lanes > 0 => unsafe { avx2::interleave(rows, stride, lanes, width, out) },
-        _ => interleave_from(0, rows, stride, lanes, width, out),
-    }
-}
-
-/// [`interleave`] from step `start` on, one element at a time.
-fn interleave_from(start: usize, rows: &[f32], stride: usize, lanes: usize, width: usize, out: &mut [f32]) {
-    for (kk, out) in out.chunks_exact_mut(width).enumerate().skip(start) {
-        for (lane, out) in out.iter_mut().enumerate() {
-            *out = if lane < lanes { rows[lane * stride + kk] } else { 0.0 };
-        }
-    }
-}
-
-#[cfg(target_arch = "x86_64")]
-mod avx2 {
-    use std::arch::x86_64::*;
-
-    /// Blocks of 8 lanes and 8 steps, then the rest of the steps.
-    ///
-    /// # Safety
-    /// AVX2, and the bounds that [`super::interleave`] asserts, with lanes > 0.
-    #[target_feature(enable = "avx2")]
-    pub(super) unsafe fn interleave(rows: &[f32], stride: usize, lanes: usize, width: usize, out: &mut [f32]) {
-        let whole = out.len() / width / 8 * 8;
-        for lane in (0..width).step_by(8) {
-            let (filled, written) = (first_lanes(lanes.saturating_sub(lane)), first_lanes(width - lane));
-            let mut from = [rows.as_ptr(); 8];
-            for (i, from) in from.iter_mut().enumerate() {
-                // Past the last lane any row will do: its values are masked out.
-                *from = from.wrapping_add((lane + i).min(lanes - 1) * stride);
-            }
-            for kk in (0..whole).step_by(8) {
-                // SAFETY: each row holds 8 floats from kk on; `out` holds steps kk .. kk + 8, of which only lanes
-                // below `width` are written.
-                unsafe {
-                    for (i, step) in transpose(from, kk).into_iter().enumerate() {
-                        let step = _mm256_and_ps(step, _mm256_castsi256_ps(filled));
-                        _mm256_maskstore_ps(out.as_mut_ptr().add((kk + i) * width + lane), written, step);
-                    }
-                }
-            }
-        }
-        super::interleave_from(whole, rows, stride, lanes, width, out);
-    }
-
-    /// All ones in the first `n` lanes of 8.
-    #[inline]
-    #[target_feature(enable = "avx2")]
-    fn first_lanes(n: usize) -> __m256i {
-        _mm256_cmpgt_epi32(_mm256_set1_epi32(n.min(8) as i32), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7))
-    }
-
-    /// 8 floats of each of 8 rows, from `kk` on, into 8 columns. Halves of the rows i and i + 4 are loaded into
-    /// one register, which leaves 16 shuffles.
-    ///
-    /// # Safety
-    /// AVX2; each row is valid for 8 floats from `kk` on.
-    #[inline]
-    #[target_feature(enable = "avx2")]
-    unsafe fn transpose(rows: [*const f32; 8], kk: usize) -> [__m256; 8] {
-        let mut out = [_mm256_setzero_ps(); 8];
-        for at in [0, 4] {
-            let mut pairs = [_mm256_setzero_ps(); 4];
-            for (i, pair) in pairs.iter_mut().enumerate() {
-                // SAFETY: each row is valid for 8 floats from kk on (the caller's), at is 0 or 4.
-                *pair = unsafe { _mm256_loadu2_m128(rows[i + 4].add(kk + at), rows[i].add(kk + at)) };
-            }
-            let [r0, r1, r2, r3] = pairs;
-            let (lo01, hi01) = (_mm256_unpacklo_ps(r0, r1), _mm256_unpackhi_ps(r0, r1));
-            let (lo23, hi23) = (_mm256_unpacklo_ps(r2, r3), _mm256_unpackhi_ps(r2, r3));
-            out[at] = _mm256_shuffle_ps::<0b01_00_01_00>(lo01, lo23);
-            out[at + 1] = _mm256_shuffle_ps::<0b11_10_11_10>(lo01, lo23);
-            out[at + 2] = _mm256_shuffle_ps::<0b01_00_01_00>(hi01, hi23);
-            out[at + 3] = _mm256_shuffle_ps::<0b11_10_11_10>(hi01, hi23);
-        }
-        out
-    }
+    let words = Words { start: rows.as_ptr().cast(), stride: 4 * stride, lanes, len: depth };
+    // SAFETY: each of the lanes holds `depth` floats and `out` that many rows of `width` (asserted above).
+    unsafe { words.transpose(simd, width, out.as_mut_ptr().cast()) }
 }
 
 impl<'a> Mat<'a> {
@@ -305,6 +218,10 @@ impl Panels for Dense<'_> {
 
     fn pack(&self, k: Range<usize>, n: Range<usize>, nr: usize, out: &mut [f32]) {
         pack_lanes(self.simd, self.mat.transposed().row_lanes(), n, k, nr, out);
+    }
+
+    fn pack_bf16(&self, k: Range<usize>, n: Range<usize>, nr: usize, out: &mut [bf16]) {
+        pack_lanes_bf16(self.simd, self.mat.transposed().row_lanes(), n, k, [nr, 2], out);
     }
 
     fn column(&self, n: usize, k: Range<usize>, out: &mut [f32]) {

@@ -1,10 +1,12 @@
 //! Products of few rows: one dot product an element, each column of B decoded once for all rows.
 
-use super::pack::round_bf16;
+use half::bf16;
+
 use super::{Mat, Options, Out, Panels};
 use crate::cpu::reduce::dot_body;
 use crate::cpu::scratch::Buffer;
 use crate::cpu::{Cpu, simd};
+use crate::dtype::Float;
 
 /// Elements of B that one task reads: enough to outweigh the hand-off of a task.
 const TASK: usize = 1 << 16;
@@ -34,7 +36,7 @@ pub(super) fn gemm(cpu: &Cpu, a: &Mat, b: &dyn Panels, c: &mut Out, ldc: usize, 
                 _ => {
                     b.column(j, 0..k, &mut decoded);
                     if options.round_bf16 {
-                        round_bf16(cpu.simd(), &mut decoded);
+                        bf16::round(cpu.simd(), &mut decoded);
                     }
                     &decoded
                 }
@@ -48,7 +50,7 @@ pub(super) fn gemm(cpu: &Cpu, a: &Mat, b: &dyn Panels, c: &mut Out, ldc: usize, 
     let mut row = cpu.scratch(n);
     for i in 0..m {
         row.iter_mut().zip(products.iter().skip(i).step_by(m)).for_each(|(y, x)| *y = *x);
-        c.store(i * ldc, &row, options.alpha, options.accumulate);
+        c.store(cpu.simd(), i * ldc, &row, options.alpha, options.accumulate);
     }
 }
 
@@ -59,7 +61,7 @@ fn widened_rows(cpu: &Cpu, a: &Mat, round: bool) -> Buffer {
         a.row_into(cpu.simd(), i, row);
     }
     if round {
-        round_bf16(cpu.simd(), &mut rows);
+        bf16::round(cpu.simd(), &mut rows);
     }
     rows
 }

@@ -7,7 +7,7 @@ use super::*;
 use crate::cpu::{Level, Simd};
 
 fn levels() -> Vec<Simd> {
-    [Level::Portable, Level::Avx2, Level::Avx512].into_iter().filter_map(|l| Simd::new(l).ok()).collect()
+    Level::ALL.into_iter().filter_map(|l| Simd::new(l).ok()).collect()
 }
 
 fn on_threads(simd: Simd, threads: usize) -> Cpu {
@@ -121,8 +121,8 @@ fn product(cpu: &Cpu, case: &Case) -> Vec<f32> {
 }
 
 /// Against a product in f64. An element's error is at most the unit roundoff times the longest chain of
-/// roundings times the sum of magnitudes: min(k, KC) steps in a block, one a block, four more for alpha,
-/// C and slack; a 16-bit C adds one rounding of the result.
+/// roundings times the sum of magnitudes: min(k, KC) steps in a block, one a block (of bf16 products at most k, however
+/// a level adds up a pair), four more for alpha, C and slack; a 16-bit C adds one rounding of the result.
 fn check(case: &Case, a: &Owned, b: &Owned, c: &[f32]) {
     let Case { m, n, k, kinds, options, .. } = *case;
     let store_eps = match kinds[2] {
@@ -130,7 +130,8 @@ fn check(case: &Case, a: &Owned, b: &Owned, c: &[f32]) {
         Kind::Bf16 => 2f64.powi(-8),
         Kind::F16 => 2f64.powi(-11),
     };
-    let chain = (k.min(KC) + k.div_ceil(KC) + 4) as f64;
+    let longest = if options.round_bf16 { k } else { k.min(KC) + k.div_ceil(KC) };
+    let chain = (longest + 4) as f64;
     let old = values(m * (n + 3), 3);
     for i in 0..m {
         for j in 0..n {
@@ -158,7 +159,8 @@ fn bits(c: &[f32]) -> Vec<u32> {
 
 const PLAIN: [Kind; 3] = [Kind::F32; 3];
 
-/// Sizes at and around the tiles of every level (4, 6, 14 rows; 16, 32 columns), the few-row limit and KC.
+/// Sizes at and around the tiles of every level (4, 6, 14, 32 rows; 16, 32 columns), the groups of AMX (32 steps), the few-row
+/// limit and KC.
 #[test]
 fn sizes_around_every_tile_boundary_agree_with_f64() {
     let sizes = [
@@ -180,6 +182,11 @@ fn sizes_around_every_tile_boundary_agree_with_f64() {
             for orders in [[Order::Rows, Order::Columns], [Order::Columns, Order::Rows], [Order::Gaps, Order::Gaps]] {
                 let options = Options { alpha: 0.7, accumulate: Accumulate::Add, ..Options::default() };
                 product(&Cpu::single(simd), &Case { m, n, k, kinds: PLAIN, orders, options });
+                for (out, alpha) in [(Kind::F32, 1.0), (Kind::F32, 0.7), (Kind::Bf16, 1.0)] {
+                    let (kinds, options) =
+                        ([Kind::Bf16, Kind::Bf16, out], Options { alpha, round_bf16: true, ..options });
+                    product(&Cpu::single(simd), &Case { m, n, k, kinds, orders, options });
+                }
             }
         }
     }
@@ -226,11 +233,23 @@ fn every_dtype_in_every_place_agrees_with_f64() {
 fn products_of_several_blocks_agree_with_f64() {
     let cpu = on_threads(Simd::detect(), 2);
     let options = Options { accumulate: Accumulate::Add, ..Options::default() };
-    for [m, n, k] in [[1100, 33, 20], [17, 2100, 20], [1900, 1500, 5], [40, 50, 2100]] {
-        for out in [Kind::F32, Kind::Bf16] {
-            let kinds = [Kind::F32, Kind::Bf16, out];
+    for [m, n, k] in [[1100, 33, 20], [17, 2100, 20], [1900, 1500, 5], [40, 50, 2100], [11, 35, 8300]] {
+        for (out, round_bf16) in [(Kind::F32, false), (Kind::Bf16, false), (Kind::F32, true), (Kind::Bf16, true)] {
+            let (kinds, options) = ([Kind::F32, Kind::Bf16, out], Options { round_bf16, ..options });
             product(&cpu, &Case { m, n, k, kinds, orders: [Order::Rows, Order::Columns], options });
         }
+    }
+}
+
+#[test]
+fn bf16_bits_do_not_depend_on_threads() {
+    for (simd, [m, n, k]) in
+        levels().into_iter().flat_map(|simd| [[40, 300, 1000], [1100, 300, 300]].map(|s| (simd, s)))
+    {
+        let options = Options { alpha: 1.5, accumulate: Accumulate::Add, round_bf16: true };
+        let case = Case { m, n, k, kinds: [Kind::Bf16; 3], orders: [Order::Rows, Order::Columns], options };
+        let first = bits(&product(&Cpu::single(simd), &case));
+        assert_eq!(bits(&product(&on_threads(simd, 3), &case)), first, "{simd:?}");
     }
 }
 
@@ -336,7 +355,7 @@ fn shapes_that_do_not_fit_are_errors() {
     assert!(Mat::new(Elems::F32(&x), 3, 2, usize::MAX, 1).is_err_and(|e| e.is_shape()));
 }
 
-/// Every f16 and bf16 value widens to the same f32 as the `half` crate says, and bf16 rounding agrees.
+/// Every f16 and bf16 value widens to the same f32 as the `half` crate says.
 #[test]
 fn conversions_are_exact() {
     let halves: Vec<u16> = (0..=u16::MAX).collect();
@@ -348,9 +367,5 @@ fn conversions_are_exact() {
         assert!(out.iter().zip(&f16s).all(|(x, h)| same(*x, h.to_f32())));
         Elems::Bf16(&bf16s).widen_into(simd, 0, 1, &mut out);
         assert!(out.iter().zip(&bf16s).all(|(x, h)| same(*x, h.to_f32())));
-        let x: Vec<f32> = (0..=u32::MAX).step_by(65_521 / 3).map(f32::from_bits).collect();
-        let mut rounded = x.clone();
-        pack::round_bf16(simd, &mut rounded);
-        assert!(rounded.iter().zip(&x).all(|(r, x)| same(*r, bf16::from_f32(*x).to_f32())));
     }
 }

@@ -5,25 +5,43 @@
 use super::super::Level;
 use super::Blocks;
 use crate::cpu::Simd;
+use crate::cpu::convert::bf16_from_f32;
+use half::bf16;
 
 /// The levels of one block, times its scale.
-type Table = [f32; 16];
+type Table<T> = [T; 16];
 
 pub(super) fn decode(simd: Simd, blocks: &Blocks, start: usize, out: &mut [f32]) {
     match simd.level() {
         // SAFETY: a `Simd` of this level is only made after these features were detected.
         #[cfg(target_arch = "x86_64")]
-        Level::Avx512 => unsafe { avx512::decode(blocks, start, out) },
+        level if level >= Level::Avx512 => unsafe { avx512::decode(blocks, start, out) },
         // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
         Level::Avx2 => unsafe { avx2::decode(blocks, start, out) },
-        _ => decode_with(blocks, start, out, lookup_pairs),
+        _ => decode_with(blocks, start, out, |x| x, lookup_pairs),
     }
 }
 
-/// Walks over the blocks that hold `out`; `lookup` decodes whole bytes of one block.
+/// As [`decode`], rounded to bf16 once more.
+pub(super) fn decode_bf16(simd: Simd, blocks: &Blocks, start: usize, out: &mut [bf16]) {
+    match simd.level() {
+        // SAFETY: as in `decode`.
+        #[cfg(target_arch = "x86_64")]
+        level if level >= Level::Avx512 => unsafe { avx512::decode_bf16(blocks, start, out) },
+        _ => decode_with(blocks, start, out, bf16_from_f32, lookup_pairs),
+    }
+}
+
+/// Walks over the blocks that hold `out`; `round` makes an element of a scaled level, `lookup` decodes whole bytes of one block.
 #[inline(always)]
-fn decode_with(blocks: &Blocks, start: usize, out: &mut [f32], lookup: impl Fn(&Table, &[u8], &mut [f32])) {
+fn decode_with<T: Copy>(
+    blocks: &Blocks,
+    start: usize,
+    out: &mut [T],
+    round: impl Fn(f32) -> T,
+    lookup: impl Fn(&Table<T>, &[u8], &mut [T]),
+) {
     let shift = blocks.blocksize.trailing_zeros();
     let mut at = start;
     let mut rest = out;
@@ -32,7 +50,7 @@ fn decode_with(blocks: &Blocks, start: usize, out: &mut [f32], lookup: impl Fn(&
         let end = (block + 1) << shift;
         let (piece, after) = rest.split_at_mut((end - at).min(rest.len()));
         let scale = blocks.absmax.get(block);
-        let table = blocks.format.levels().map(|level| level * scale);
+        let table = blocks.format.levels().map(|level| round(level * scale));
         at += piece.len();
         decode_piece(&table, blocks.codes, at - piece.len(), piece, &lookup);
         rest = after;
@@ -41,7 +59,13 @@ fn decode_with(blocks: &Blocks, start: usize, out: &mut [f32], lookup: impl Fn(&
 
 /// Decodes elements of one block, which may start at a low nibble and end at a high one.
 #[inline(always)]
-fn decode_piece(table: &Table, codes: &[u8], at: usize, out: &mut [f32], lookup: &impl Fn(&Table, &[u8], &mut [f32])) {
+fn decode_piece<T: Copy>(
+    table: &Table<T>,
+    codes: &[u8],
+    at: usize,
+    out: &mut [T],
+    lookup: &impl Fn(&Table<T>, &[u8], &mut [T]),
+) {
     let (low, out) = out.split_at_mut(at % 2);
     if let [v] = low {
         *v = table[(codes[at / 2] & 15) as usize];
@@ -56,7 +80,7 @@ fn decode_piece(table: &Table, codes: &[u8], at: usize, out: &mut [f32], lookup:
 
 /// `out[2i]` is the level of the high nibble of `codes[i]`, `out[2i + 1]` that of the low one.
 #[inline(always)]
-fn lookup_pairs(table: &Table, codes: &[u8], out: &mut [f32]) {
+fn lookup_pairs<T: Copy>(table: &Table<T>, codes: &[u8], out: &mut [T]) {
     for (pair, code) in out.as_chunks_mut::<2>().0.iter_mut().zip(codes) {
         *pair = [table[(code >> 4) as usize], table[(code & 15) as usize]];
     }
@@ -64,16 +88,35 @@ fn lookup_pairs(table: &Table, codes: &[u8], out: &mut [f32]) {
 
 #[cfg(target_arch = "x86_64")]
 mod avx512 {
-    use super::{Blocks, Table, decode_with, lookup_pairs};
+    use super::{Blocks, Table, bf16_from_f32, decode_with, lookup_pairs};
+    use half::bf16;
     use std::arch::x86_64::*;
 
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
     pub(super) fn decode(blocks: &Blocks, start: usize, out: &mut [f32]) {
-        decode_with(blocks, start, out, |table, codes, out| {
+        decode_with(
+            blocks,
+            start,
+            out,
+            |x| x,
+            |table, codes, out| {
+                let (codes, codes_rest) = codes.as_chunks::<16>();
+                let (out, out_rest) = out.as_chunks_mut::<32>();
+                for (codes, out) in codes.iter().zip(out) {
+                    lookup_32(table, codes, out);
+                }
+                lookup_pairs(table, codes_rest, out_rest);
+            },
+        );
+    }
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+    pub(super) fn decode_bf16(blocks: &Blocks, start: usize, out: &mut [bf16]) {
+        decode_with(blocks, start, out, bf16_from_f32, |table, codes, out| {
             let (codes, codes_rest) = codes.as_chunks::<16>();
             let (out, out_rest) = out.as_chunks_mut::<32>();
             for (codes, out) in codes.iter().zip(out) {
-                lookup_32(table, codes, out);
+                lookup_32_bf16(table, codes, out);
             }
             lookup_pairs(table, codes_rest, out_rest);
         });
@@ -81,7 +124,22 @@ mod avx512 {
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx2")]
-    fn lookup_32(table: &Table, codes: &[u8; 16], out: &mut [f32; 32]) {
+    fn lookup_32_bf16(table: &Table<bf16>, codes: &[u8; 16], out: &mut [bf16; 32]) {
+        // SAFETY: unaligned loads and stores of exactly the arrays' lengths.
+        unsafe {
+            let table = _mm512_broadcast_i64x4(_mm256_loadu_si256(table.as_ptr().cast()));
+            let low = _mm_loadu_si128(codes.as_ptr().cast());
+            // A permute reads the low five bits of an index only, and the table is there twice.
+            let high = _mm_srli_epi16::<4>(low);
+            let nibbles = _mm256_set_m128i(_mm_unpackhi_epi8(high, low), _mm_unpacklo_epi8(high, low));
+            let found = _mm512_permutexvar_epi16(_mm512_cvtepu8_epi16(nibbles), table);
+            _mm512_storeu_si512(out.as_mut_ptr().cast(), found);
+        }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx2")]
+    fn lookup_32(table: &Table<f32>, codes: &[u8; 16], out: &mut [f32; 32]) {
         // SAFETY: unaligned loads and stores of exactly the arrays' lengths.
         unsafe {
             let table = _mm512_loadu_ps(table.as_ptr());
@@ -103,19 +161,25 @@ mod avx2 {
 
     #[target_feature(enable = "avx2,fma,f16c")]
     pub(super) fn decode(blocks: &Blocks, start: usize, out: &mut [f32]) {
-        decode_with(blocks, start, out, |table, codes, out| {
-            let (codes, codes_rest) = codes.as_chunks::<8>();
-            let (out, out_rest) = out.as_chunks_mut::<16>();
-            for (codes, out) in codes.iter().zip(out) {
-                lookup_16(table, codes, out);
-            }
-            lookup_pairs(table, codes_rest, out_rest);
-        });
+        decode_with(
+            blocks,
+            start,
+            out,
+            |x| x,
+            |table, codes, out| {
+                let (codes, codes_rest) = codes.as_chunks::<8>();
+                let (out, out_rest) = out.as_chunks_mut::<16>();
+                for (codes, out) in codes.iter().zip(out) {
+                    lookup_16(table, codes, out);
+                }
+                lookup_pairs(table, codes_rest, out_rest);
+            },
+        );
     }
 
     #[inline]
     #[target_feature(enable = "avx2")]
-    fn lookup_16(table: &Table, codes: &[u8; 8], out: &mut [f32; 16]) {
+    fn lookup_16(table: &Table<f32>, codes: &[u8; 8], out: &mut [f32; 16]) {
         let low = _mm_cvtsi64_si128(i64::from_le_bytes(*codes));
         let high = _mm_srli_epi16::<4>(low);
         let nibbles = _mm_unpacklo_epi8(high, low);
@@ -131,7 +195,7 @@ mod avx2 {
     /// A permute looks up eight levels by the low three bits; the fourth picks the half.
     #[inline]
     #[target_feature(enable = "avx2")]
-    fn lookup_8(table: &Table, index: __m256i) -> __m256 {
+    fn lookup_8(table: &Table<f32>, index: __m256i) -> __m256 {
         // SAFETY: unaligned loads of exactly the array's length.
         let (lower, upper) = unsafe { (_mm256_loadu_ps(table.as_ptr()), _mm256_loadu_ps(table.as_ptr().add(8))) };
         let lower = _mm256_permutevar8x32_ps(lower, index);

@@ -1,0 +1,136 @@
+//! 32 x 32 in AMX: four tiles of sums, two of A, two of B; 32 steps along k an instruction.
+
+use std::arch::asm;
+use std::arch::x86_64::*;
+
+use half::bf16;
+
+use crate::cpu::amx::{ROWS, STEPS};
+
+/// Rows of a tile of C: two of the registers.
+pub(super) const MR: usize = 2 * ROWS;
+/// Columns of a tile of C.
+pub(super) const NR: usize = 2 * ROWS;
+/// Steps along k that lie together in a row of packed A.
+pub(super) const GROUP: usize = STEPS;
+
+/// See [`super::kernel::Tile`]. A is packed as `[k / 32][32 rows][32]`, B as `[k / 2][32 columns][2]`.
+///
+/// # Safety
+/// As stated there, with AMX for bf16 and AVX-512, and between [`crate::cpu::amx::enter`] and `leave`.
+#[target_feature(enable = "avx512f")]
+pub(super) unsafe fn tile(k: usize, alpha: f32, add: bool, a: *const bf16, b: *const bf16, c: *mut f32, ldc: usize) {
+    // SAFETY: the caller's, for all of this function: `k` steps of A and of B are valid, and MR rows of NR floats of C.
+    unsafe {
+        if alpha == 1.0 {
+            if add {
+                load(c, ldc)
+            } else {
+                clear()
+            }
+            multiply(k, a, b);
+            return store(c, ldc);
+        }
+        clear();
+        multiply(k, a, b);
+        let mut product = Block([0.0; MR * NR]);
+        store(product.0.as_mut_ptr(), NR);
+        let alpha = _mm512_set1_ps(alpha);
+        for (i, row) in product.0.chunks_exact(NR).enumerate() {
+            for j in [0, 16] {
+                let (x, c) = (_mm512_loadu_ps(row[j..].as_ptr()), c.add(i * ldc + j));
+                let y = if add { _mm512_fmadd_ps(alpha, x, _mm512_loadu_ps(c)) } else { _mm512_mul_ps(alpha, x) };
+                _mm512_storeu_ps(c, y);
+            }
+        }
+    }
+}
+
+#[repr(align(64))]
+struct Block([f32; MR * NR]);
+
+/// Tiles 0 to 3 += A B.
+///
+/// # Safety
+/// As for [`tile`].
+#[inline(always)]
+unsafe fn multiply(k: usize, a: *const bf16, b: *const bf16) {
+    debug_assert!(k > 0 && k.is_multiple_of(STEPS));
+    // SAFETY: each round reads 2 x 1 KiB of A and of B and there are k / 32 (the caller's); tiles are set up (the caller's). A
+    // load of a tile of B takes 64 bytes of every 128: one half of the columns of 16 pairs of steps.
+    unsafe {
+        asm!(
+            "2:",
+            "tileloadd tmm4, [{a} + {row}]",
+            "tileloadd tmm6, [{b} + {pair}]",
+            "tdpbf16ps tmm0, tmm4, tmm6",
+            "tileloadd tmm7, [{b} + {pair} + 64]",
+            "tdpbf16ps tmm1, tmm4, tmm7",
+            "tileloadd tmm5, [{a} + {row} + 1024]",
+            "tdpbf16ps tmm2, tmm5, tmm6",
+            "tdpbf16ps tmm3, tmm5, tmm7",
+            "add {a}, 2048",
+            "add {b}, 2048",
+            "dec {rounds}",
+            "jnz 2b",
+            a = inout(reg) a => _,
+            b = inout(reg) b => _,
+            rounds = inout(reg) k / STEPS => _,
+            row = in(reg) 64usize,
+            pair = in(reg) 128usize,
+            options(nostack, readonly),
+        );
+    }
+}
+
+/// Tiles 0 to 3 = 0.
+///
+/// # Safety
+/// As for [`tile`].
+#[inline(always)]
+unsafe fn clear() {
+    // SAFETY: tiles are set up (the caller's).
+    unsafe { asm!("tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3", options(nostack, nomem)) }
+}
+
+/// Tiles 0 to 3 = C.
+///
+/// # Safety
+/// As for [`tile`].
+#[inline(always)]
+unsafe fn load(c: *const f32, ldc: usize) {
+    // SAFETY: 32 rows of 32 floats are valid from `c` on (the caller's).
+    unsafe {
+        asm!(
+            "tileloadd tmm0, [{top} + {row}]",
+            "tileloadd tmm1, [{top} + {row} + 64]",
+            "tileloadd tmm2, [{bottom} + {row}]",
+            "tileloadd tmm3, [{bottom} + {row} + 64]",
+            top = in(reg) c,
+            bottom = in(reg) c.add(ROWS * ldc),
+            row = in(reg) 4 * ldc,
+            options(nostack, readonly),
+        );
+    }
+}
+
+/// C = tiles 0 to 3.
+///
+/// # Safety
+/// As for [`tile`].
+#[inline(always)]
+unsafe fn store(c: *mut f32, ldc: usize) {
+    // SAFETY: 32 rows of 32 floats may be written from `c` on (the caller's).
+    unsafe {
+        asm!(
+            "tilestored [{top} + {row}], tmm0",
+            "tilestored [{top} + {row} + 64], tmm1",
+            "tilestored [{bottom} + {row}], tmm2",
+            "tilestored [{bottom} + {row} + 64], tmm3",
+            top = in(reg) c,
+            bottom = in(reg) c.add(ROWS * ldc),
+            row = in(reg) 4 * ldc,
+            options(nostack),
+        );
+    }
+}

@@ -1,0 +1,228 @@
+//! Operands as the micro-kernels of bf16 read them: pairs, or groups, of steps along k beside each other.
+
+use std::ops::Range;
+
+use half::bf16;
+
+use super::Elems;
+use super::pack::Lanes;
+use super::words::Words;
+use crate::cpu::{Simd, simd};
+use crate::dtype::Float;
+
+/// Steps along k that are rounded at a time before they are interleaved.
+const DEPTH: usize = 64;
+/// The widest panel or strip of any kernel.
+const MAX_WIDTH: usize = 32;
+
+/// Writes `out[strip][kk / group][lane][kk % group]` in strips of `width` lanes, rounded to bf16 where the operand is of another
+/// type, with zeros past the last lane and from k's end to a whole group.
+pub(crate) fn pack_lanes_bf16(
+    simd: Simd,
+    x: Lanes,
+    lanes: Range<usize>,
+    k: Range<usize>,
+    [width, group]: [usize; 2],
+    out: &mut [bf16],
+) {
+    if k.is_empty() {
+        return;
+    }
+    let strip_len = k.len().next_multiple_of(group) * width;
+    for (first, out) in lanes.clone().step_by(width).zip(out.chunks_exact_mut(strip_len)) {
+        let here = width.min(lanes.end - first);
+        let at = first * x.lane_stride + k.start * x.k_stride;
+        match x.data {
+            Elems::Bf16(data) if x.k_stride == 1 => {
+                Rows { data: &data[at..], stride: x.lane_stride, lanes: here, len: k.len() }.pack(
+                    simd,
+                    [width, group],
+                    out,
+                );
+            }
+            Elems::Bf16(data) if x.lane_stride == 1 => {
+                Steps { data: &data[at..], stride: x.k_stride, lanes: here, len: k.len() }.pack(
+                    simd,
+                    [width, group],
+                    out,
+                );
+            }
+            _ => pack_rounded(simd, x, at, here, k.len(), [width, group], out),
+        }
+    }
+}
+
+/// One strip of lanes whose steps lie apart or must be rounded: first a tile of them as bf16 lanes, then that tile.
+fn pack_rounded(
+    simd: Simd,
+    x: Lanes,
+    at: usize,
+    lanes: usize,
+    len: usize,
+    [width, group]: [usize; 2],
+    out: &mut [bf16],
+) {
+    let mut tile = [bf16::ZERO; MAX_WIDTH * DEPTH];
+    for (i, out) in out.chunks_mut(DEPTH * width).enumerate() {
+        let (at, len) = (at + i * DEPTH * x.k_stride, DEPTH.min(len - i * DEPTH));
+        if x.lane_stride == 1 {
+            for (kk, row) in tile.chunks_exact_mut(width).enumerate().take(len) {
+                x.data.round_into(simd, at + kk * x.k_stride, 1, &mut row[..lanes]);
+            }
+            Steps { data: &tile, stride: width, lanes, len }.pack(simd, [width, group], out);
+        } else {
+            for (lane, row) in tile.chunks_exact_mut(DEPTH).enumerate().take(lanes) {
+                x.data.round_into(simd, at + lane * x.lane_stride, x.k_stride, &mut row[..len]);
+            }
+            Rows { data: &tile, stride: DEPTH, lanes, len }.pack(simd, [width, group], out);
+        }
+    }
+}
+
+/// One strip of pairs from decoded columns: `out[kk / 2][lane][kk % 2] = columns[lane * stride + kk]` for `[lanes, len]` of them, with
+/// zeros in lanes from `lanes` to `width` and past an odd last step. A decoder of quantised columns calls this from its
+/// [`super::Panels::pack_bf16`].
+///
+/// # Panics
+/// When `columns` is too short, `lanes > width` or `out` is not `len` steps long, rounded up to pairs.
+pub fn pair_columns(
+    simd: Simd,
+    columns: &[bf16],
+    stride: usize,
+    [lanes, len]: [usize; 2],
+    width: usize,
+    out: &mut [bf16],
+) {
+    Rows { data: columns, stride, lanes, len }.pack(simd, [width, 2], out);
+}
+
+/// As [`pair_columns`], from decoded rows: `out[kk / 2][lane][kk % 2] = rows[kk * stride + lane]`.
+///
+/// # Panics
+/// As [`pair_columns`].
+pub fn pair_rows(simd: Simd, rows: &[bf16], stride: usize, [lanes, len]: [usize; 2], width: usize, out: &mut [bf16]) {
+    Steps { data: rows, stride, lanes, len }.pack(simd, [width, 2], out);
+}
+
+/// Lanes whose steps are contiguous.
+#[derive(Clone, Copy)]
+pub(crate) struct Rows<'a> {
+    pub(crate) data: &'a [bf16],
+    /// From a lane to the next.
+    pub(crate) stride: usize,
+    pub(crate) lanes: usize,
+    /// Steps along k.
+    pub(crate) len: usize,
+}
+
+impl Rows<'_> {
+    /// One strip: `out[kk / group][lane][kk % group]`.
+    pub(crate) fn pack(self, simd: Simd, [width, group]: [usize; 2], out: &mut [bf16]) {
+        let Rows { data, stride, lanes, len } = self;
+        assert!(lanes <= width && (len == 0 || lanes == 0 || (lanes - 1) * stride + len <= data.len()));
+        assert!(out.len() == len.next_multiple_of(group) * width);
+        if group == 2 {
+            let whole = Words { start: data.as_ptr().cast(), stride: 2 * stride, lanes, len: len / 2 };
+            // SAFETY: each lane holds len / 2 pairs, and `out` as many rows of `width` (asserted).
+            unsafe { whole.transpose(simd, width, out.as_mut_ptr().cast()) };
+            if len % 2 == 1 {
+                let last = &mut out[(len - 1) * width..];
+                last.fill(bf16::ZERO);
+                (0..lanes).for_each(|lane| last[2 * lane] = data[lane * stride + len - 1]);
+            }
+            return;
+        }
+        for (i, out) in out.chunks_exact_mut(group * width).enumerate() {
+            let (first, here) = (i * group, group.min(len - i * group));
+            if let (MAX_GROUP, MAX_GROUP) = (group, here) {
+                for (lane, out) in out.as_chunks_mut::<MAX_GROUP>().0.iter_mut().enumerate().take(lanes) {
+                    *out = *data[lane * stride + first..].first_chunk().expect("asserted above");
+                }
+                out[lanes * group..].fill(bf16::ZERO);
+                continue;
+            }
+            for (lane, out) in out.chunks_exact_mut(group).enumerate() {
+                let filled = if lane < lanes { here } else { 0 };
+                if filled > 0 {
+                    out[..filled].copy_from_slice(&data[lane * stride + first..][..filled]);
+                }
+                out[filled..].fill(bf16::ZERO);
+            }
+        }
+    }
+}
+
+/// Steps whose lanes are contiguous.
+#[derive(Clone, Copy)]
+pub(crate) struct Steps<'a> {
+    pub(crate) data: &'a [bf16],
+    /// From a step to the next.
+    pub(crate) stride: usize,
+    pub(crate) lanes: usize,
+    /// Steps along k.
+    pub(crate) len: usize,
+}
+
+impl Steps<'_> {
+    /// One strip: `out[kk / group][lane][kk % group]`.
+    pub(crate) fn pack(self, simd: Simd, [width, group]: [usize; 2], out: &mut [bf16]) {
+        let Steps { data, stride, lanes, len } = self;
+        assert!(lanes <= width && (len == 0 || (len - 1) * stride + lanes <= data.len()));
+        assert!(out.len() == len.next_multiple_of(group) * width);
+        if group == 2 {
+            return zip_steps(simd, data, stride, lanes, len, width, out);
+        }
+        // Pairs first, [pair][lane], which are words; then words along k for each lane.
+        let mut pairs = [bf16::ZERO; MAX_WIDTH * MAX_GROUP];
+        let pairs = &mut pairs[..group * width];
+        for (i, out) in out.chunks_exact_mut(group * width).enumerate() {
+            let first = i * group;
+            zip_steps(simd, &data[first * stride..], stride, lanes, group.min(len - first), width, pairs);
+            let words = Words { start: pairs.as_ptr().cast(), stride: 4 * width, lanes: group / 2, len: width };
+            // SAFETY: `pairs` has group / 2 rows of `width` words; `out` has `width` rows of group / 2 words.
+            unsafe { words.transpose(simd, group / 2, out.as_mut_ptr().cast()) }
+        }
+    }
+}
+
+/// The largest group of any kernel.
+const MAX_GROUP: usize = 32;
+
+simd! {
+    /// Steps 2 i and 2 i + 1 become `out[i]`, a row of `width` pairs of which `lanes` are there; zeros past those and past the
+    /// last step.
+    fn zip_steps(data: &[bf16], stride: usize, lanes: usize, len: usize, width: usize, out: &mut [bf16]) {
+        for (i, out) in out.chunks_exact_mut(2 * width).enumerate() {
+            let row = |step: usize| if step < len { &data[step * stride..][..lanes] } else { &[] };
+            let (even, odd) = (row(2 * i), row(2 * i + 1));
+            let pairs = out.as_chunks_mut::<2>().0;
+            let zipped = odd.len();
+            for (pair, (even, odd)) in pairs.iter_mut().zip(even.iter().zip(odd)) {
+                *pair = [*even, *odd];
+            }
+            for (pair, even) in pairs[zipped..].iter_mut().zip(&even[zipped..]) {
+                *pair = [*even, bf16::ZERO];
+            }
+            pairs[even.len()..].fill([bf16::ZERO; 2]);
+        }
+    }
+}
+
+impl Elems<'_> {
+    /// Writes elements `at`, `at + stride`, .. rounded to the nearest bf16, ties to even.
+    fn round_into(&self, simd: Simd, at: usize, stride: usize, out: &mut [bf16]) {
+        match *self {
+            Elems::Bf16(x) if stride == 1 => out.copy_from_slice(&x[at..at + out.len()]),
+            Elems::Bf16(x) => out.iter_mut().enumerate().for_each(|(i, y)| *y = x[at + i * stride]),
+            Elems::F32(x) if stride == 1 => bf16::narrow(simd, &x[at..at + out.len()], out),
+            _ => {
+                let mut wide = [0.0; DEPTH];
+                for (i, out) in out.chunks_mut(DEPTH).enumerate() {
+                    let wide = &mut wide[..out.len()];
+                    self.widen_into(simd, at + i * DEPTH * stride, stride, wide);
+                    bf16::narrow(simd, wide, out);
+                }
+            }
+        }
+    }
+}
