@@ -12,6 +12,7 @@
 
 mod backward;
 mod forward;
+mod operand;
 mod tiles;
 #[cfg(test)]
 mod tests;
@@ -19,11 +20,11 @@ mod tests;
 pub(crate) use backward::check_keys;
 pub use backward::{Gradients, backward};
 pub use forward::forward;
+pub use operand::Stored;
 
 use std::ops::Range;
 
-use super::Simd;
-use crate::{Error, Float, Result};
+use crate::{Error, Result};
 
 /// Queries `q_start .. q_start + q_len` see keys of `kv_start .. kv_start + kv_len`. The last query stands
 /// at the last key: query i is at position i + kv_len - q_len of the segment's keys.
@@ -146,25 +147,17 @@ impl Attention {
         (token * self.heads + block.kv_head * self.group() + head) * self.head_dim
     }
 
-    /// Copies rows of the block out of `[tokens, heads, head_dim]`, as f32.
-    fn gather_rows<T: Float>(&self, simd: Simd, block: &Block, x: &[T], out: &mut [f32]) {
+    /// Copies rows of the block out of `[tokens, heads, head_dim]`.
+    fn gather<T: Copy>(&self, block: &Block, x: &[T], out: &mut [T]) {
         for (row, out) in block.rows.clone().zip(out.chunks_exact_mut(self.head_dim)) {
             let at = self.q_at(block, row);
-            T::widen(simd, &x[at..at + self.head_dim], out);
+            out.copy_from_slice(&x[at..at + self.head_dim]);
         }
     }
 
     /// Offset of a key in k, v and their gradients.
     fn kv_at(&self, tile: &Tile, key: usize) -> usize {
         ((tile.segment.kv_start + key) * self.kv_heads + tile.kv_head) * self.head_dim
-    }
-
-    /// Copies the tile out of `[tokens, kv_heads, head_dim]`, as f32.
-    fn gather_keys<T: Float>(&self, simd: Simd, tile: &Tile, x: &[T], out: &mut [f32]) {
-        for (key, out) in tile.keys.clone().zip(out.chunks_exact_mut(self.head_dim)) {
-            let at = self.kv_at(tile, key);
-            T::widen(simd, &x[at..at + self.head_dim], out);
-        }
     }
 
     /// Checks sizes and segments; returns the tokens of q and of k.

@@ -8,25 +8,27 @@
 //! Keys are lanes: scores are `[row][key]` in strips of keys, so that P and dS lie as the products for dV and dK read
 //! them, which are formed transposed. Only dS is packed once more, for dQ.
 
-use super::tiles::{Tiles, by_column, by_row};
+use super::operand::{Operand, Stored, by_column, by_row};
+use super::tiles::Tiles;
 use super::{Attention, Block, Segment, Tile};
-use crate::cpu::gemm::{Kernel, Shape, interleave, pack_lanes};
+use crate::cpu::gemm::{Kernel, Shape, interleave};
 use crate::cpu::math::exp_or_zero;
 use crate::cpu::reduce::{axpy, dot};
 use crate::cpu::scratch::Buffer;
 use crate::cpu::shared::Shared;
 use crate::cpu::{Cpu, simd};
-use crate::{Error, Float, Result};
+use crate::{DType, Error, Result};
+use half::bf16;
 use std::ops::Range;
 
 /// The most runs that the rows of a segment are cut into.
 const MAX_RUNS: usize = 4;
 
-/// Rows a block: whole panels of every micro-kernel (14, 6 and 4 rows).
+/// Rows a block, whole panels of a micro-kernel: of 14, 6 and 4 rows in f32, so that bits depend on none.
 const ROWS: usize = 168;
 
-/// The shortest run: below this, adding partial sums would cost more than it spreads.
-const MIN_RUN: usize = 2 * ROWS;
+/// Blocks of the shortest run: below this, adding partial sums would cost more than it spreads.
+const MIN_RUN: usize = 2;
 
 /// Keys a tile: whole strips of every micro-kernel (32 and 16 columns).
 const KEYS: usize = 128;
@@ -58,7 +60,7 @@ struct Saved<'a, T> {
 /// # Errors
 /// As the forward pass; also when segments share keys, whose gradients would be written twice.
 #[allow(clippy::too_many_arguments)]
-pub fn backward<T: Float>(
+pub fn backward<T: Stored>(
     cpu: &Cpu,
     attention: &Attention,
     segments: &[Segment],
@@ -84,13 +86,14 @@ pub fn backward<T: Float>(
     if segments.iter().map(|s| s.kv_len).sum::<usize>() < tkv {
         [&mut *dk, &mut *dv].into_iter().for_each(|x| x.fill(zero));
     }
-    Backward::new(cpu, attention, segments).run(Saved { q, k, v, out, lse, dout }, [dq, dk, dv]);
+    let (saved, gradients) = (Saved { q, k, v, out, lse, dout }, [dq, dk, dv]);
+    match Kernel::of_bf16(cpu.simd()) {
+        Some(kernel) if T::DTYPE == DType::BF16 => {
+            Backward::<bf16>::new(cpu, attention, segments, kernel).run(saved, gradients);
+        }
+        _ => Backward::<f32>::new(cpu, attention, segments, Kernel::new(cpu.simd())).run(saved, gradients),
+    }
     Ok(())
-}
-
-/// Rows a run: depends on the segment alone, as its bits must.
-fn run_len(a: &Attention, segment: &Segment) -> usize {
-    a.rows(segment).div_ceil(MAX_RUNS).next_multiple_of(ROWS).max(MIN_RUN)
 }
 
 /// The gradients of a key are one task's.
@@ -107,11 +110,13 @@ pub(crate) fn check_keys(segments: &[Segment]) -> Result<()> {
 }
 
 /// How the work of a backward pass is cut, and where what tasks share lies.
-struct Backward<'a> {
+struct Backward<'a, E: 'static> {
     cpu: &'a Cpu,
     a: &'a Attention,
     segments: &'a [Segment],
-    kernel: Kernel,
+    kernel: Kernel<E>,
+    /// Rows a block.
+    rows: usize,
     /// Packed tiles of k and v; see [`Backward::pack`].
     packed: Tiles,
     /// Tiles of partial sums of dK and dV: `[strip][head_dim, filled up to mr][nr]` of dK, then as much of dV.
@@ -121,22 +126,27 @@ struct Backward<'a> {
     wide: usize,
 }
 
-impl<'a> Backward<'a> {
-    fn new(cpu: &'a Cpu, a: &'a Attention, segments: &'a [Segment]) -> Self {
-        let (kernel, d) = (Kernel::new(cpu.simd()), a.head_dim);
-        let (deep, wide) = (d.next_multiple_of(kernel.mr), d.next_multiple_of(kernel.nr));
-        let packed = Tiles::new(a, segments, KEYS, kernel.nr, 2 * d + wide);
+impl<'a, E: Operand> Backward<'a, E> {
+    fn new(cpu: &'a Cpu, a: &'a Attention, segments: &'a [Segment], kernel: Kernel<E>) -> Self {
+        let [deep, wide] = [kernel.mr, kernel.nr].map(|width| a.head_dim.next_multiple_of(width));
+        let packed = Tiles::new(a, segments, KEYS, kernel.nr, 2 * kernel.depth(a.head_dim) + wide);
         let sums = Tiles::new(a, segments, KEYS, kernel.nr, 2 * deep);
-        Backward { cpu, a, segments, kernel, packed, sums, deep, wide }
+        Backward { cpu, a, segments, kernel, rows: ROWS / kernel.mr * kernel.mr, packed, sums, deep, wide }
     }
 
-    fn run<T: Float>(&self, saved: Saved<T>, [dq, dk, dv]: [&mut [T]; 3]) {
+    /// Rows a run: depends on the segment alone, as its bits must.
+    fn run_len(&self, segment: &Segment) -> usize {
+        self.a.rows(segment).div_ceil(MAX_RUNS).next_multiple_of(self.rows).max(MIN_RUN * self.rows)
+    }
+
+    fn run<T: Stored>(&self, saved: Saved<T>, [dq, dk, dv]: [&mut [T]; 3]) {
         let (cpu, a) = (self.cpu, self.a);
-        let runs = a.blocks(self.segments, |segment| run_len(a, segment));
+        let runs = a.blocks(self.segments, |segment| self.run_len(segment));
         let seen = self.packed.seen(a, self.segments);
         let all: Vec<Tile> = self.sums.all(a, self.segments);
         let copies = runs.iter().map(|run| self.number(run) + 1).max().unwrap_or(0);
-        let (mut packed, mut sums) = (cpu.scratch(self.packed.floats()), cpu.scratch(copies * self.sums.floats()));
+        let mut packed = cpu.scratch_of::<E>(self.packed.size());
+        let mut sums = cpu.scratch(copies * self.sums.size());
         let [dq, dk, dv] = [dq, dk, dv].map(Shared::new);
         cpu.enter(|| {
             let places = Shared::new(&mut packed);
@@ -153,35 +163,33 @@ impl<'a> Backward<'a> {
 
     /// Which run of its segment this is.
     fn number(&self, run: &Block) -> usize {
-        run.rows.start / run_len(self.a, &run.segment)
+        run.rows.start / self.run_len(&run.segment)
     }
 
     /// Packs a tile: keys and values as lanes of right-hand operands, then columns of keys as such.
-    fn pack<T: Float>(&self, tile: &Tile, saved: Saved<T>, out: &mut [f32]) {
-        let (a, simd, nr, d, n) = (self.a, self.cpu.simd(), self.kernel.nr, self.a.head_dim, tile.keys.len());
-        let mut rows = self.cpu.scratch(n * d);
-        let filled = n.next_multiple_of(nr) * d;
-        let (values, keys) = out.split_at_mut(filled);
-        let (keys, columns) = keys.split_at_mut(filled);
-        a.gather_keys(simd, tile, saved.v, &mut rows);
-        pack_lanes(simd, by_row(&rows, d), 0..n, 0..d, nr, values);
-        a.gather_keys(simd, tile, saved.k, &mut rows);
-        pack_lanes(simd, by_row(&rows, d), 0..n, 0..d, nr, keys);
-        pack_lanes(simd, by_column(&rows, d), 0..d, 0..n, nr, columns);
+    fn pack<T: Stored>(&self, tile: &Tile, saved: Saved<T>, out: &mut [E]) {
+        let (a, simd, kernel, d, n) = (self.a, self.cpu.simd(), self.kernel, self.a.head_dim, tile.keys.len());
+        let (at, stride) = (a.kv_at(tile, tile.keys.start), a.kv_heads * d);
+        let (k, v) = (&saved.k[at..], &saved.v[at..]);
+        let (values, keys) = out.split_at_mut(kernel.packed_b(n, d));
+        let (keys, columns) = keys.split_at_mut(kernel.packed_b(n, d));
+        E::right(simd, kernel, by_row(v, stride), n, d, values);
+        E::right(simd, kernel, by_row(k, stride), n, d, keys);
+        E::right(simd, kernel, by_column(k, stride), d, n, columns);
     }
 
     /// Cuts a run into blocks and takes them in order.
-    fn run_backward<T: Float>(&self, run: &Block, saved: Saved<T>, packed: &[f32], dq: &Shared<T>, sums: &Shared) {
+    fn run_backward<T: Stored>(&self, run: &Block, saved: Saved<T>, packed: &[E], dq: &Shared<T>, sums: &Shared) {
         let a = self.a;
-        let copy = self.number(run) * self.sums.floats();
-        let mut work = Work::new(self, run.rows.len().min(ROWS));
+        let copy = self.number(run) * self.sums.size();
+        let mut work = Work::new(self, run.rows.len().min(self.rows));
         for number in a.tiles(&run.segment, &run.rows, KEYS) {
             let place = self.sums.place(&self.sums.tile(run.index, run.segment, run.kv_head, number));
             // SAFETY: this run's copy of the sums of this key head is this task's alone.
             unsafe { sums.slice(copy + place.start, place.len()) }.fill(0.0);
         }
-        for first in run.rows.clone().step_by(ROWS) {
-            let block = Block { rows: first..run.rows.end.min(first + ROWS), ..run.clone() };
+        for first in run.rows.clone().step_by(self.rows) {
+            let block = Block { rows: first..run.rows.end.min(first + self.rows), ..run.clone() };
             work.load(&block, saved);
             for number in a.tiles(&block.segment, &block.rows, KEYS) {
                 let tile = self.packed.tile(block.index, block.segment, block.kv_head, number);
@@ -199,16 +207,16 @@ impl<'a> Backward<'a> {
     }
 
     /// Adds up the runs' partial sums of a tile of keys, and writes them as rows.
-    fn add_up<T: Float>(&self, tile: &Tile, sums: &[f32], gradients: [&Shared<T>; 2]) {
+    fn add_up<T: Stored>(&self, tile: &Tile, sums: &[f32], gradients: [&Shared<T>; 2]) {
         let (a, simd, d, nr) = (self.a, self.cpu.simd(), self.a.head_dim, self.kernel.nr);
-        let (place, step) = (self.sums.place(tile), run_len(a, &tile.segment));
+        let (place, step) = (self.sums.place(tile), self.run_len(&tile.segment));
         let (mut total, mut rows) = (self.cpu.scratch(place.len()), self.cpu.scratch(nr * d));
         total.fill(0.0);
         let all = a.rows(&tile.segment);
         for (run, first) in (0..all).step_by(step).enumerate() {
             let numbers = a.tiles(&tile.segment, &(first..all.min(first + step)), KEYS);
             if numbers.contains(&(tile.keys.start / KEYS)) {
-                let copy = run * self.sums.floats();
+                let copy = run * self.sums.size();
                 axpy(simd, 1.0, &sums[copy + place.start..copy + place.end], &mut total);
             }
         }
@@ -225,13 +233,13 @@ impl<'a> Backward<'a> {
 }
 
 /// The working memory of one task: rows of a block, and one tile of keys.
-struct Work<'a> {
-    pass: &'a Backward<'a>,
+struct Work<'a, E: Operand, T: Stored> {
+    pass: &'a Backward<'a, E>,
     /// Rows of q and of dout as left-hand operands, and their columns.
-    q: Buffer,
-    dout: Buffer,
-    q_columns: Buffer,
-    dout_columns: Buffer,
+    q: Buffer<E>,
+    dout: Buffer<E>,
+    q_columns: Buffer<E>,
+    dout_columns: Buffer<E>,
     /// `[row][head_dim, filled up to nr]`.
     dq: Buffer,
     lse: Buffer,
@@ -241,42 +249,47 @@ struct Work<'a> {
     /// `[row][nr]` of a strip of keys: scores, then P; dP, then dS.
     p: Buffer,
     ds: Buffer,
-    /// dS of a tile as left-hand operand: `[panel][key][mr]`.
-    left: Buffer,
+    /// dS of a tile as left-hand operand: `[panel][strip of keys][nr / group][mr][group]`.
+    left: Buffer<E>,
     /// Rows before they are packed.
-    rows: [Buffer; 2],
+    rows: [Buffer<T>; 2],
+    wide: [Buffer; 2],
 }
 
-impl<'a> Work<'a> {
-    fn new(pass: &'a Backward, rows: usize) -> Self {
-        let Backward { cpu, a, kernel, deep, wide, .. } = *pass;
-        let padded = rows.next_multiple_of(kernel.mr);
-        let [q, dout] = std::array::from_fn(|_| cpu.scratch(padded * a.head_dim));
-        let [q_columns, dout_columns] = std::array::from_fn(|_| cpu.scratch(deep * rows));
+impl<'a, E: Operand, T: Stored> Work<'a, E, T> {
+    fn new(pass: &'a Backward<E>, rows: usize) -> Self {
+        let Backward { cpu, a, kernel, wide, .. } = *pass;
+        let (d, padded) = (a.head_dim, rows.next_multiple_of(kernel.mr));
+        let [q, dout] = std::array::from_fn(|_| cpu.scratch_of(kernel.packed_a(rows, d)));
+        let [q_columns, dout_columns] = std::array::from_fn(|_| cpu.scratch_of(kernel.packed_a(d, rows)));
         let [lse, delta] = std::array::from_fn(|_| cpu.scratch(rows));
         let [p, ds] = std::array::from_fn(|_| cpu.scratch(padded * kernel.nr));
-        let left = cpu.scratch(padded * KEYS);
-        let gathered = std::array::from_fn(|_| cpu.scratch(rows * a.head_dim));
+        let left = cpu.scratch_of(padded * KEYS);
+        let gathered = std::array::from_fn(|_| cpu.scratch_of(rows * d));
+        let widened = std::array::from_fn(|_| cpu.scratch(d));
         let dq = cpu.scratch(padded * wide);
         let seen = Vec::with_capacity(rows);
-        Work { pass, q, dout, q_columns, dout_columns, dq, lse, delta, seen, p, ds, left, rows: gathered }
+        Work { pass, q, dout, q_columns, dout_columns, dq, lse, delta, seen, p, ds, left, rows: gathered, wide: widened }
     }
 
     /// Takes the rows of a block.
-    fn load<T: Float>(&mut self, block: &Block, saved: Saved<T>) {
+    fn load(&mut self, block: &Block, saved: Saved<T>) {
         let Backward { cpu, a, kernel, .. } = *self.pass;
         let (d, simd, n) = (a.head_dim, cpu.simd(), block.rows.len());
         let [x, y] = &mut self.rows;
-        a.gather_rows(simd, block, saved.out, x);
-        a.gather_rows(simd, block, saved.dout, y);
+        a.gather(block, saved.out, x);
+        a.gather(block, saved.dout, y);
         for ((delta, out), dout) in self.delta.iter_mut().zip(x.chunks_exact(d)).zip(y.chunks_exact(d)) {
-            *delta = dot(simd, out, dout);
+            let [wide_out, wide_dout] = &mut self.wide;
+            T::widen(simd, out, wide_out);
+            T::widen(simd, dout, wide_dout);
+            *delta = dot(simd, wide_out, wide_dout);
         }
-        a.gather_rows(simd, block, saved.q, x);
+        a.gather(block, saved.q, x);
         for (x, panels, columns) in [(x, &mut self.q, &mut self.q_columns), (y, &mut self.dout, &mut self.dout_columns)]
         {
-            pack_lanes(simd, by_row(x, d), 0..n, 0..d, kernel.mr, panels);
-            pack_lanes(simd, by_column(x, d), 0..d, 0..n, kernel.mr, columns);
+            E::left(simd, kernel, by_row(x, d), n, d, panels);
+            E::left(simd, kernel, by_column(x, d), d, n, columns);
         }
         for (lse, row) in self.lse.iter_mut().zip(block.rows.clone()) {
             *lse = saved.lse[a.q_at(block, row) / d];
@@ -287,18 +300,18 @@ impl<'a> Work<'a> {
     }
 
     /// The five products of one tile of keys.
-    fn tile(&mut self, block: &Block, tile: &Tile, packed: &[f32], sums: &mut [f32]) {
+    fn tile(&mut self, block: &Block, tile: &Tile, packed: &[E], sums: &mut [f32]) {
         let Backward { cpu, a, kernel, deep, wide, .. } = *self.pass;
         let (Kernel { mr, nr, .. }, d, simd, rows) = (kernel, a.head_dim, cpu.simd(), block.rows.len());
         let n = tile.keys.len();
-        let filled = n.next_multiple_of(nr) * d;
-        let (values, keys) = packed.split_at(filled);
-        let (keys, columns) = keys.split_at(filled);
+        let (values, keys) = packed.split_at(kernel.packed_b(n, d));
+        let (keys, columns) = keys.split_at(kernel.packed_b(n, d));
         let (dk, dv) = sums.split_at_mut(n.next_multiple_of(nr) * deep);
 
         // The strips of keys that each panel of rows has seen.
         let mut done = vec![0..0; rows.div_ceil(mr)];
-        let strips = values.chunks_exact(nr * d).zip(keys.chunks_exact(nr * d));
+        let strip = kernel.packed_b(nr, d);
+        let strips = values.chunks_exact(strip).zip(keys.chunks_exact(strip));
         let sums = dk.chunks_exact_mut(deep * nr).zip(dv.chunks_exact_mut(deep * nr));
         for (i, ((values, keys), (dk, dv))) in strips.zip(sums).enumerate() {
             let first = tile.keys.start + i * nr;
@@ -308,23 +321,24 @@ impl<'a> Work<'a> {
                 continue;
             }
             let m = end - start;
-            let scores = Shape { m: m.next_multiple_of(mr), n: nr, k: d, alpha: a.scale, add: false };
-            let dp = Shape { alpha: 1.0, ..scores };
-            kernel.multiply(scores, &self.q[start * d..], keys, &mut self.p, nr);
-            kernel.multiply(dp, &self.dout[start * d..], values, &mut self.ds, nr);
+            let products = Shape { m: m.next_multiple_of(mr), n: nr, k: d, alpha: 1.0, add: false };
+            kernel.multiply(products, &self.q[start * kernel.depth(d)..], keys, &mut self.p, nr);
+            kernel.multiply(products, &self.dout[start * kernel.depth(d)..], values, &mut self.ds, nr);
             let (p, ds) = (&mut self.p[..m * nr], &mut self.ds[..m * nr]);
             let (lse, delta) = (&self.lse[start..end], &self.delta[start..end]);
             score_gradients(simd, nr, p, ds, &self.seen[start..end], first, lse, delta, a.scale);
+            for (panel, ds) in (start / mr..).zip(ds.chunks(mr * nr)) {
+                let left = &mut self.left[panel * mr * KEYS + i * nr * mr..][..nr * mr];
+                E::left(simd, kernel, by_row(ds, nr), ds.len() / nr, nr, left);
+                done[panel] = if done[panel].is_empty() { i..i + 1 } else { done[panel].start..i + 1 };
+            }
             let to_kv = Shape { m: mr, n: nr, k: m, alpha: 1.0, add: true };
-            for (left, right, sums) in [(&self.dout_columns, p, dv), (&self.q_columns, &mut *ds, dk)] {
-                for (left, sums) in left.chunks_exact(rows * mr).zip(sums.chunks_exact_mut(mr * nr)) {
+            let products = [(&self.dout_columns, &mut self.p, dv), (&self.q_columns, &mut self.ds, dk)];
+            for (left, right, sums) in products {
+                let right = E::strip(simd, kernel, m, right);
+                for (left, sums) in left.chunks_exact(kernel.packed_a(mr, rows)).zip(sums.chunks_exact_mut(mr * nr)) {
                     kernel.multiply(to_kv, &left[start * mr..], right, sums, nr);
                 }
-            }
-            for (panel, ds) in (start / mr..).zip(ds.chunks(mr * nr)) {
-                let at = panel * mr * KEYS + i * nr * mr;
-                interleave(simd, ds, nr, ds.len() / nr, mr, &mut self.left[at..at + nr * mr]);
-                done[panel] = if done[panel].is_empty() { i..i + 1 } else { done[panel].start..i + 1 };
             }
         }
         let panels = self.left.chunks_exact(mr * KEYS).zip(self.dq.chunks_exact_mut(mr * wide));
@@ -334,7 +348,7 @@ impl<'a> Work<'a> {
                 continue;
             }
             let to_q = Shape { m: mr, n: nr, k: seen.len(), alpha: 1.0, add: true };
-            for (columns, j) in columns.chunks_exact(n * nr).zip((0..wide).step_by(nr)) {
+            for (columns, j) in columns.chunks_exact(kernel.packed_b(nr, n)).zip((0..wide).step_by(nr)) {
                 kernel.multiply(to_q, &left[seen.start * mr..], &columns[seen.start * nr..], &mut dq[j..], wide);
             }
         }
@@ -342,7 +356,7 @@ impl<'a> Work<'a> {
 }
 
 simd! {
-    /// Scores `[row][lane]` of keys from `first` on become probabilities P and `dp` becomes dS, zero where a row does not
+    /// Products `[row][lane]` of keys from `first` on become probabilities P and `dp` becomes dS, zero where a row does not
     /// see the key.
     fn score_gradients(
         width: usize, scores: &mut [f32], dp: &mut [f32], seen: &[Range<usize>], first: usize, lse: &[f32],
@@ -368,7 +382,7 @@ fn score_gradients_of<const W: usize>(
     let rows = scores.as_chunks_mut::<W>().0.iter_mut().zip(dp.as_chunks_mut::<W>().0);
     for (((p, ds), seen), (lse, delta)) in rows.zip(seen).zip(lse.iter().zip(delta)) {
         for i in 0..W {
-            p[i] = exp_or_zero(p[i] - lse);
+            p[i] = exp_or_zero(p[i].mul_add(scale, -lse));
             ds[i] = p[i] * (ds[i] - delta) * scale;
         }
         if seen.start > first || seen.end < first + W {

@@ -1,10 +1,9 @@
 //! Where tiles of keys lie in a buffer that all tasks share.
 
 use super::{Attention, Segment, Tile};
-use crate::cpu::gemm::{Elems, Lanes};
 use std::ops::Range;
 
-/// Room for the tiles of keys of every segment and key head in one buffer: `width` floats a key.
+/// Room for the tiles of keys of every segment and key head in one buffer: `width` elements a key.
 pub(super) struct Tiles {
     /// Keys a tile, whole `unit`s.
     pub(super) len: usize,
@@ -19,14 +18,14 @@ impl Tiles {
     pub(super) fn new(a: &Attention, segments: &[Segment], len: usize, unit: usize, width: usize) -> Self {
         let mut starts = vec![0];
         for segment in segments {
-            let floats = a.kv_heads * segment.kv_len.next_multiple_of(unit) * width;
-            starts.push(starts[starts.len() - 1] + floats);
+            let size = a.kv_heads * segment.kv_len.next_multiple_of(unit) * width;
+            starts.push(starts[starts.len() - 1] + size);
         }
         Tiles { len, unit, width, starts }
     }
 
-    /// Floats of all tiles.
-    pub(super) fn floats(&self) -> usize {
+    /// Elements of all tiles.
+    pub(super) fn size(&self) -> usize {
         self.starts[self.starts.len() - 1]
     }
 
@@ -65,14 +64,4 @@ impl Tiles {
         let at = self.starts[tile.index] + (tile.kv_head * keys + tile.keys.start) * self.width;
         at..at + tile.keys.len().next_multiple_of(self.unit) * self.width
     }
-}
-
-/// The rows of `x`, `stride` apart, as lanes.
-pub(super) fn by_row(x: &[f32], stride: usize) -> Lanes<'_> {
-    Lanes { data: Elems::F32(x), lane_stride: stride, k_stride: 1 }
-}
-
-/// The columns of `x`, whose rows are `stride` apart, as lanes.
-pub(super) fn by_column(x: &[f32], stride: usize) -> Lanes<'_> {
-    Lanes { data: Elems::F32(x), lane_stride: 1, k_stride: stride }
 }
