@@ -13,6 +13,7 @@
 mod backward;
 mod forward;
 mod operand;
+mod softmax;
 mod tiles;
 #[cfg(test)]
 mod tests;
@@ -98,6 +99,22 @@ struct Tile {
     kv_head: usize,
     /// Keys, counted from the segment's first.
     keys: Range<usize>,
+}
+
+impl Tile {
+    /// Tile `number` of tiles of `len` keys.
+    fn new(index: usize, segment: Segment, kv_head: usize, number: usize, len: usize) -> Self {
+        let keys = number * len..segment.kv_len.min((number + 1) * len);
+        Tile { index, segment, kv_head, keys }
+    }
+}
+
+impl Block {
+    /// The tiles of `len` keys that hold all keys which some row sees.
+    fn tiles(&self, a: &Attention, len: usize) -> impl Iterator<Item = Tile> {
+        let Block { index, segment, kv_head, .. } = *self;
+        a.tiles(&segment, &self.rows, len).map(move |number| Tile::new(index, segment, kv_head, number, len))
+    }
 }
 
 impl Attention {

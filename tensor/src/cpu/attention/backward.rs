@@ -183,16 +183,15 @@ impl<'a, E: Operand> Backward<'a, E> {
         let a = self.a;
         let copy = self.number(run) * self.sums.size();
         let mut work = Work::new(self, run.rows.len().min(self.rows));
-        for number in a.tiles(&run.segment, &run.rows, KEYS) {
-            let place = self.sums.place(&self.sums.tile(run.index, run.segment, run.kv_head, number));
+        for tile in run.tiles(a, KEYS) {
+            let place = self.sums.place(&tile);
             // SAFETY: this run's copy of the sums of this key head is this task's alone.
             unsafe { sums.slice(copy + place.start, place.len()) }.fill(0.0);
         }
         for first in run.rows.clone().step_by(self.rows) {
             let block = Block { rows: first..run.rows.end.min(first + self.rows), ..run.clone() };
             work.load(&block, saved);
-            for number in a.tiles(&block.segment, &block.rows, KEYS) {
-                let tile = self.packed.tile(block.index, block.segment, block.kv_head, number);
+            for tile in block.tiles(a, KEYS) {
                 let place = self.sums.place(&tile);
                 // SAFETY: as above.
                 let sums = unsafe { sums.slice(copy + place.start, place.len()) };

@@ -29,12 +29,6 @@ impl Tiles {
         self.starts[self.starts.len() - 1]
     }
 
-    /// Tile `number` of a segment and key head.
-    pub(super) fn tile(&self, index: usize, segment: Segment, kv_head: usize, number: usize) -> Tile {
-        let keys = number * self.len..segment.kv_len.min((number + 1) * self.len);
-        Tile { index, segment, kv_head, keys }
-    }
-
     /// Every tile.
     pub(super) fn all(&self, a: &Attention, segments: &[Segment]) -> Vec<Tile> {
         self.list(a, segments, |segment| 0..segment.kv_len.div_ceil(self.len))
@@ -52,7 +46,7 @@ impl Tiles {
         let mut tiles = Vec::new();
         for (index, &segment) in segments.iter().enumerate() {
             for number in numbers(&segment) {
-                tiles.extend((0..a.kv_heads).map(|kv_head| self.tile(index, segment, kv_head, number)));
+                tiles.extend((0..a.kv_heads).map(|kv_head| Tile::new(index, segment, kv_head, number, self.len)));
             }
         }
         tiles
