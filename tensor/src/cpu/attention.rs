@@ -11,12 +11,13 @@
 //! and at any SIMD level.
 
 mod backward;
+mod few;
 mod forward;
 mod operand;
 mod softmax;
-mod tiles;
 #[cfg(test)]
 mod tests;
+mod tiles;
 
 pub(crate) use backward::check_keys;
 pub use backward::{Gradients, backward};

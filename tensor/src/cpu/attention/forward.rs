@@ -67,9 +67,9 @@ struct Outputs<'a, T> {
 }
 
 /// How the work of a forward pass is cut.
-struct Forward<'a, E: 'static> {
-    cpu: &'a Cpu,
-    a: &'a Attention,
+pub(super) struct Forward<'a, E: 'static> {
+    pub(super) cpu: &'a Cpu,
+    pub(super) a: &'a Attention,
     kernel: Kernel<E>,
     /// Keys a tile.
     keys: usize,
@@ -106,7 +106,8 @@ impl<'a, E: Operand> Forward<'a, E> {
             let (block, width) = (&blocks[task], self.kernel.nr);
             let queries = self.queries(block, q);
             let (mut scores, mut next) = (self.scores(), cpu.scratch(self.state_len()));
-            let strips: Vec<Strip> = block.rows.clone().step_by(width).map(|row| Strip::new(a, block, row, width)).collect();
+            let strips: Vec<Strip> =
+                block.rows.clone().step_by(width).map(|row| Strip::new(a, block, row, width)).collect();
             let mut states = cpu.scratch(strips.len() * self.state_len());
             states.chunks_exact_mut(self.state_len()).for_each(|state| clear(width, state));
             for tile in block.tiles(a, self.keys) {
@@ -125,8 +126,8 @@ impl<'a, E: Operand> Forward<'a, E> {
         });
     }
 
-    /// A task packs a tile for the one strip of rows that sees it; then one merges what came of a block's tiles.
-    fn over_keys<T: Stored>(&self, segments: &[Segment], [q, k, v]: [&[T]; 3], outputs: &Outputs<T>) {
+    /// A task takes a tile of the keys that a block sees; then one merges what came of all of them.
+    fn over_keys<T: Stored>(&self, segments: &[Segment], inputs: [&[T]; 3], outputs: &Outputs<T>) {
         let (cpu, a, width) = (self.cpu, self.a, self.kernel.nr);
         let blocks = a.blocks(segments, |_| FEW_ROWS);
         let (mut tiles, mut ends) = (Vec::new(), Vec::new());
@@ -137,12 +138,7 @@ impl<'a, E: Operand> Forward<'a, E> {
         let mut states = cpu.scratch(tiles.len() * self.state_len());
         cpu.chunks(&mut states, self.state_len(), |task, state| {
             let (block, tile) = &tiles[task];
-            let mut packed = cpu.scratch_of(self.packed_len(tile.keys.len()));
-            self.pack(tile, k, v, &mut packed);
-            let (strip, queries) = (Strip::new(a, block, 0, width), self.queries(block, q));
-            if !self.attend(&strip, tile, &queries, &packed, &mut self.scores(), state) {
-                clear(width, state);
-            }
+            E::attend_few(self, block, tile, inputs, state);
         });
         cpu.run(blocks.len(), |task| {
             let first = if task == 0 { 0 } else { ends[task - 1] };
@@ -153,6 +149,16 @@ impl<'a, E: Operand> Forward<'a, E> {
             }
             self.store(&blocks[task], 0, &mut state, outputs);
         });
+    }
+
+    /// What the few rows of a block take from a tile of keys.
+    pub(super) fn attend_few<T: Stored>(&self, block: &Block, tile: &Tile, [q, k, v]: [&[T]; 3], state: &mut [f32]) {
+        let mut packed = self.cpu.scratch_of(self.packed_len(tile.keys.len()));
+        self.pack(tile, k, v, &mut packed);
+        let (strip, queries) = (Strip::new(self.a, block, 0, self.kernel.nr), self.queries(block, q));
+        if !self.attend(&strip, tile, &queries, &packed, &mut self.scores(), state) {
+            clear(self.kernel.nr, state);
+        }
     }
 
     /// Elements of a packed tile of `n` keys.

@@ -1,8 +1,10 @@
 //! Elements of tensors and of packed operands.
 
-use super::super::gemm::{Elems, Kernel, Lanes, pack_lanes, pack_lanes_bf16};
-use super::super::{Simd, simd};
+use super::forward::Forward;
+use super::{Block, Tile, few};
 use crate::Float;
+use crate::cpu::gemm::{Elems, Kernel, Lanes, pack_lanes, pack_lanes_bf16};
+use crate::cpu::{Simd, simd};
 use bytemuck::Pod;
 use half::{bf16, f16};
 
@@ -50,6 +52,9 @@ pub(super) trait Operand: Pod + Send + Sync {
 
     /// Makes one strip of a right-hand operand of sums `[k][nr]`, in their place. There is room for whole groups of steps.
     fn strip(simd: Simd, kernel: Kernel<Self>, k: usize, sums: &mut [f32]) -> &[Self];
+
+    /// What the few rows of a block take from a tile of keys: the state of [`super::softmax`].
+    fn attend_few<T: Stored>(pass: &Forward<Self>, block: &Block, tile: &Tile, inputs: [&[T]; 3], state: &mut [f32]);
 }
 
 impl Operand for f32 {
@@ -63,6 +68,10 @@ impl Operand for f32 {
 
     fn strip(_: Simd, _: Kernel, _: usize, sums: &mut [f32]) -> &[f32] {
         sums
+    }
+
+    fn attend_few<T: Stored>(pass: &Forward<f32>, block: &Block, tile: &Tile, inputs: [&[T]; 3], state: &mut [f32]) {
+        few::attend(pass.cpu, pass.a, block, tile, inputs, state);
     }
 }
 
@@ -86,6 +95,10 @@ impl Operand for bf16 {
         let (rows, _) = bytemuck::cast_slice_mut(sums).as_chunks_mut::<NR>();
         pair_up(simd, k, &mut rows[..kernel.depth(k)]);
         &bytemuck::cast_slice(sums)[..kernel.depth(k) * NR]
+    }
+
+    fn attend_few<T: Stored>(pass: &Forward<bf16>, block: &Block, tile: &Tile, inputs: [&[T]; 3], state: &mut [f32]) {
+        pass.attend_few(block, tile, inputs, state);
     }
 }
 
