@@ -2,7 +2,7 @@
 
 use crate::weight::Direction;
 use half::bf16;
-use kinglet_tensor::Float;
+use kinglet_tensor::Element as _;
 use kinglet_tensor::cpu::Simd;
 use kinglet_tensor::cpu::gemm::{Panels, interleave, pair_columns, pair_rows};
 use std::ops::Range;

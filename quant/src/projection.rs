@@ -21,6 +21,10 @@ impl Projection for Weight {
         self.panels(simd, Direction::Backward)
     }
 
+    fn is_f16(&self) -> bool {
+        Weight::is_f16(self)
+    }
+
     fn logits_into(&self, x: &Tensor, out: TensorMut<'_>, accumulate: Accumulate) -> Result<()> {
         self.matmul_into(x, Direction::Forward, out, accumulate, 1.0)
     }

@@ -1,7 +1,7 @@
 //! The weight of a linear layer, dense or quantised, and its products both ways.
 
 use crate::{FourBit, GgufMatrix, strips};
-use kinglet_tensor::cpu::gemm::{Accumulate, Dense, Options, Panels, gemm};
+use kinglet_tensor::cpu::gemm::{Accumulate, Dense, Options, Panels, gemm_and};
 use kinglet_tensor::cpu::{Cpu, Simd};
 use kinglet_tensor::kernels::{Epilogue, LowRank};
 use kinglet_tensor::{DType, Device, Error, Result, Tensor, TensorMut, kernel};
@@ -150,18 +150,22 @@ impl Weight {
         let low_rank = low_rank.zip(narrow.as_ref()).map(|(LowRank { scale, .. }, (u, v))| LowRank { u, v, scale });
         Epilogue { low_rank, bias: bias.as_ref(), ..epilogue }.check(1, rows, to)?;
         // Beside bf16 activations every weight becomes bf16, but for f16, which widens as they do.
-        let is_f16 = match weight {
-            Weight::Dense(w) => w.dtype() == DType::F16,
-            Weight::Gguf(w) => w.format() == kinglet_tensor::cpu::ggml::Format::F16,
-            _ => false,
-        };
-        let options = Options { alpha, accumulate, round_bf16: x.dtype() == DType::BF16 && !is_f16 };
+        let options = Options { alpha, accumulate, round_bf16: x.dtype() == DType::BF16 && !weight.is_f16() };
         let bias = bias.as_ref();
         x.device().run(&LINEAR, LinearArgs { x, weight, direction, out, options, low_rank, bias })
     }
 }
 
 impl Weight {
+    /// Whether its elements are stored as f16.
+    pub(crate) fn is_f16(&self) -> bool {
+        match self {
+            Weight::Dense(w) => w.dtype() == DType::F16,
+            Weight::Gguf(w) => w.format() == kinglet_tensor::cpu::ggml::Format::F16,
+            _ => false,
+        }
+    }
+
     /// As [`Tensor::forwards`]; blocks never run backwards.
     fn forwards(&self) -> Result<Weight> {
         match self {
@@ -194,6 +198,7 @@ fn linear_cpu(cpu: &Cpu, args: LinearArgs<'_>) -> Result<()> {
     let LinearArgs { x, weight, direction, mut out, options, low_rank, bias } = args;
     let columns = out.shape()[1];
     let panels = weight.panels(cpu.simd(), direction)?;
-    gemm(cpu, &x.as_mat("linear")?, &*panels, out.as_out("linear")?, columns, options)?;
-    Epilogue { low_rank, bias, ..Epilogue::default() }.add_on_cpu(cpu, out, columns)
+    let mut wide = Vec::new();
+    let after = Epilogue { low_rank, bias, ..Epilogue::default() }.on_cpu(&mut wide)?;
+    gemm_and(cpu, &x.as_mat("linear")?, &*panels, out.as_out("linear")?, columns, options, after)
 }

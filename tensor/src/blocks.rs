@@ -4,7 +4,7 @@
 //! passes through a block that stays in the first-level cache. A block is a thousand elements, so what is called for each
 //! of them is a `dyn`: one loop is compiled a dtype, not one a kernel and dtype.
 
-use crate::cpu::Cpu;
+use crate::cpu::{Cpu, Simd};
 use crate::layout::{Layout, Run};
 use crate::{DType, Element, Result, Tensor, TensorMut, dispatch};
 use half::{bf16, f16};
@@ -42,6 +42,7 @@ impl<'a, T: Element> Elements<'a, T> {
 pub(crate) struct Reader<'a> {
     elements: Typed<'a>,
     layout: Layout,
+    simd: Simd,
 }
 
 enum Typed<'a> {
@@ -56,7 +57,7 @@ enum Typed<'a> {
 impl<'a> Reader<'a> {
     /// # Errors
     /// When the elements are not on the host.
-    pub(crate) fn new(tensor: &'a Tensor) -> Result<Self> {
+    pub(crate) fn new(tensor: &'a Tensor, simd: Simd) -> Result<Self> {
         let elements = match tensor.dtype() {
             DType::F32 => Typed::F32(tensor.span()?),
             DType::BF16 => Typed::Bf16(tensor.span()?),
@@ -65,12 +66,12 @@ impl<'a> Reader<'a> {
             DType::I8 => Typed::I8(tensor.span()?),
             DType::U8 => Typed::U8(tensor.span()?),
         };
-        Ok(Reader { elements, layout: tensor.layout().merged() })
+        Ok(Reader { elements, layout: tensor.layout().merged(), simd })
     }
 
     /// The elements of a slice, to be read in the same way.
-    pub(crate) fn of(elements: &'a [f32]) -> Self {
-        Reader { elements: Typed::F32(elements), layout: Layout::flat(elements.len()) }
+    pub(crate) fn of(elements: &'a [f32], simd: Simd) -> Self {
+        Reader { elements: Typed::F32(elements), layout: Layout::flat(elements.len()), simd }
     }
 
     /// The elements of `range`: a slice of the tensor where they lie there in order as f32, else `block`, filled.
@@ -85,14 +86,26 @@ impl<'a> Reader<'a> {
         }
         let block = &mut block[..len];
         match self.elements {
-            Typed::F32(x) => fill(x, runs, block, |x| x),
-            Typed::Bf16(x) => fill(x, runs, block, Element::to_f32),
-            Typed::F16(x) => fill(x, runs, block, Element::to_f32),
-            Typed::I32(x) => fill(x, runs, block, Element::to_f32),
-            Typed::I8(x) => fill(x, runs, block, Element::to_f32),
-            Typed::U8(x) => fill(x, runs, block, Element::to_f32),
+            Typed::F32(x) => widen(self.simd, x, runs, block),
+            Typed::Bf16(x) => widen(self.simd, x, runs, block),
+            Typed::F16(x) => widen(self.simd, x, runs, block),
+            Typed::I32(x) => widen(self.simd, x, runs, block),
+            Typed::I8(x) => widen(self.simd, x, runs, block),
+            Typed::U8(x) => widen(self.simd, x, runs, block),
         }
         block
+    }
+}
+
+/// The elements of all `runs` as f32; those that lie side by side all at once.
+fn widen<T: Element>(simd: Simd, elements: &[T], runs: impl Iterator<Item = Run>, mut out: &mut [f32]) {
+    for run in runs {
+        let (here, rest) = out.split_at_mut(run.len);
+        match run.stride {
+            1 => T::widen(simd, &elements[run.start..run.start + run.len], here),
+            _ => fill(elements, [run].into_iter(), here, Element::to_f32),
+        }
+        out = rest;
     }
 }
 
@@ -132,20 +145,21 @@ pub(crate) enum Old {
 pub(crate) fn write(cpu: &Cpu, out: &mut TensorMut<'_>, old: Old, f: &BlockFn<'_>) -> Result<()> {
     dispatch!(any out.dtype(), T => {
         cpu.chunks(out.as_mut_slice::<T>()?, TASK, |task, out| {
-            let mut scratch = [[0.0; BLOCK]; 3];
-            let mut rounded = [0.0; BLOCK];
+            let mut room = cpu.scratch(4 * BLOCK);
+            let ([rounded, scratch @ ..], _) = room.as_chunks_mut::<BLOCK>() else { unreachable!("four blocks") };
+            let scratch: &mut Scratch = scratch.try_into().expect("three blocks");
             for (i, out) in out.chunks_mut(BLOCK).enumerate() {
                 let start = task * TASK + i * BLOCK;
                 let range = start..start + out.len();
                 match f32s_mut(out) {
-                    Some(out) => f(range, out, &mut scratch),
+                    Some(out) => f(range, out, scratch),
                     None => {
                         let block = &mut rounded[..out.len()];
                         if old == Old::Kept {
-                            block.iter_mut().zip(&*out).for_each(|(y, x)| *y = x.to_f32());
+                            T::widen(cpu.simd(), out, block);
                         }
-                        f(range, block, &mut scratch);
-                        out.iter_mut().zip(block).for_each(|(y, x)| *y = T::from_f32(*x));
+                        f(range, block, scratch);
+                        T::narrow(cpu.simd(), block, out);
                     }
                 }
             }
@@ -175,7 +189,7 @@ pub(crate) fn write_rows(
                     Some(out) => f(row, out, scratch),
                     None => {
                         f(row, rounded, scratch);
-                        out.iter_mut().zip(&*rounded).for_each(|(y, x)| *y = T::from_f32(*x));
+                        T::narrow(cpu.simd(), &rounded[..out.len()], out);
                     }
                 }
             }

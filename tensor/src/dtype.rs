@@ -84,15 +84,15 @@ pub trait Element: bytemuck::Pod + PartialEq + Send + Sync + std::fmt::Debug + s
     fn to_f64(self) -> f64;
     /// The nearest value (ties to even) of this type; integers saturate and drop the fraction.
     fn from_f32(x: f32) -> Self;
+    /// `y = x` by [`Element::to_f32`]; both have one length.
+    fn widen(simd: Simd, x: &[Self], y: &mut [f32]);
+    /// `y = x` by [`Element::from_f32`]; both have one length.
+    fn narrow(simd: Simd, x: &[f32], y: &mut [Self]);
 }
 
 /// An [`Element`] that gradients can flow through. Kernels are written over rows of f32 and read and write the other
 /// float types through these conversions, which `cpu::convert` implements.
 pub trait Float: Element {
-    /// `y = x`; both have one length.
-    fn widen(simd: Simd, x: &[Self], y: &mut [f32]);
-    /// `y = x` rounded to nearest even; both have one length.
-    fn narrow(simd: Simd, x: &[f32], y: &mut [Self]);
     /// Rounds `x` to the values of this type.
     fn round(simd: Simd, x: &mut [f32]);
     /// `x` as f32: itself, or a copy in `scratch`.
@@ -103,7 +103,7 @@ pub trait Float: Element {
 }
 
 macro_rules! element {
-    ($($t:ty, $dtype:ident, $x:ident => $to:expr, $from:expr;)*) => {$(
+    ($($t:ty, $dtype:ident, $x:ident => $to:expr, $from:expr, $widen:path, $narrow:path;)*) => {$(
         impl sealed::Sealed for $t {}
         impl Element for $t {
             const DTYPE: DType = DType::$dtype;
@@ -113,16 +113,24 @@ macro_rules! element {
             fn to_f64(self) -> f64 { f64::from(self) }
             #[inline(always)]
             fn from_f32($x: f32) -> Self { $from }
+            fn widen(simd: Simd, x: &[Self], y: &mut [f32]) {
+                assert_eq!(x.len(), y.len(), "widen");
+                $widen(simd, x, y);
+            }
+            fn narrow(simd: Simd, x: &[f32], y: &mut [Self]) {
+                assert_eq!(x.len(), y.len(), "narrow");
+                $narrow(simd, x, y);
+            }
         }
     )*};
 }
 element! {
-    f32, F32, x => x, x;
-    bf16, BF16, x => convert::bf16_to_f32(x), convert::bf16_from_f32(x);
-    f16, F16, x => convert::f16_to_f32(x), convert::f16_from_f32(x);
-    i32, I32, x => x as f32, x as i32;
-    i8, I8, x => f32::from(x), x as i8;
-    u8, U8, x => f32::from(x), x as u8;
+    f32, F32, x => x, x, convert::copy, convert::copy;
+    bf16, BF16, x => convert::bf16_to_f32(x), convert::bf16_from_f32(x), convert::widen_bf16, convert::narrow_bf16;
+    f16, F16, x => convert::f16_to_f32(x), convert::f16_from_f32(x), convert::widen_f16, convert::narrow_f16;
+    i32, I32, x => x as f32, x as i32, convert::widen_each, convert::narrow_each;
+    i8, I8, x => f32::from(x), x as i8, convert::widen_each, convert::narrow_each;
+    u8, U8, x => f32::from(x), x as u8, convert::widen_each, convert::narrow_each;
 }
 
 /// Enters generic kernel code: `dispatch!(dtype, "op", T => expression using T)`.

@@ -4,8 +4,10 @@
 //! A kernel that is written once over f32 rows serves all float types through [`Float`]: `as_f32` reads a row,
 //! `write_f32` writes one, and for f32 itself neither copies anything.
 
+#[cfg(target_arch = "x86_64")]
+use super::Level;
 use super::{Simd, simd};
-use crate::Float;
+use crate::{Element, Float};
 use half::{bf16, f16};
 
 /// bf16 is the upper half of an f32; a signalling NaN becomes quiet.
@@ -54,36 +56,117 @@ pub(crate) fn f16_from_f32(x: f32) -> f16 {
 }
 
 simd! {
-    fn widen_bf16(x: &[bf16], y: &mut [f32]) {
-        for (y, &x) in y.iter_mut().zip(x) {
-            *y = bf16_to_f32(x);
-        }
+    fn widen_bf16_by_loop(x: &[bf16], y: &mut [f32]) {
+        y.iter_mut().zip(x).for_each(|(y, x)| *y = bf16_to_f32(*x));
     }
-    fn narrow_bf16(x: &[f32], y: &mut [bf16]) {
-        for (y, &x) in y.iter_mut().zip(x) {
-            *y = bf16_from_f32(x);
-        }
+    fn narrow_bf16_by_loop(x: &[f32], y: &mut [bf16]) {
+        y.iter_mut().zip(x).for_each(|(y, x)| *y = bf16_from_f32(*x));
     }
     fn round_bf16(x: &mut [f32]) {
         for x in x {
             *x = bf16_to_f32(bf16_from_f32(*x));
         }
     }
-    fn widen_f16(x: &[f16], y: &mut [f32]) {
-        for (y, &x) in y.iter_mut().zip(x) {
-            *y = f16_to_f32(x);
-        }
+    pub(crate) fn widen_f16(x: &[f16], y: &mut [f32]) {
+        y.iter_mut().zip(x).for_each(|(y, x)| *y = f16_to_f32(*x));
     }
-    fn narrow_f16(x: &[f32], y: &mut [f16]) {
-        for (y, &x) in y.iter_mut().zip(x) {
-            *y = f16_from_f32(x);
-        }
+    pub(crate) fn narrow_f16(x: &[f32], y: &mut [f16]) {
+        y.iter_mut().zip(x).for_each(|(y, x)| *y = f16_from_f32(*x));
     }
     fn round_f16(x: &mut [f32]) {
         for x in x {
             *x = f16_to_f32(f16_from_f32(*x));
         }
     }
+}
+
+/// `y = x`. With AVX-512 in its own instructions: rows of a tile are 32 elements long, and what a compiler makes of the loop takes
+/// 64 at once and the rest by quarters of a register.
+pub(crate) fn widen_bf16(simd: Simd, x: &[bf16], y: &mut [f32]) {
+    match simd.level() {
+        // SAFETY: a `Simd` of this level is only made after these features were detected.
+        #[cfg(target_arch = "x86_64")]
+        level if level >= Level::Avx512 => unsafe { avx512::widen_bf16(x, y) },
+        _ => widen_bf16_by_loop(simd, x, y),
+    }
+}
+
+/// `y = x` rounded; as [`widen_bf16`].
+pub(crate) fn narrow_bf16(simd: Simd, x: &[f32], y: &mut [bf16]) {
+    match simd.level() {
+        // SAFETY: as in `widen_bf16`.
+        #[cfg(target_arch = "x86_64")]
+        level if level >= Level::Avx512 => unsafe { avx512::narrow_bf16(x, y) },
+        _ => narrow_bf16_by_loop(simd, x, y),
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+pub(super) mod avx512 {
+    use half::bf16;
+    use std::arch::x86_64::*;
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+    pub(super) fn widen_bf16(x: &[bf16], y: &mut [f32]) {
+        let len = x.len().min(y.len());
+        for at in (0..len).step_by(16) {
+            let mask = first(len - at);
+            // SAFETY: the mask keeps both to elements below `len`.
+            unsafe {
+                let x = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, x.as_ptr().add(at).cast()));
+                let bits = _mm512_slli_epi32::<16>(x);
+                let wide = _mm512_castsi512_ps(bits);
+                let is_nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(wide, wide);
+                let bits = _mm512_mask_or_epi32(bits, is_nan, bits, _mm512_set1_epi32(0x0040_0000));
+                _mm512_mask_storeu_epi32(y.as_mut_ptr().add(at).cast(), mask, bits);
+            }
+        }
+    }
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+    pub(super) fn narrow_bf16(x: &[f32], y: &mut [bf16]) {
+        let len = x.len().min(y.len());
+        for at in (0..len).step_by(16) {
+            let mask = first(len - at);
+            // SAFETY: the mask keeps both to elements below `len`.
+            unsafe {
+                let rounded = round_bf16(_mm512_maskz_loadu_ps(mask, x.as_ptr().add(at)));
+                _mm256_mask_storeu_epi16(y.as_mut_ptr().add(at).cast(), mask, rounded);
+            }
+        }
+    }
+
+    /// [`super::bf16_from_f32`] of 16 floats.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    pub(in crate::cpu) fn round_bf16(x: __m512) -> __m256i {
+        let bits = _mm512_castps_si512(x);
+        let last = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
+        let rounded = _mm512_add_epi32(bits, _mm512_add_epi32(last, _mm512_set1_epi32(0x7fff)));
+        let is_nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(x, x);
+        let quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x0040_0000));
+        _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(_mm512_mask_mov_epi32(rounded, is_nan, quiet)))
+    }
+
+    /// The first `n` of 16.
+    fn first(n: usize) -> u16 {
+        if n >= 16 { u16::MAX } else { (1 << n) - 1 }
+    }
+}
+
+/// One float type to itself.
+pub(crate) fn copy(_: Simd, x: &[f32], y: &mut [f32]) {
+    y.copy_from_slice(x);
+}
+
+/// Integers, which no kernel is in a hurry for.
+pub(crate) fn widen_each<T: Element>(_: Simd, x: &[T], y: &mut [f32]) {
+    y.iter_mut().zip(x).for_each(|(y, x)| *y = x.to_f32());
+}
+
+/// As [`widen_each`], the other way.
+pub(crate) fn narrow_each<T: Element>(_: Simd, x: &[f32], y: &mut [T]) {
+    y.iter_mut().zip(x).for_each(|(y, x)| *y = T::from_f32(*x));
 }
 
 /// `scratch` with room for `len` floats; what it holds is arbitrary.
@@ -95,12 +178,6 @@ fn sized(scratch: &mut Vec<f32>, len: usize) -> &mut [f32] {
 }
 
 impl Float for f32 {
-    fn widen(_: Simd, x: &[f32], y: &mut [f32]) {
-        y.copy_from_slice(x);
-    }
-    fn narrow(_: Simd, x: &[f32], y: &mut [f32]) {
-        y.copy_from_slice(x);
-    }
     fn round(_: Simd, _: &mut [f32]) {}
     fn as_f32<'a>(_: Simd, x: &'a [f32], _: &'a mut Vec<f32>) -> &'a [f32] {
         x
@@ -113,14 +190,6 @@ impl Float for f32 {
 macro_rules! sixteen_bits {
     ($t:ty, $widen:ident, $narrow:ident, $round:ident) => {
         impl Float for $t {
-            fn widen(simd: Simd, x: &[$t], y: &mut [f32]) {
-                assert_eq!(x.len(), y.len(), "widen");
-                $widen(simd, x, y);
-            }
-            fn narrow(simd: Simd, x: &[f32], y: &mut [$t]) {
-                assert_eq!(x.len(), y.len(), "narrow");
-                $narrow(simd, x, y);
-            }
             fn round(simd: Simd, x: &mut [f32]) {
                 $round(simd, x);
             }

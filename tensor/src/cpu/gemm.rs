@@ -217,15 +217,63 @@ impl Default for Options {
     }
 }
 
+/// What is added to a product behind it: a low-rank term, then a bias.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct After<'a> {
+    /// scale U Vᵀ, multiplied in f32.
+    pub low_rank: Option<LowRank<'a>>,
+    /// `[n]`, added to every row.
+    pub bias: Option<&'a [f32]>,
+}
+
+/// The term scale U Vᵀ.
+#[derive(Clone, Copy, Debug)]
+pub struct LowRank<'a> {
+    /// U [m, r].
+    pub u: Mat<'a>,
+    /// V [n, r].
+    pub v: Mat<'a>,
+    /// Its factor.
+    pub scale: f32,
+}
+
+impl After<'_> {
+    fn check(&self, m: usize, n: usize) -> Result<()> {
+        let low_rank = self.low_rank.is_none_or(|l| l.u.rows == m && l.v.rows == n && l.u.cols == l.v.cols);
+        if low_rank && self.bias.is_none_or(|bias| bias.len() == n) {
+            return Ok(());
+        }
+        Err(Error::shape("gemm", format!("a low-rank term or a bias of other sizes behind a product [{m}, {n}]")))
+    }
+}
+
 /// C [m, n] = alpha A [m, k] B [k, n], or C += that. `ldc` is the distance between rows of C.
 ///
 /// # Errors
 /// When A's columns are not B's rows, rows of C overlap (`ldc < n`), or C is too short.
-pub fn gemm(cpu: &Cpu, a: &Mat, b: &dyn Panels, mut c: Out, ldc: usize, options: Options) -> Result<()> {
+pub fn gemm(cpu: &Cpu, a: &Mat, b: &dyn Panels, c: Out, ldc: usize, options: Options) -> Result<()> {
+    gemm_and(cpu, a, b, c, ldc, options, After::default())
+}
+
+/// As [`gemm`], and then C += `after`: all of it is added up in f32, and a 16-bit C rounded once where products are packed. Those of
+/// few rows are rounded after each term.
+///
+/// # Errors
+/// As [`gemm`], and when `after` does not fit C.
+pub fn gemm_and(
+    cpu: &Cpu,
+    a: &Mat,
+    b: &dyn Panels,
+    mut c: Out,
+    ldc: usize,
+    options: Options,
+    after: After,
+) -> Result<()> {
     let (m, n, k) = (a.rows, b.n(), b.k());
     if a.cols != k {
         return Err(Error::shape("gemm", format!("[{m}, {}] times [{k}, {n}]", a.cols)));
     }
+    after.check(m, n)?;
     if m == 0 || n == 0 {
         return Ok(());
     }
@@ -235,8 +283,9 @@ pub fn gemm(cpu: &Cpu, a: &Mat, b: &dyn Panels, mut c: Out, ldc: usize, options:
     }
     if m <= FEW_ROWS && b.columns_are_cheap() {
         rows::gemm(cpu, a, b, &mut c, ldc, options);
+        rows::add(cpu, &mut c, ldc, [m, n], after);
     } else {
-        blocked::gemm(cpu, a, b, c, ldc, options);
+        blocked::gemm(cpu, a, b, c, ldc, options, after);
     }
     Ok(())
 }

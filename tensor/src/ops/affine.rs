@@ -31,7 +31,7 @@ pub fn affine(x: &Tensor, scale: f32, shift: f32) -> Result<Tensor> {
 
 fn affine_cpu(cpu: &Cpu, args: AffineArgs<'_>) -> Result<()> {
     let AffineArgs { x, scale, shift, mut out } = args;
-    let x = Reader::new(x)?;
+    let x = Reader::new(x, cpu.simd())?;
     write(cpu, &mut out, Old::Ignored, &|range, out, [block, ..]| {
         apply(cpu.simd(), x.read(range, block), scale, shift, out);
     })

@@ -127,7 +127,7 @@ pub fn accumulate(out: &mut TensorMut<'_>, x: &Tensor) -> Result<()> {
 
 fn binary_cpu(cpu: &Cpu, args: BinaryArgs<'_>) -> Result<()> {
     let BinaryArgs { op, a, b, mut out } = args;
-    let (a, b) = (Reader::new(a)?, Reader::new(b)?);
+    let (a, b) = (Reader::new(a, cpu.simd())?, Reader::new(b, cpu.simd())?);
     write(cpu, &mut out, Old::Ignored, &|range, out, [x, y, _]| {
         apply(cpu.simd(), op, a.read(range.clone(), x), b.read(range, y), out);
     })
@@ -135,7 +135,7 @@ fn binary_cpu(cpu: &Cpu, args: BinaryArgs<'_>) -> Result<()> {
 
 fn accumulate_cpu(cpu: &Cpu, args: AccumulateArgs<'_>) -> Result<()> {
     let AccumulateArgs { x, mut out } = args;
-    let x = Reader::new(x)?;
+    let x = Reader::new(x, cpu.simd())?;
     write(cpu, &mut out, Old::Kept, &|range, out, [block, ..]| add_to(cpu.simd(), x.read(range, block), out))
 }
 

@@ -108,7 +108,7 @@ fn compare_cpu(cpu: &Cpu, mut args: CompareArgs<'_>) -> Result<()> {
 
 fn where_cpu(cpu: &Cpu, args: WhereArgs<'_>) -> Result<()> {
     let WhereArgs { mask, a, b, mut out } = args;
-    let (mask, a, b) = (Reader::new(mask)?, Reader::new(a)?, Reader::new(b)?);
+    let (mask, a, b) = (Reader::new(mask, cpu.simd())?, Reader::new(a, cpu.simd())?, Reader::new(b, cpu.simd())?);
     write(cpu, &mut out, Old::Ignored, &|range, out, [m, x, y]| {
         choose(cpu.simd(), mask.read(range.clone(), m), a.read(range.clone(), x), b.read(range, y), out);
     })

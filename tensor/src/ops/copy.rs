@@ -59,7 +59,7 @@ pub fn fill(out: &mut TensorMut<'_>, value: f32) -> Result<()> {
 /// From one type to itself an element keeps its bits; every other pair goes through f32.
 fn copy_cpu(cpu: &Cpu, mut args: CopyArgs<'_>) -> Result<()> {
     if args.x.dtype() != args.out.dtype() {
-        let x = Reader::new(args.x)?;
+        let x = Reader::new(args.x, cpu.simd())?;
         return write(cpu, &mut args.out, Old::Ignored, &|range, out, [block, ..]| {
             out.copy_from_slice(x.read(range, block));
         });

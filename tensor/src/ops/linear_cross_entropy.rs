@@ -132,6 +132,8 @@ pub trait Projection: Sync {
     /// # Errors
     /// When the host cannot read it.
     fn to_hidden(&self, simd: Simd) -> Result<Box<dyn Panels + '_>>;
+    /// Whether its elements are f16, which are not rounded to bf16 beside bf16 hidden states, as all others are.
+    fn is_f16(&self) -> bool;
     /// out = x · weightᵀ, or out += that, with x [rows, d] and out [rows, classes], by kernels of their device.
     ///
     /// # Errors
@@ -154,6 +156,9 @@ impl Projection for Tensor {
     }
     fn to_hidden(&self, simd: Simd) -> Result<Box<dyn Panels + '_>> {
         Ok(Box::new(Dense::new(simd, self.as_mat("output projection")?)))
+    }
+    fn is_f16(&self) -> bool {
+        self.dtype() == DType::F16
     }
     fn logits_into(&self, x: &Tensor, out: TensorMut<'_>, accumulate: Accumulate) -> Result<()> {
         product_into(x, &self.transpose(0, 1)?, out, Options { accumulate, ..rounded(x, self.dtype()) })

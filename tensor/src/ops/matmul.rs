@@ -2,9 +2,7 @@
 
 use crate::cpu::Cpu;
 use crate::cpu::gemm::{self, Accumulate, Dense, Elems, Mat, Options, Out};
-use crate::{
-    DType, Element, Error, Float, Result, Tensor, TensorMut, broadcast_shape, dispatch, kernel, ops, same_device,
-};
+use crate::{DType, Error, Float, Result, Tensor, TensorMut, broadcast_shape, kernel, ops, same_device};
 use std::ops::Range;
 
 mod cuda;
@@ -83,7 +81,7 @@ pub struct LowRank<'a> {
     pub scale: f32,
 }
 
-impl Epilogue<'_> {
+impl<'a> Epilogue<'a> {
     /// Whether it fits a product of one matrix [m, n], or a batch of them.
     ///
     /// # Errors
@@ -102,29 +100,22 @@ impl Epilogue<'_> {
         Err(Error::shape("matmul", format!("{self:?} behind {batches} products [{m}, {n}]")))
     }
 
-    /// The low-rank term, then the bias, added to a product whose first row begins `out`, rows `ldc` apart: what
-    /// is in 16 bits is rounded after each.
+    /// The terms behind a product on the CPU, and what their bias is kept in.
     ///
     /// # Errors
-    /// When shapes do not fit, or a part is not on the host.
-    pub fn add_on_cpu(&self, cpu: &Cpu, mut out: TensorMut<'_>, ldc: usize) -> Result<()> {
-        if let Some(LowRank { u, v, scale }) = self.low_rank {
-            let options = Options { alpha: scale, accumulate: Accumulate::Add, round_bf16: false };
-            let v = Dense::new(cpu.simd(), v.as_mat("matmul")?.transposed());
-            gemm::gemm(cpu, &u.as_mat("matmul")?, &v, out.as_out("matmul")?, ldc, options)?;
-        }
-        let Some(bias) = self.bias else { return Ok(()) };
-        dispatch!(float bias.dtype(), "matmul", B => {
-            let bias = bias.as_slice::<B>()?;
-            dispatch!(float out.dtype(), "matmul", T => {
-                cpu.chunks(out.as_mut_slice::<T>()?, ldc.max(1), |_, row| {
-                    for (y, b) in row.iter_mut().zip(bias) {
-                        *y = T::from_f32(y.to_f32() + b.to_f32());
-                    }
-                });
-                Ok(())
-            })
-        })
+    /// When a part is not on the host.
+    pub fn on_cpu(&self, bias: &'a mut Vec<f32>) -> Result<gemm::After<'a>> {
+        let low_rank = self.low_rank.map(|LowRank { u, v, scale }| {
+            Ok::<_, Error>(gemm::LowRank { u: u.as_mat("matmul")?, v: v.as_mat("matmul")?, scale })
+        });
+        let bias = match self.bias {
+            None => None,
+            Some(values) => {
+                *bias = values.to_dtype(DType::F32)?.to_vec()?;
+                Some(&bias[..])
+            }
+        };
+        Ok(gemm::After { low_rank: low_rank.transpose()?, bias })
     }
 }
 
@@ -286,8 +277,9 @@ fn matmul_cpu(cpu: &Cpu, mut args: MatmulArgs<'_>) -> Result<()> {
         [(a, b)] => {
             let ldc = *args.out.shape().last().expect("a product has columns");
             let mut out = args.out.part(column, &[args.out.len().saturating_sub(column)])?;
-            gemm::gemm(cpu, a, &Dense::new(cpu.simd(), *b), out.as_out("matmul")?, ldc, options)?;
-            epilogue.add_on_cpu(cpu, out, ldc)
+            let mut bias = Vec::new();
+            let after = epilogue.on_cpu(&mut bias)?;
+            gemm::gemm_and(cpu, a, &Dense::new(cpu.simd(), *b), out.as_out("matmul")?, ldc, options, after)
         }
         _ => match args.out.dtype() {
             DType::F32 => products(cpu, &pairs, args.out.as_mut_slice()?, |c| Out::F32(c), options),

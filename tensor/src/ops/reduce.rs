@@ -174,18 +174,18 @@ fn all(cpu: &Cpu, op: Reduce, x: &Tensor, kept: usize) -> Result<Vec<f32>> {
     if results_are_neighbours(x, kept) {
         let order: Vec<usize> = (kept..x.rank()).chain(0..kept).collect();
         let columns = x.permute(&order)?;
-        let columns = Reader::new(&columns)?;
+        let columns = Reader::new(&columns, cpu.simd())?;
         cpu.chunks(&mut results, COLUMNS * chunks, |task, results| {
             by_columns(cpu.simd(), op, &columns, [count, outer], task * COLUMNS, chunks, results);
         });
     } else {
-        by_rows(cpu, op, &Reader::new(x)?, count, chunks, &mut results);
+        by_rows(cpu, op, &Reader::new(x, cpu.simd())?, count, chunks, &mut results);
     }
     while chunks > 1 {
         let (count, parts) = (chunks, results);
         chunks = count.div_ceil(CHUNK);
         results = vec![0.0; outer * chunks];
-        by_rows(cpu, op, &Reader::of(&parts), count, chunks, &mut results);
+        by_rows(cpu, op, &Reader::of(&parts, cpu.simd()), count, chunks, &mut results);
     }
     Ok(results)
 }
@@ -322,7 +322,7 @@ fn extreme_backward_cpu(cpu: &Cpu, args: ExtremeBackwardArgs<'_>) -> Result<()> 
     let ExtremeBackwardArgs { x, y, dy, mut dx } = args;
     let count = x.len() / y.len().max(1);
     dispatch!(float x.dtype(), "extreme_backward", T => {
-        let (x, y, dy) = (Reader::new(x)?, y.as_slice::<T>()?, dy.as_slice::<T>()?);
+        let (x, y, dy) = (Reader::new(x, cpu.simd())?, y.as_slice::<T>()?, dy.as_slice::<T>()?);
         write_rows(cpu, &mut dx, count, 1, &|row, dx, scratch| {
             let extreme = y[row].to_f32();
             let x = x.read(row * count..(row + 1) * count, scratch);
@@ -337,7 +337,7 @@ fn extreme_backward_cpu(cpu: &Cpu, args: ExtremeBackwardArgs<'_>) -> Result<()> 
 fn argmax_cpu(cpu: &Cpu, mut args: ArgmaxArgs<'_>) -> Result<()> {
     let count = args.x.shape().last().copied().unwrap_or(1);
     let group = CHUNK.div_ceil(count);
-    let x = Reader::new(args.x)?;
+    let x = Reader::new(args.x, cpu.simd())?;
     cpu.chunks(args.out.as_mut_slice::<i32>()?, group, |task, out| {
         let mut row = cpu.scratch(count);
         for (i, out) in out.iter_mut().enumerate() {

@@ -66,7 +66,7 @@ pub fn softmax_backward(op: Softmax, y: &Tensor, dy: &Tensor) -> Result<Tensor> 
 fn softmax_cpu(cpu: &Cpu, args: SoftmaxArgs<'_>) -> Result<()> {
     let SoftmaxArgs { op, x, mut y } = args;
     let (_, n) = x.dims_rows("softmax")?;
-    let x = Reader::new(x)?;
+    let x = Reader::new(x, cpu.simd())?;
     write_rows(cpu, &mut y, n, 1, &|row, y, scratch| {
         forward(cpu.simd(), op, x.read(row * n..(row + 1) * n, scratch), y);
     })
@@ -75,7 +75,7 @@ fn softmax_cpu(cpu: &Cpu, args: SoftmaxArgs<'_>) -> Result<()> {
 fn softmax_backward_cpu(cpu: &Cpu, args: SoftmaxBackwardArgs<'_>) -> Result<()> {
     let SoftmaxBackwardArgs { op, y, dy, mut dx } = args;
     let (_, n) = y.dims_rows("softmax_backward")?;
-    let (y, dy) = (Reader::new(y)?, Reader::new(dy)?);
+    let (y, dy) = (Reader::new(y, cpu.simd())?, Reader::new(dy, cpu.simd())?);
     write_rows(cpu, &mut dx, n, 2, &|row, dx, scratch| {
         let (a, b) = scratch.split_at_mut(n);
         let range = row * n..(row + 1) * n;

@@ -31,7 +31,9 @@ pub struct SwigluBackwardArgs<'a> {
 kernel!(pub SWIGLU_BACKWARD = "swiglu_backward", SwigluBackwardArgs, backward_cpu, backward_cuda);
 
 /// Elements handed to one task.
-const CHUNK: usize = 1 << 13;
+const CHUNK: usize = 1 << 14;
+/// Elements that are in f32 at a time: all operands of them stay in L1.
+const BLOCK: usize = 1 << 10;
 
 /// silu(`gate`) · `up`, computed in f32 and rounded once. Both have one shape and float dtype.
 ///
@@ -82,9 +84,11 @@ fn forward<T: Float>(cpu: &Cpu, gate: &[T], up: &[T], out: &mut [T]) {
     let simd = cpu.simd();
     cpu.chunks(out, CHUNK, |i, out| {
         let (mut gs, mut us, mut ys) = (Vec::new(), Vec::new(), Vec::new());
-        let gate = T::as_f32(simd, &gate[i * CHUNK..][..out.len()], &mut gs);
-        let up = T::as_f32(simd, &up[i * CHUNK..][..out.len()], &mut us);
-        T::write_f32(simd, out, &mut ys, |y| forward_slice(simd, gate, up, y));
+        for (start, out) in (i * CHUNK..).step_by(BLOCK).zip(out.chunks_mut(BLOCK)) {
+            let gate = T::as_f32(simd, &gate[start..][..out.len()], &mut gs);
+            let up = T::as_f32(simd, &up[start..][..out.len()], &mut us);
+            T::write_f32(simd, out, &mut ys, |y| forward_slice(simd, gate, up, y));
+        }
     });
 }
 
@@ -101,13 +105,16 @@ fn backward<T: Float>(cpu: &Cpu, dy: &[T], gate: &[T], up: &[T], d_gate: &mut [T
     cpu.chunks2((d_gate, CHUNK), (d_up, CHUNK), |i, d_gate, d_up| {
         let (mut dys, mut gs, mut us) = (Vec::new(), Vec::new(), Vec::new());
         let (mut dgs, mut dus) = (Vec::new(), Vec::new());
-        let (start, len) = (i * CHUNK, d_up.len());
-        let dy = T::as_f32(simd, &dy[start..][..len], &mut dys);
-        let gate = T::as_f32(simd, &gate[start..][..len], &mut gs);
-        let up = T::as_f32(simd, &up[start..][..len], &mut us);
-        T::write_f32(simd, d_gate, &mut dgs, |d_gate| {
-            T::write_f32(simd, d_up, &mut dus, |d_up| backward_slice(simd, dy, gate, up, d_gate, d_up));
-        });
+        let pieces = d_gate.chunks_mut(BLOCK).zip(d_up.chunks_mut(BLOCK));
+        for (start, (d_gate, d_up)) in (i * CHUNK..).step_by(BLOCK).zip(pieces) {
+            let part = start..start + d_up.len();
+            let dy = T::as_f32(simd, &dy[part.clone()], &mut dys);
+            let gate = T::as_f32(simd, &gate[part.clone()], &mut gs);
+            let up = T::as_f32(simd, &up[part], &mut us);
+            T::write_f32(simd, d_gate, &mut dgs, |d_gate| {
+                T::write_f32(simd, d_up, &mut dus, |d_up| backward_slice(simd, dy, gate, up, d_gate, d_up));
+            });
+        }
     });
 }
 

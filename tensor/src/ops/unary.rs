@@ -91,13 +91,13 @@ pub fn unary_backward(op: Unary, x: &Tensor, dy: &Tensor) -> Result<Tensor> {
 
 fn unary_cpu(cpu: &Cpu, args: UnaryArgs<'_>) -> Result<()> {
     let UnaryArgs { op, x, mut out } = args;
-    let x = Reader::new(x)?;
+    let x = Reader::new(x, cpu.simd())?;
     write(cpu, &mut out, Old::Ignored, &|range, out, [block, ..]| apply(cpu.simd(), op, x.read(range, block), out))
 }
 
 fn unary_backward_cpu(cpu: &Cpu, args: UnaryBackwardArgs<'_>) -> Result<()> {
     let UnaryBackwardArgs { op, x, dy, mut dx } = args;
-    let (x, dy) = (Reader::new(x)?, Reader::new(dy)?);
+    let (x, dy) = (Reader::new(x, cpu.simd())?, Reader::new(dy, cpu.simd())?);
     write(cpu, &mut dx, Old::Ignored, &|range, dx, [a, b, _]| {
         apply_slope(cpu.simd(), op, x.read(range.clone(), a), dy.read(range, b), dx);
     })

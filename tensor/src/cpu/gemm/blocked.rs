@@ -1,56 +1,107 @@
-//! The packed path. A is packed once for all threads, in blocks along k; then tasks take strips of B. A task packs (or decodes) one
-//! strip of a block at a time, multiplies all of A's rows by it and forgets it: [`DEPTH`] steps of nr columns (64 KiB) a thread are
-//! all that is ever there of a quantised weight. Where many rows meet a dense B, that too is packed once for all.
+//! The packed path. A is packed once for all threads, in blocks along k; then tasks take strips of B. A task packs (or decodes) a
+//! block of at most [`MAX_STRIPS`] strips at a time, multiplies all of A's rows by it and forgets it: 512 steps of 128 columns
+//! (256 KiB) a thread are all that is ever there of a quantised weight. Where many rows meet a dense B, that too is packed once for all.
 
 use std::ops::Range;
+
+use half::bf16;
 
 use super::kernel::{Kernel, Shape};
 use super::packed::Packed;
 use super::store::Target;
-use super::{Accumulate, Mat, Options, Out, Panels};
-use crate::cpu::Cpu;
+use super::{Accumulate, After, Dense, Elems, LowRank, Mat, Options, Out, Panels, rows};
+use crate::Element as _;
+use crate::cpu::scratch::Buffer;
 use crate::cpu::shared::Shared;
+use crate::cpu::{Cpu, Simd};
 
 /// The most bytes of A, or of a dense B, that are packed at a time, and those of f32 sums beside a 16-bit C.
 const MAX_PACKED: usize = 8 << 20;
 /// The most steps along k that one pass takes, so that a pass has at least 256 rows of f32.
 const MAX_PASS: usize = 8192;
-/// From how many rows on a dense B is packed once for all tasks, each of which takes a tile of about [`TILE`] then: A would not
-/// stay in a core's L2 while strips pass by.
+/// Bytes of A that a core keeps in L2 beside what else it needs.
+const IN_L2: usize = 3 << 19;
+/// From how many rows on a dense B is packed once for all tasks, each of which takes a tile of C then: A
+/// would not stay in a core's L2 while strips pass by.
 const MANY_ROWS: usize = 1024;
-const TILE: [usize; 2] = [224, 192];
 /// With fewer strips than this, rows are cut into tasks too, each of which packs its strip anew.
 const MANY_STRIPS: usize = 16;
+/// The most strips that one task takes: rows of C are then written by the half kilobyte.
+const MAX_STRIPS: usize = 4;
 /// Rows of A that one task packs.
 const PACKED_ROWS: usize = 96;
 /// Products of fewer multiplications run on the calling thread; a hand-off would cost more.
 const SMALL: usize = 1 << 18;
 
 /// C = alpha A B with both operands packed. Sizes are checked by the caller.
-pub(super) fn gemm(cpu: &Cpu, a: &Mat, b: &dyn Panels, c: Out, ldc: usize, options: Options) {
-    let is_small = a.rows.saturating_mul(b.n()).saturating_mul(b.k()) < SMALL;
+pub(super) fn gemm(cpu: &Cpu, a: &Mat, b: &dyn Panels, mut c: Out, ldc: usize, options: Options, after: After) {
+    let (m, n) = (a.rows, b.n());
+    if b.k() == 0 {
+        // The micro-kernel's loop would never run.
+        if options.accumulate == Accumulate::Store {
+            c.clear(cpu.simd(), [m, n], ldc);
+        }
+        return rows::add(cpu, &mut c, ldc, [m, n], after);
+    }
+    let is_small = m.saturating_mul(n).saturating_mul(b.k()) < SMALL;
     let cpu = &if is_small { cpu.on_caller() } else { cpu.clone() };
+    let wide = Kernel::new(cpu.simd());
     let kernel = if options.round_bf16 { Kernel::of_bf16(cpu.simd()) } else { None };
-    cpu.enter(|| match kernel {
-        Some(kernel) => passes(cpu, kernel, a, b, c, ldc, options),
-        None => passes(cpu, Kernel::new(cpu.simd()), a, b, c, ldc, options),
+    cpu.enter(|| match (kernel, &c) {
+        (None, _) => passes(cpu, wide, a, b, c, ldc, options, &Behind { kernel: wide, after }),
+        (Some(kernel), Out::F32(_)) => passes(cpu, kernel, a, b, c, ldc, options, &Behind { kernel: wide, after }),
+        // Rounded to 16 bits, the term needs no more than 16 of its own.
+        (Some(kernel), _) => {
+            let parts = after.low_rank.map(|l| [split(cpu.simd(), l.u, [0, 0, 1]), split(cpu.simd(), l.v, [0, 1, 0])]);
+            let low_rank = after.low_rank.zip(parts.as_ref()).map(|(LowRank { u, v, scale }, parts)| {
+                let whole = |part, of: &Mat| Mat::row_major(Elems::Bf16(part), of.rows, 3 * of.cols).expect("as split");
+                LowRank { u: whole(&parts[0], &u), v: whole(&parts[1], &v), scale }
+            });
+            passes(cpu, kernel, a, b, c, ldc, options, &Behind { kernel, after: After { low_rank, ..after } })
+        }
     });
 }
 
-fn passes<E: Packed>(cpu: &Cpu, kernel: Kernel<E>, a: &Mat, b: &dyn Panels, c: Out, ldc: usize, options: Options) {
+/// Each row as three parts, by their number: 0 is the row rounded to bf16, 1 what that leaves, rounded. The product of rows of
+/// [0, 0, 1] and [0, 1, 0] is then that of the rows but for the two remainders', 2^-16 of it.
+fn split(simd: Simd, x: Mat, parts: [usize; 3]) -> Vec<bf16> {
+    let len = x.rows * x.cols;
+    let (mut wide, mut rounded) = (vec![0.0; len], vec![0.0; len]);
+    let mut both = [vec![bf16::ZERO; len], vec![bf16::ZERO; len]];
+    let width = x.cols.max(1);
+    wide.chunks_exact_mut(width).enumerate().for_each(|(i, row)| x.row_into(simd, i, row));
+    bf16::narrow(simd, &wide, &mut both[0]);
+    bf16::widen(simd, &both[0], &mut rounded);
+    wide.iter_mut().zip(&rounded).for_each(|(x, rounded)| *x -= rounded);
+    bf16::narrow(simd, &wide, &mut both[1]);
+    let mut out = vec![bf16::ZERO; 3 * len];
+    for (i, out) in out.chunks_exact_mut(width).enumerate() {
+        out.copy_from_slice(&both[parts[i % 3]][i / 3 * width..][..width]);
+    }
+    out
+}
+
+#[allow(clippy::too_many_arguments)]
+fn passes<E: Packed, N: Packed>(
+    cpu: &Cpu,
+    kernel: Kernel<E>,
+    a: &Mat,
+    b: &dyn Panels,
+    c: Out,
+    ldc: usize,
+    options: Options,
+    after: &Behind<N>,
+) {
     let (m, n, k) = (a.rows, b.n(), b.k());
     let c = Target::new(c, ldc, [0, 0]);
-    if k == 0 {
-        // The micro-kernel's loop would never run.
-        return if options.accumulate == Accumulate::Store {
-            c.clear(cpu.simd(), m, n)
-        };
-    }
-    let pass = even(k, MAX_PASS, kernel.unit).min(k);
-    let is_one_pass = pass == k || c.is_f32();
     let is_shared = b.is_dense() && m >= MANY_ROWS;
+    // C in f32 takes the sums of each pass, so a pass can be as short as keeps A in L2 while all strips of B meet it.
+    let in_l2 = IN_L2 / size_of::<E>() / m;
+    let most = if c.is_f32() && !is_shared { in_l2.clamp(kernel.block, MAX_PASS) } else { MAX_PASS };
+    let pass = even(k, most, kernel.unit).min(k);
+    let is_one_pass = pass == k || c.is_f32();
     let most = MAX_PACKED / size_of::<E>() / kernel.depth(pass);
-    let rows = even(m, most, kernel.mr).min(m);
+    let rows = even(m, most, after.whole_panels(kernel.mr)).min(m);
     let cols = match (is_shared, is_one_pass) {
         (true, _) => even(n, most, kernel.nr).min(n),
         (false, true) => n,
@@ -61,12 +112,15 @@ fn passes<E: Packed>(cpu: &Cpu, kernel: Kernel<E>, a: &Mat, b: &dyn Panels, c: O
     let mut sums = cpu.scratch(if is_one_pass { 0 } else { rows * cols });
     let mut held = None;
     for i in (0..m).step_by(rows) {
+        let packed_u = after.pack_u(cpu, i..m.min(i + rows));
         for j in (0..n).step_by(cols) {
             let (rows, cols) = (i..m.min(i + rows), j..n.min(j + cols));
             let width = cols.len();
             for first in (0..k).step_by(pass) {
+                let last = first + pass >= k;
                 let (rows, cols, k) = (rows.clone(), cols.clone(), first..k.min(first + pass));
-                let part = Part { cpu, kernel, rows, cols, k, options };
+                let after = last.then_some((after, &packed_u[..]));
+                let part = Part { cpu, kernel, rows, cols, k, options, after };
                 if held != Some((i, first)) {
                     part.pack_a(a, &mut packed_a);
                     held = Some((i, first));
@@ -80,7 +134,7 @@ fn passes<E: Packed>(cpu: &Cpu, kernel: Kernel<E>, a: &Mat, b: &dyn Panels, c: O
                 } else {
                     // Sums of all passes in f32, to be rounded once.
                     let sums = Target::new(Out::F32(&mut sums), width, [i, j]);
-                    let options = Options { alpha: 1.0, accumulate: Accumulate::Store, ..options };
+                    let options = Options { accumulate: Accumulate::Store, ..options };
                     Part { options, ..part }.multiply(&packed_a, b, shared, &sums);
                 }
             }
@@ -88,7 +142,7 @@ fn passes<E: Packed>(cpu: &Cpu, kernel: Kernel<E>, a: &Mat, b: &dyn Panels, c: O
                 cpu.run(rows.len(), |row| {
                     let sums = &sums[row * width..][..width];
                     // SAFETY: this row of the block is the task's alone.
-                    unsafe { c.store(cpu.simd(), [i + row, j], sums, options) };
+                    unsafe { c.store(cpu.simd(), [i + row, j], sums, width, options.accumulate) };
                 });
             }
         }
@@ -102,16 +156,71 @@ fn even(total: usize, most: usize, unit: usize) -> usize {
 }
 
 /// The rows, columns and steps of one pass, of which the steps are cut into blocks.
-struct Part<'a, E: 'static> {
+struct Part<'a, E: 'static, N: 'static> {
     cpu: &'a Cpu,
     kernel: Kernel<E>,
     rows: Range<usize>,
     cols: Range<usize>,
     k: Range<usize>,
     options: Options,
+    /// What comes behind the last steps, with U packed.
+    after: Option<(&'a Behind<'a, N>, &'a [N])>,
 }
 
-impl<E: Packed> Part<'_, E> {
+/// What comes behind a product, and the kernel for it.
+struct Behind<'a, N: 'static> {
+    kernel: Kernel<N>,
+    after: After<'a>,
+}
+
+impl<N: Packed> Behind<'_, N> {
+    /// Rows that are a whole number of panels of `mr` rows and of U's.
+    fn whole_panels(&self, mr: usize) -> usize {
+        match self.after.low_rank {
+            Some(_) => lcm(mr, self.kernel.mr),
+            None => mr,
+        }
+    }
+
+    /// Steps of packed U.
+    fn depth(&self) -> usize {
+        self.after.low_rank.map_or(0, |l| self.kernel.depth(l.u.cols))
+    }
+
+    fn pack_u(&self, cpu: &Cpu, rows: Range<usize>) -> Buffer<N> {
+        let Some(LowRank { u, .. }) = self.after.low_rank else { return cpu.scratch_of(0) };
+        let mut packed = cpu.scratch_of(self.kernel.packed_a(rows.len(), u.cols));
+        N::pack_a(cpu.simd(), self.kernel, &u, rows, 0..u.cols, false, &mut packed);
+        packed
+    }
+
+    /// Rows of `sums`, which are as long as `cols`, += scale U V[cols]ᵀ + bias[cols].
+    fn add(&self, cpu: &Cpu, packed_u: &[N], cols: Range<usize>, sums: &mut [f32]) {
+        let (m, n) = (sums.len() / cols.len(), cols.len());
+        if let Some(LowRank { v, scale, .. }) = self.after.low_rank {
+            let mut packed_v = cpu.scratch_of(self.kernel.packed_b(n, v.cols));
+            let b = Dense::new(cpu.simd(), v.transposed());
+            N::pack_b(cpu.simd(), self.kernel, &b, 0..v.cols, cols.clone(), false, &mut packed_v);
+            let shape = Shape { m, n, k: v.cols, alpha: scale, add: true };
+            self.kernel.multiply(shape, packed_u, &packed_v, sums, n);
+        }
+        if let Some(bias) = self.after.bias {
+            for row in sums.chunks_exact_mut(n) {
+                row.iter_mut().zip(&bias[cols.clone()]).for_each(|(sum, bias)| *sum += bias);
+            }
+        }
+    }
+}
+
+fn lcm(a: usize, b: usize) -> usize {
+    let (mut x, mut y) = (a, b);
+    while y > 0 {
+        (x, y) = (y, x % y);
+    }
+    a / x * b
+}
+
+impl<E: Packed, N: Packed> Part<'_, E, N> {
     /// Steps along k of a block.
     fn depth(&self) -> usize {
         even(self.k.len(), self.kernel.block, self.kernel.unit)
@@ -170,11 +279,12 @@ impl<E: Packed> Part<'_, E> {
 
     /// C[rows, cols] = alpha A B, or += that: `shared` is packed B, where it is packed already.
     fn multiply(&self, packed_a: &[E], b: &dyn Panels, shared: Option<&[E]>, c: &Target) {
-        let (Kernel { mr, nr, .. }, m, n) = (self.kernel, self.rows.len(), self.cols.len());
+        let (Kernel { mr, nr, tile_of_task: tile, .. }, m, n) = (self.kernel, self.rows.len(), self.cols.len());
+        let mr = self.after.map_or(mr, |(after, _)| after.whole_panels(mr));
         let [rows, cols] = match shared {
-            Some(_) => [even(m, TILE[0], mr), even(n, TILE[1], nr)],
-            None if n.div_ceil(nr) < MANY_STRIPS => [even(m, TILE[0], mr), nr],
-            None => [m, nr],
+            Some(_) => [even(m, tile, mr), even(n, tile, nr)],
+            None if n.div_ceil(nr) < MANY_STRIPS => [even(m, tile, mr), nr],
+            None => [m, nr * (n / nr / MANY_STRIPS).clamp(1, MAX_STRIPS)],
         };
         let down = m.div_ceil(rows);
         self.cpu.run(down * n.div_ceil(cols), |task| {
@@ -183,8 +293,8 @@ impl<E: Packed> Part<'_, E> {
         });
     }
 
-    /// A rectangle of the part, block by block along k; nobody else touches it. Sums for a 16-bit C lie beside it until they are
-    /// whole.
+    /// A rectangle of the part, which nobody else touches, block by block along k. Sums are formed beside it, in rows without gaps:
+    /// C's may lie a page apart, or be of 16 bits.
     fn rectangle(
         &self,
         rows: Range<usize>,
@@ -200,12 +310,15 @@ impl<E: Packed> Part<'_, E> {
             [self.rows.len().next_multiple_of(kernel.mr), self.cols.len().next_multiple_of(kernel.nr)];
         let mut strip =
             cpu.scratch_of::<E>(if shared.is_some() { 0 } else { kernel.packed_b(n, self.depth().min(self.k.len())) });
-        let mut sums = cpu.scratch(if c.is_f32() { 0 } else { m * n });
+        let mut sums = cpu.scratch(m * n);
         let place = [self.rows.start + rows.start, self.cols.start + cols.start];
-        let (alpha, mut add, out, ldc) = match c.rectangle(place, [m, n]) {
-            Some((out, ldc)) => (options.alpha, self.k.start > 0 || options.accumulate == Accumulate::Add, out, ldc),
-            None => (1.0, false, sums.as_mut_ptr(), n),
-        };
+        // The order of additions of f32: C as it was, then block after block. What is in 16 bits is added to at the end.
+        let goes_on = c.is_f32() && (self.k.start > 0 || options.accumulate == Accumulate::Add);
+        if goes_on {
+            // SAFETY: the rectangle is this task's alone.
+            unsafe { c.load(place, &mut sums, n) };
+        }
+        let mut add = goes_on;
         for block in self.blocks() {
             let depth = kernel.depth(block.len());
             let b = match shared {
@@ -217,13 +330,15 @@ impl<E: Packed> Part<'_, E> {
                 }
             };
             let a = &packed_a[padded_m * block.start + rows.start * depth..];
-            // SAFETY: `out` is this rectangle of C or of `sums`, `ldc` the distance between its rows.
-            unsafe { kernel.multiply_at(Shape { m, n, k: block.len(), alpha, add }, a, b, out, ldc) };
+            kernel.multiply(Shape { m, n, k: block.len(), alpha: options.alpha, add }, a, b, &mut sums, n);
             add = true;
         }
-        for (i, sums) in sums.chunks_exact(n).enumerate() {
-            // SAFETY: the rectangle is this task's alone.
-            unsafe { c.store(cpu.simd(), [place[0] + i, place[1]], sums, *options) };
+        if let Some((after, packed_u)) = self.after {
+            let packed_u = &packed_u[rows.start * after.depth()..];
+            after.add(cpu, packed_u, place[1]..place[1] + n, &mut sums);
         }
+        let accumulate = if c.is_f32() { Accumulate::Store } else { options.accumulate };
+        // SAFETY: as above.
+        unsafe { c.store(cpu.simd(), place, &sums, n, accumulate) };
     }
 }

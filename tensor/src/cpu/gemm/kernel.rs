@@ -43,6 +43,8 @@ pub(crate) struct Kernel<E: 'static = f32> {
     pub(crate) unit: usize,
     /// The most steps along k that are packed as one block.
     pub(crate) block: usize,
+    /// Rows and columns of C that one task computes, about: A's and B's blocks for them stay in L2 together.
+    pub(crate) tile_of_task: usize,
     /// Whether the tiles of AMX must be set up around a product.
     tiles: bool,
     tile: Tile<E>,
@@ -61,7 +63,17 @@ pub(crate) struct Shape {
 
 impl Kernel {
     pub(crate) fn new(simd: Simd) -> Self {
-        let kernel = |mr, nr, tile| Kernel { mr, nr, group: 1, chain: KC, unit: KC, block: 2 * KC, tiles: false, tile };
+        let kernel = |mr, nr, tile| Kernel {
+            mr,
+            nr,
+            group: 1,
+            chain: KC,
+            unit: KC,
+            block: 2 * KC,
+            tile_of_task: 224,
+            tiles: false,
+            tile,
+        };
         match simd.level() {
             #[cfg(target_arch = "x86_64")]
             level if level >= Level::Avx512 => kernel(micro_avx512::MR, micro_avx512::NR, micro_avx512::tile),
@@ -83,6 +95,7 @@ impl Kernel<bf16> {
             chain: usize::MAX,
             unit: group,
             block: 512,
+            tile_of_task: 448,
             tiles,
             tile,
         };

@@ -8,7 +8,7 @@ use super::Elems;
 use super::pack::Lanes;
 use super::words::Words;
 use crate::cpu::{Simd, simd};
-use crate::dtype::Float;
+use crate::dtype::Element as _;
 
 /// Steps along k that are rounded at a time before they are interleaved.
 const DEPTH: usize = 64;

@@ -2,7 +2,7 @@
 
 use half::bf16;
 
-use super::{Mat, Options, Out, Panels};
+use super::{Accumulate, After, Dense, LowRank, Mat, Options, Out, Panels, blocked};
 use crate::cpu::reduce::dot_body;
 use crate::cpu::scratch::Buffer;
 use crate::cpu::{Cpu, simd};
@@ -51,6 +51,22 @@ pub(super) fn gemm(cpu: &Cpu, a: &Mat, b: &dyn Panels, c: &mut Out, ldc: usize, 
     for i in 0..m {
         row.iter_mut().zip(products.iter().skip(i).step_by(m)).for_each(|(y, x)| *y = *x);
         c.store(cpu.simd(), i * ldc, &row, options.alpha, options.accumulate);
+    }
+}
+
+/// C [m, n] += `after`, a term at a time.
+pub(super) fn add(cpu: &Cpu, c: &mut Out, ldc: usize, [m, n]: [usize; 2], after: After) {
+    if let Some(LowRank { u, v, scale }) = after.low_rank {
+        let options = Options { alpha: scale, accumulate: Accumulate::Add, round_bf16: false };
+        let v = Dense::new(cpu.simd(), v.transposed());
+        if v.columns_are_cheap() {
+            gemm(cpu, &u, &v, c, ldc, options);
+        } else {
+            blocked::gemm(cpu, &u, &v, c.again(), ldc, options, After::default());
+        }
+    }
+    if let Some(bias) = after.bias {
+        (0..m).for_each(|i| c.store(cpu.simd(), i * ldc, &bias[..n], 1.0, Accumulate::Add));
     }
 }
 

@@ -2,17 +2,32 @@
 
 use half::{bf16, f16};
 
-use super::{Accumulate, Options, Out};
-use crate::cpu::Simd;
+use super::{Accumulate, Out};
+use crate::Float;
 use crate::cpu::shared::Shared;
-use crate::dtype::Float;
+use crate::cpu::{Simd, simd};
 
 impl Out<'_> {
+    /// C [m, n] = 0, with rows `ldc` apart.
+    pub(super) fn clear(&mut self, simd: Simd, [m, n]: [usize; 2], ldc: usize) {
+        let zeros = vec![0.0; n];
+        (0..m).for_each(|i| self.store(simd, i * ldc, &zeros, 1.0, Accumulate::Store));
+    }
+
+    /// The same C, for a callee.
+    pub(super) fn again(&mut self) -> Out<'_> {
+        match self {
+            Out::F32(c) => Out::F32(c),
+            Out::Bf16(c) => Out::Bf16(c),
+            Out::F16(c) => Out::F16(c),
+        }
+    }
+
     /// C[at..] = alpha `values`, or C[at..] += that.
     pub(super) fn store(&mut self, simd: Simd, at: usize, values: &[f32], alpha: f32, accumulate: Accumulate) {
         let end = at + values.len();
         match self {
-            Out::F32(c) => store_f32(&mut c[at..end], values, alpha, accumulate),
+            Out::F32(c) => store_f32(simd, &mut c[at..end], values, alpha, accumulate),
             Out::Bf16(c) => store_half(simd, &mut c[at..end], values, alpha, accumulate),
             Out::F16(c) => store_half(simd, &mut c[at..end], values, alpha, accumulate),
         }
@@ -53,48 +68,48 @@ impl<'a> Target<'a> {
         (row - self.first[0]) * self.ldc + column - self.first[1]
     }
 
-    /// The first element of a rectangle of f32, and the distance between its rows; `None` for other types. To write through it is
-    /// as unsafe as [`Target::store`].
-    pub(super) fn rectangle(&self, place: [usize; 2], [m, n]: [usize; 2]) -> Option<(*mut f32, usize)> {
-        match &self.data {
-            Data::F32(c) => Some((c.rectangle(self.at(place), m, n, self.ldc), self.ldc)),
-            _ => None,
+    /// Rows of `n` elements of an f32 C from `place` on.
+    ///
+    /// # Safety
+    /// Nothing else writes these elements meanwhile.
+    pub(super) unsafe fn load(&self, place: [usize; 2], values: &mut [f32], n: usize) {
+        let Data::F32(c) = &self.data else { unreachable!("C in 16 bits is added to when it is stored") };
+        for (i, values) in values.chunks_exact_mut(n).enumerate() {
+            // SAFETY: the caller's.
+            values.copy_from_slice(unsafe { c.slice(self.at(place) + i * self.ldc, n) });
         }
     }
 
-    /// `values` times alpha into C from `place` on along its row, or added to it there.
+    /// Rows of `n` values into C from `place` on, or added to it there.
     ///
     /// # Safety
     /// Nothing else accesses these elements meanwhile.
-    pub(super) unsafe fn store(&self, simd: Simd, place: [usize; 2], values: &[f32], options: Options) {
-        let (at, len, Options { alpha, accumulate, .. }) = (self.at(place), values.len(), options);
-        // SAFETY: the caller's, for each.
-        unsafe {
-            match &self.data {
-                Data::F32(c) => store_f32(c.slice(at, len), values, alpha, accumulate),
-                Data::Bf16(c) => store_half(simd, c.slice(at, len), values, alpha, accumulate),
-                Data::F16(c) => store_half(simd, c.slice(at, len), values, alpha, accumulate),
+    pub(super) unsafe fn store(&self, simd: Simd, place: [usize; 2], values: &[f32], n: usize, accumulate: Accumulate) {
+        for (i, values) in values.chunks_exact(n).enumerate() {
+            let at = self.at(place) + i * self.ldc;
+            // SAFETY: the caller's, for each.
+            unsafe {
+                match &self.data {
+                    Data::F32(c) if accumulate == Accumulate::Store => c.slice(at, n).copy_from_slice(values),
+                    Data::F32(c) => store_f32(simd, c.slice(at, n), values, 1.0, accumulate),
+                    Data::Bf16(c) => store_half(simd, c.slice(at, n), values, 1.0, accumulate),
+                    Data::F16(c) => store_half(simd, c.slice(at, n), values, 1.0, accumulate),
+                }
             }
-        }
-    }
-
-    /// C [m, n] = 0.
-    pub(super) fn clear(self, simd: Simd, m: usize, n: usize) {
-        let zeros = vec![0.0; n];
-        for i in 0..m {
-            // SAFETY: `self` is the only one left.
-            unsafe { self.store(simd, [i, 0], &zeros, Options::default()) };
         }
     }
 }
 
-fn store_f32(c: &mut [f32], values: &[f32], alpha: f32, accumulate: Accumulate) {
-    for (c, x) in c.iter_mut().zip(values) {
-        *c = if accumulate == Accumulate::Add { alpha.mul_add(*x, *c) } else { alpha * x };
+simd! {
+    fn store_f32(c: &mut [f32], values: &[f32], alpha: f32, accumulate: Accumulate) {
+        for (c, x) in c.iter_mut().zip(values) {
+            *c = if accumulate == Accumulate::Add { alpha.mul_add(*x, *c) } else { alpha * x };
+        }
     }
 }
 
 /// The sum is formed in f32 and rounded once.
+#[inline]
 fn store_half<T: Float>(simd: Simd, c: &mut [T], values: &[f32], alpha: f32, accumulate: Accumulate) {
     if alpha == 1.0 && accumulate == Accumulate::Store {
         return T::narrow(simd, values, c);
@@ -105,7 +120,7 @@ fn store_half<T: Float>(simd: Simd, c: &mut [T], values: &[f32], alpha: f32, acc
         if accumulate == Accumulate::Add {
             T::widen(simd, c, wide);
         }
-        store_f32(wide, values, alpha, accumulate);
+        store_f32(simd, wide, values, alpha, accumulate);
         T::narrow(simd, wide, c);
     }
 }

@@ -369,3 +369,39 @@ fn conversions_are_exact() {
         assert!(out.iter().zip(&bf16s).all(|(x, h)| same(*x, h.to_f32())));
     }
 }
+
+/// A low-rank term and a bias behind a product are those of products of their own, whatever path and type it takes.
+#[test]
+fn terms_behind_a_product_are_added_once() {
+    let r = 5;
+    for (simd, [m, n, k]) in levels().into_iter().flat_map(|simd| {
+        [[3, 40, 30], [100, 70, 64], [1100, 45, 33], [300, 40, 0], [20, 33, 8300]].map(|sizes| (simd, sizes))
+    }) {
+        let a = Owned::new(Kind::Bf16, m, k, Order::Rows, 1);
+        let b = Owned::new(Kind::Bf16, k, n, Order::Columns, 2);
+        let (u, v) = (Owned::new(Kind::F32, m, r, Order::Gaps, 3), Owned::new(Kind::F32, n, r, Order::Rows, 4));
+        let bias = values(n, 5);
+        let low_rank = Some(LowRank { u: u.mat(), v: v.mat(), scale: 0.5 });
+        let after = After { low_rank, bias: Some(&bias) };
+        for (accumulate, round_bf16) in [(Accumulate::Store, false), (Accumulate::Add, true)] {
+            let options = Options { alpha: 2.0, accumulate, round_bf16 };
+            let (mut c, mut h) = (vec![1.0; m * n], vec![bf16::ONE; m * n]);
+            let (cpu, panels) = (on_threads(simd, 2), Dense::new(simd, b.mat()));
+            gemm_and(&cpu, &a.mat(), &panels, Out::F32(&mut c), n, options, after).expect("shapes fit");
+            gemm_and(&cpu, &a.mat(), &panels, Out::Bf16(&mut h), n, options, after).expect("shapes fit");
+            for i in 0..m {
+                for j in 0..n {
+                    let sum: f64 = (0..k).map(|kk| a.at(i, kk, false) * b.at(kk, j, false)).sum();
+                    let term: f64 = (0..r).map(|kk| u.at(i, kk, false) * v.at(j, kk, false)).sum();
+                    let old = if accumulate == Accumulate::Add { 1.0 } else { 0.0 };
+                    let want = 2.0 * sum + 0.5 * term + f64::from(bias[j]) + old;
+                    let (got, rounded) = (f64::from(c[i * n + j]), h[i * n + j].to_f64());
+                    let what = || format!("{simd:?} [{m}, {n}, {k}] at ({i}, {j}): {got}, {rounded}, not {want}");
+                    assert!((got - want).abs() <= 1e-6 * (k as f64 + 10.0), "{}", what());
+                    // Few rows, and no steps, are rounded after each of three terms.
+                    assert!((rounded - want).abs() <= 3.0 / 256.0 * (want.abs() + 4.0), "{}", what());
+                }
+            }
+        }
+    }
+}

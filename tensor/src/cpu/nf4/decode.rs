@@ -19,7 +19,7 @@ pub(super) fn decode(simd: Simd, blocks: &Blocks, start: usize, out: &mut [f32])
         // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
         Level::Avx2 => unsafe { avx2::decode(blocks, start, out) },
-        _ => decode_with(blocks, start, out, |x| x, lookup_pairs),
+        _ => decode_with(blocks, start, out, scaled, lookup_pairs),
     }
 }
 
@@ -29,17 +29,24 @@ pub(super) fn decode_bf16(simd: Simd, blocks: &Blocks, start: usize, out: &mut [
         // SAFETY: as in `decode`.
         #[cfg(target_arch = "x86_64")]
         level if level >= Level::Avx512 => unsafe { avx512::decode_bf16(blocks, start, out) },
-        _ => decode_with(blocks, start, out, bf16_from_f32, lookup_pairs),
+        _ => decode_with(blocks, start, out, |levels, scale| scaled(levels, scale).map(bf16_from_f32), lookup_pairs),
     }
 }
 
-/// Walks over the blocks that hold `out`; `round` makes an element of a scaled level, `lookup` decodes whole bytes of one block.
+/// The levels times the scale.
+#[inline(always)]
+fn scaled(levels: &Table<f32>, scale: f32) -> Table<f32> {
+    levels.map(|level| level * scale)
+}
+
+/// Walks over the blocks that hold `out`; `table` makes the elements that a block's codes stand for, `lookup` decodes whole bytes of
+/// one block.
 #[inline(always)]
 fn decode_with<T: Copy>(
     blocks: &Blocks,
     start: usize,
     out: &mut [T],
-    round: impl Fn(f32) -> T,
+    table: impl Fn(&Table<f32>, f32) -> Table<T>,
     lookup: impl Fn(&Table<T>, &[u8], &mut [T]),
 ) {
     let shift = blocks.blocksize.trailing_zeros();
@@ -49,8 +56,7 @@ fn decode_with<T: Copy>(
         let block = at >> shift;
         let end = (block + 1) << shift;
         let (piece, after) = rest.split_at_mut((end - at).min(rest.len()));
-        let scale = blocks.absmax.get(block);
-        let table = blocks.format.levels().map(|level| round(level * scale));
+        let table = table(blocks.format.levels(), blocks.absmax.get(block));
         at += piece.len();
         decode_piece(&table, blocks.codes, at - piece.len(), piece, &lookup);
         rest = after;
@@ -88,38 +94,52 @@ fn lookup_pairs<T: Copy>(table: &Table<T>, codes: &[u8], out: &mut [T]) {
 
 #[cfg(target_arch = "x86_64")]
 mod avx512 {
-    use super::{Blocks, Table, bf16_from_f32, decode_with, lookup_pairs};
+    use super::{Blocks, Table, decode_with, lookup_pairs, scaled};
+    use crate::cpu::convert::avx512::round_bf16;
     use half::bf16;
     use std::arch::x86_64::*;
 
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
     pub(super) fn decode(blocks: &Blocks, start: usize, out: &mut [f32]) {
+        decode_with(blocks, start, out, scaled, |table, codes, out| {
+            let (codes, codes_rest) = codes.as_chunks::<16>();
+            let (out, out_rest) = out.as_chunks_mut::<32>();
+            for (codes, out) in codes.iter().zip(out) {
+                lookup_32(table, codes, out);
+            }
+            lookup_pairs(table, codes_rest, out_rest);
+        });
+    }
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+    pub(super) fn decode_bf16(blocks: &Blocks, start: usize, out: &mut [bf16]) {
         decode_with(
             blocks,
             start,
             out,
-            |x| x,
+            |levels, scale| scaled_bf16(levels, scale),
             |table, codes, out| {
                 let (codes, codes_rest) = codes.as_chunks::<16>();
                 let (out, out_rest) = out.as_chunks_mut::<32>();
                 for (codes, out) in codes.iter().zip(out) {
-                    lookup_32(table, codes, out);
+                    lookup_32_bf16(table, codes, out);
                 }
                 lookup_pairs(table, codes_rest, out_rest);
             },
         );
     }
 
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-    pub(super) fn decode_bf16(blocks: &Blocks, start: usize, out: &mut [bf16]) {
-        decode_with(blocks, start, out, bf16_from_f32, |table, codes, out| {
-            let (codes, codes_rest) = codes.as_chunks::<16>();
-            let (out, out_rest) = out.as_chunks_mut::<32>();
-            for (codes, out) in codes.iter().zip(out) {
-                lookup_32_bf16(table, codes, out);
-            }
-            lookup_pairs(table, codes_rest, out_rest);
-        });
+    /// [`super::bf16_from_f32`] of the levels times the scale.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx2")]
+    fn scaled_bf16(levels: &Table<f32>, scale: f32) -> Table<bf16> {
+        let mut table = [bf16::ZERO; 16];
+        // SAFETY: an unaligned load and a store of exactly the arrays' lengths.
+        unsafe {
+            let x = _mm512_mul_ps(_mm512_loadu_ps(levels.as_ptr()), _mm512_set1_ps(scale));
+            _mm256_storeu_si256(table.as_mut_ptr().cast(), round_bf16(x));
+        }
+        table
     }
 
     #[inline]
@@ -156,25 +176,19 @@ mod avx512 {
 
 #[cfg(target_arch = "x86_64")]
 mod avx2 {
-    use super::{Blocks, Table, decode_with, lookup_pairs};
+    use super::{Blocks, Table, decode_with, lookup_pairs, scaled};
     use std::arch::x86_64::*;
 
     #[target_feature(enable = "avx2,fma,f16c")]
     pub(super) fn decode(blocks: &Blocks, start: usize, out: &mut [f32]) {
-        decode_with(
-            blocks,
-            start,
-            out,
-            |x| x,
-            |table, codes, out| {
-                let (codes, codes_rest) = codes.as_chunks::<8>();
-                let (out, out_rest) = out.as_chunks_mut::<16>();
-                for (codes, out) in codes.iter().zip(out) {
-                    lookup_16(table, codes, out);
-                }
-                lookup_pairs(table, codes_rest, out_rest);
-            },
-        );
+        decode_with(blocks, start, out, scaled, |table, codes, out| {
+            let (codes, codes_rest) = codes.as_chunks::<8>();
+            let (out, out_rest) = out.as_chunks_mut::<16>();
+            for (codes, out) in codes.iter().zip(out) {
+                lookup_16(table, codes, out);
+            }
+            lookup_pairs(table, codes_rest, out_rest);
+        });
     }
 
     #[inline]

@@ -4,7 +4,7 @@ use super::{LinearCrossEntropyArgs, LogitsArgs, OP, Room, Term, TermGradientsMut
 use crate::cpu::gemm::{Accumulate, Dense, Elems, Mat, Options, Out, gemm};
 use crate::cpu::{Cpu, Simd};
 use crate::ops::cross_entropy::{log_sum_exp, logits_to_gradient, mean_loss};
-use crate::{Element as _, Error, Float as _, Result, Tensor, TensorMut, dispatch};
+use crate::{DType, Element as _, Error, Result, Tensor, TensorMut, dispatch};
 
 pub(super) fn linear_cross_entropy(cpu: &Cpu, mut args: LinearCrossEntropyArgs<'_>) -> Result<()> {
     let (_, classes) = check_terms(args.terms)?;
@@ -36,8 +36,8 @@ fn chunk(cpu: &Cpu, args: &mut LinearCrossEntropyArgs<'_>, room: &mut Room<'_>, 
         let (_, width) = term.x.dims2(OP)?;
         let x = &mut x.as_mut_slice::<f32>()?[..n * width];
         gather(simd, term.x, rows, x)?;
-        let options =
-            Options { accumulate: if i == 0 { Accumulate::Store } else { Accumulate::Add }, ..Options::default() };
+        let accumulate = if i == 0 { Accumulate::Store } else { Accumulate::Add };
+        let options = Options { accumulate, ..rounding(term) };
         let x = Mat::row_major(Elems::F32(x), n, width)?;
         gemm(cpu, &x, &*term.weight.to_logits(simd)?, Out::F32(logits), classes, options)?;
     }
@@ -48,6 +48,12 @@ fn chunk(cpu: &Cpu, args: &mut LinearCrossEntropyArgs<'_>, room: &mut Room<'_>, 
     let d_logits = Mat::row_major(Elems::F32(logits), n, classes)?;
     let wanted = args.gradients.iter_mut().zip(&mut room.terms);
     args.terms.iter().zip(wanted).try_for_each(|(term, (out, room))| gradients(cpu, term, out, room, &d_logits, rows))
+}
+
+/// Beside bf16 hidden states both factors of a product are rounded to bf16, as in every product of a model: the weight, and on the way
+/// back the gradients of the logits. (Those of the weight are sums in f32 of f32.)
+fn rounding(term: &Term<'_>) -> Options {
+    Options { round_bf16: term.x.dtype() == DType::BF16 && !term.weight.is_f16(), ..Options::default() }
 }
 
 /// With logits = x Wᵀ: dx = d_logits W, dW += d_logitsᵀ x.
@@ -63,7 +69,7 @@ fn gradients(
     let (_, width) = term.x.dims2(OP)?;
     if let Some(out) = &mut out.x {
         let d_x = &mut d_x.as_mut_slice::<f32>()?[..n * width];
-        gemm(cpu, d_logits, &*term.weight.to_hidden(simd)?, Out::F32(d_x), width, Options::default())?;
+        gemm(cpu, d_logits, &*term.weight.to_hidden(simd)?, Out::F32(d_x), width, rounding(term))?;
         scatter(simd, d_x, rows, out)?;
     }
     if let Some(out) = &mut out.weight {
