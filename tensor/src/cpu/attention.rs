@@ -1,4 +1,4 @@
-//! Scaled dot-product attention over segments, tiled, forward and backward, in f32.
+//! Scaled dot-product attention over segments, tiled, forward and backward.
 //!
 //! Activations are `[tokens, heads, head_dim]`, never padded: a [`Segment`] pairs a run of queries with the
 //! run of keys they may see, so packed training rows, prefill and decoding with a cache are one operation.
@@ -6,9 +6,12 @@
 //! et al., "FlashAttention", 2022), the backward pass recomputes probabilities from the stored log-sum-exp:
 //! memory grows with the number of tokens, never with its square.
 //!
-//! Bits: keys are taken in tiles of [`KV_TILE`] counted from the segment's first key, so a query's result
-//! depends on its own segment alone and is the same in prefill and with a cache, on any number of threads
-//! and at any SIMD level.
+//! Tensors are read and written in their own type; sums are f32. Products are of f32, but of bf16 where tensors are bf16
+//! and the level multiplies that: probabilities and their gradients are then rounded to bf16 too, as on GPUs.
+//!
+//! Bits: keys are taken in tiles counted from the segment's first key, so a query's result depends on its own
+//! segment alone and is the same in prefill and with a cache, on any number of threads; and, where products are of
+//! f32, at any SIMD level.
 
 mod backward;
 mod few;

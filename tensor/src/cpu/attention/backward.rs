@@ -131,12 +131,14 @@ impl<'a, E: Operand> Backward<'a, E> {
         let [deep, wide] = [kernel.mr, kernel.nr].map(|width| a.head_dim.next_multiple_of(width));
         let packed = Tiles::new(a, segments, KEYS, kernel.nr, 2 * kernel.depth(a.head_dim) + wide);
         let sums = Tiles::new(a, segments, KEYS, kernel.nr, 2 * deep);
-        Backward { cpu, a, segments, kernel, rows: ROWS / kernel.mr * kernel.mr, packed, sums, deep, wide }
+        Backward { cpu, a, segments, kernel, rows: ROWS.next_multiple_of(kernel.mr), packed, sums, deep, wide }
     }
 
     /// Rows a run: depends on the segment alone, as its bits must.
     fn run_len(&self, segment: &Segment) -> usize {
-        self.a.rows(segment).div_ceil(MAX_RUNS).next_multiple_of(self.rows).max(MIN_RUN * self.rows)
+        let rows = self.a.rows(segment);
+        let runs = (rows / (MIN_RUN * self.rows)).clamp(1, MAX_RUNS);
+        rows.div_ceil(runs).next_multiple_of(self.rows / 2)
     }
 
     fn run<T: Stored>(&self, saved: Saved<T>, [dq, dk, dv]: [&mut [T]; 3]) {
@@ -157,7 +159,7 @@ impl<'a, E: Operand> Backward<'a, E> {
             });
             let places = Shared::new(&mut sums);
             cpu.run(runs.len(), |task| self.run_backward(&runs[task], saved, &packed, &dq, &places));
-            cpu.run(all.len(), |task| self.add_up(&all[task], &sums, [&dk, &dv]));
+            cpu.run(all.len(), |task| self.add_up(&all[task], &places, [&dk, &dv]));
         });
     }
 
@@ -206,19 +208,26 @@ impl<'a, E: Operand> Backward<'a, E> {
     }
 
     /// Adds up the runs' partial sums of a tile of keys, and writes them as rows.
-    fn add_up<T: Stored>(&self, tile: &Tile, sums: &[f32], gradients: [&Shared<T>; 2]) {
+    fn add_up<T: Stored>(&self, tile: &Tile, sums: &Shared, gradients: [&Shared<T>; 2]) {
         let (a, simd, d, nr) = (self.a, self.cpu.simd(), self.a.head_dim, self.kernel.nr);
-        let (place, step) = (self.sums.place(tile), self.run_len(&tile.segment));
-        let (mut total, mut rows) = (self.cpu.scratch(place.len()), self.cpu.scratch(nr * d));
-        total.fill(0.0);
-        let all = a.rows(&tile.segment);
-        for (run, first) in (0..all).step_by(step).enumerate() {
-            let numbers = a.tiles(&tile.segment, &(first..all.min(first + step)), KEYS);
-            if numbers.contains(&(tile.keys.start / KEYS)) {
-                let copy = run * self.sums.size();
-                axpy(simd, 1.0, &sums[copy + place.start..copy + place.end], &mut total);
+        let (place, step, all) = (self.sums.place(tile), self.run_len(&tile.segment), a.rows(&tile.segment));
+        // SAFETY: the sums of this tile in every run's copy are this task's alone.
+        let of_run = |run: usize| unsafe { sums.slice(run * self.sums.size() + place.start, place.len()) };
+        let sees = |run: &usize| {
+            let rows = run * step..all.min((run + 1) * step);
+            a.tiles(&tile.segment, &rows, KEYS).contains(&(tile.keys.start / KEYS))
+        };
+        let mut runs = (0..all.div_ceil(step)).filter(sees);
+        let mut nothing = self.cpu.scratch(place.len());
+        let total = match runs.next() {
+            Some(first) => of_run(first),
+            None => {
+                nothing.fill(0.0);
+                &mut nothing
             }
-        }
+        };
+        runs.for_each(|run| axpy(simd, 1.0, of_run(run), total));
+        let mut rows = self.cpu.scratch(nr * d);
         for (total, gradient) in total.chunks_exact(place.len() / 2).zip(gradients) {
             for (total, first) in total.chunks_exact(self.deep * nr).zip(tile.keys.clone().step_by(nr)) {
                 interleave(simd, total, nr, d, d, &mut rows);

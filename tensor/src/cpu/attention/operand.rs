@@ -2,9 +2,9 @@
 
 use super::forward::Forward;
 use super::{Block, Tile, few};
-use crate::Float;
+use crate::cpu::Simd;
 use crate::cpu::gemm::{Elems, Kernel, Lanes, pack_lanes, pack_lanes_bf16};
-use crate::cpu::{Simd, simd};
+use crate::{Element, Float};
 use bytemuck::Pod;
 use half::{bf16, f16};
 
@@ -77,7 +77,15 @@ impl Operand for f32 {
 
 impl Operand for bf16 {
     fn left(simd: Simd, kernel: Kernel<bf16>, x: Lanes, lanes: usize, k: usize, out: &mut [bf16]) {
-        pack_lanes_bf16(simd, x, 0..lanes, 0..k, [kernel.mr, kernel.group], out);
+        match x.data {
+            // Whole groups of lanes beside each other lie as they are to.
+            Elems::F32(data) if [x.lane_stride, x.k_stride, k] == [kernel.group, 1, kernel.group] => {
+                let (filled, rest) = out.split_at_mut(lanes * k);
+                <bf16 as Element>::narrow(simd, &data[..lanes * k], filled);
+                rest.fill(bf16::ZERO);
+            }
+            _ => pack_lanes_bf16(simd, x, 0..lanes, 0..k, [kernel.mr, kernel.group], out),
+        }
     }
 
     fn right(simd: Simd, kernel: Kernel<bf16>, x: Lanes, lanes: usize, k: usize, out: &mut [bf16]) {
@@ -89,12 +97,11 @@ impl Operand for bf16 {
         }
     }
 
-    fn strip(simd: Simd, kernel: Kernel<bf16>, k: usize, sums: &mut [f32]) -> &[bf16] {
-        const NR: usize = 32;
-        assert_eq!(kernel.nr, NR);
-        let (rows, _) = bytemuck::cast_slice_mut(sums).as_chunks_mut::<NR>();
-        pair_up(simd, k, &mut rows[..kernel.depth(k)]);
-        &bytemuck::cast_slice(sums)[..kernel.depth(k) * NR]
+    fn strip(_: Simd, kernel: Kernel<bf16>, k: usize, sums: &mut [f32]) -> &[bf16] {
+        let len = kernel.depth(k) * kernel.nr;
+        sums[k * kernel.nr..len].fill(0.0);
+        pair_up(kernel, &mut sums[..len]);
+        &bytemuck::cast_slice(sums)[..len]
     }
 
     fn attend_few<T: Stored>(pass: &Forward<bf16>, block: &Block, tile: &Tile, inputs: [&[T]; 3], state: &mut [f32]) {
@@ -102,22 +109,38 @@ impl Operand for bf16 {
     }
 }
 
-simd! {
-    /// Rows 2 i and 2 i + 1, the bits of floats, become row i of pairs of bf16; what was past `k` rows counts as zero.
-    fn pair_up(k: usize, rows: &mut [[u32; 32]]) {
-        rows[k..].fill([0; 32]);
+/// Rows 2 i and 2 i + 1 of `nr` floats become row i of as many pairs of bf16, in place.
+fn pair_up(kernel: Kernel<bf16>, rows: &mut [f32]) {
+    #[cfg(target_arch = "x86_64")]
+    if let (32, (rows, [])) = (kernel.nr, rows.as_chunks_mut::<32>()) {
+        // SAFETY: a kernel of bf16 is made from a `Simd` that proves AVX-512 BF16.
+        return unsafe { avx512::pair_up(rows) };
+    }
+    unreachable!("no level but x86-64's multiplies bf16, and {} columns at a time", kernel.nr);
+}
+
+#[cfg(target_arch = "x86_64")]
+mod avx512 {
+    use std::arch::x86_64::*;
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+    pub(super) fn pair_up(rows: &mut [[f32; 32]]) {
+        // Element i of the lower half of a register, then of the upper.
+        let zip = std::array::from_fn::<i16, 32, _>(|i| (i / 2 + i % 2 * 16) as i16);
+        // SAFETY: 64 bytes; any bits make integers.
+        let zip: __m512i = unsafe { std::mem::transmute(zip) };
+        let start = rows.as_mut_ptr().cast::<f32>();
         for i in 0..rows.len() / 2 {
-            let (low, high) = (rows[2 * i], rows[2 * i + 1]);
-            for lane in 0..32 {
-                rows[i][lane] = round(low[lane]) >> 16 | round(high[lane]) & 0xFFFF_0000;
+            // SAFETY: each row has 32 floats; those of rows 2 i and 2 i + 1 are read before row i is written.
+            unsafe {
+                let (low, high, pairs) = (start.add(64 * i), start.add(64 * i + 32), start.add(32 * i));
+                let first = _mm512_cvtne2ps_pbh(_mm512_loadu_ps(high), _mm512_loadu_ps(low));
+                let second = _mm512_cvtne2ps_pbh(_mm512_loadu_ps(high.add(16)), _mm512_loadu_ps(low.add(16)));
+                for (at, both) in [(0, first), (16, second)] {
+                    let both: __m512i = std::mem::transmute(both);
+                    _mm512_storeu_si512(pairs.add(at).cast(), _mm512_permutexvar_epi16(zip, both));
+                }
             }
         }
     }
-}
-
-/// The bits of a float whose upper half is the nearest bf16, ties to even. A NaN stays one: those of sums of bf16 products
-/// have room above them.
-#[inline(always)]
-fn round(bits: u32) -> u32 {
-    bits.wrapping_add(0x7FFF + (bits >> 16 & 1))
 }
