@@ -138,7 +138,7 @@ impl<'a, E: Operand> Backward<'a, E> {
     fn run_len(&self, segment: &Segment) -> usize {
         let rows = self.a.rows(segment);
         let runs = (rows / (MIN_RUN * self.rows)).clamp(1, MAX_RUNS);
-        rows.div_ceil(runs).next_multiple_of(self.rows / 2)
+        rows.div_ceil(runs).max(1).next_multiple_of(self.rows / 2)
     }
 
     fn run<T: Stored>(&self, saved: Saved<T>, [dq, dk, dv]: [&mut [T]; 3]) {
