@@ -261,7 +261,7 @@ struct Work<'a, E: Operand, T: Stored> {
     left: Buffer<E>,
     /// Rows before they are packed.
     rows: [Buffer<T>; 2],
-    wide: [Buffer; 2],
+    widened: [Buffer; 2],
 }
 
 impl<'a, E: Operand, T: Stored> Work<'a, E, T> {
@@ -303,7 +303,7 @@ impl<'a, E: Operand, T: Stored> Work<'a, E, T> {
         a.gather(block, saved.out, x);
         a.gather(block, saved.dout, y);
         for ((delta, out), dout) in self.delta.iter_mut().zip(x.chunks_exact(d)).zip(y.chunks_exact(d)) {
-            let [wide_out, wide_dout] = &mut self.wide;
+            let [wide_out, wide_dout] = &mut self.widened;
             T::widen(simd, out, wide_out);
             T::widen(simd, dout, wide_dout);
             *delta = dot(simd, wide_out, wide_dout);

@@ -111,12 +111,12 @@ impl Operand for bf16 {
 
 /// Rows 2 i and 2 i + 1 of `nr` floats become row i of as many pairs of bf16, in place.
 fn pair_up(kernel: Kernel<bf16>, rows: &mut [f32]) {
-    #[cfg(target_arch = "x86_64")]
-    if let (32, (rows, [])) = (kernel.nr, rows.as_chunks_mut::<32>()) {
+    match rows.as_chunks_mut::<32>() {
         // SAFETY: a kernel of bf16 is made from a `Simd` that proves AVX-512 BF16.
-        return unsafe { avx512::pair_up(rows) };
+        #[cfg(target_arch = "x86_64")]
+        (rows, []) if kernel.nr == 32 => unsafe { avx512::pair_up(rows) },
+        _ => unreachable!("no level multiplies bf16, {} columns at a time", kernel.nr),
     }
-    unreachable!("no level but x86-64's multiplies bf16, and {} columns at a time", kernel.nr);
 }
 
 #[cfg(target_arch = "x86_64")]
