@@ -10,11 +10,12 @@ use kinglet::models::mmap::Mapped;
 use kinglet::models::{
     AdapterMap, AdapterSet, Batch, Ctx, Decoder, EMBEDDING, HEAD, LoadOptions, Source, WeightFiles, safetensors,
 };
+use kinglet::quant::Weight;
 use kinglet::tensor::ops::Targets;
 use kinglet::tensor::{DType, Device, Tensor};
 use std::collections::HashMap;
 use std::sync::Arc;
-use support::{device, fixtures, folders, source};
+use support::{NF4, device, fixtures, folders, source};
 
 /// Both sides compute in f32 and sum in another order. `depth` products of `width` terms one after another, each
 /// with the roundoff of f32, in units of the largest magnitude; 8 covers the norms and softmaxes between.
@@ -144,4 +145,27 @@ models! {
     qwen2_window = "qwen2-window";
     qwen3 = "qwen3";
     smollm3 = "smollm3";
+}
+
+/// A random model can be held as a loaded one: 16-bit tables, and blocks in 4 bits of the same random numbers.
+#[test]
+fn random_models_are_held_as_asked() {
+    let device = device(1);
+    let random = |quant| {
+        let options = LoadOptions { device: device.clone(), quant };
+        Decoder::random_as(source("llama").config, 5, DType::BF16, &options).unwrap()
+    };
+    let (dense, quantised) = (random(None), random(Some(NF4)));
+    for (dense, quantised) in dense.linears().zip(quantised.linears()) {
+        let (Weight::Dense(want), name) = (&*dense.weight, &dense.site.name) else { panic!("a dense weight") };
+        assert_eq!(want.dtype(), DType::BF16, "{name}");
+        match &*quantised.weight {
+            Weight::FourBit(blocks) => {
+                let again = kinglet::quant::FourBit::quantize(want, NF4.format, 64, NF4.double).unwrap();
+                assert_eq!(blocks.codes().to_vec::<u8>().unwrap(), again.codes().to_vec::<u8>().unwrap(), "{name}");
+            }
+            Weight::Dense(head) => assert!(&**name == "lm_head" && head.dtype() == DType::BF16, "{name}"),
+            _ => panic!("{name}"),
+        }
+    }
 }

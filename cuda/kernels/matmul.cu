@@ -22,7 +22,7 @@
 // 32, 48 or 96 KiB of dynamic shared memory; matmul_plain as 64x64, of 256 threads, without dynamic shared memory;
 // matmul_rows: ceil(batches m n / 4) blocks of 128 threads, one warp an element; matmul_sum: one thread four elements of a
 // row, ceil(batches m ceil(n / 4) / 256) blocks of 256 threads.
-#include "gemm.cuh"
+#include "plain.cuh"
 
 using gemm::Epilogue;
 using gemm::Matrix;
@@ -93,103 +93,6 @@ template <typename S, typename T, typename X, typename Y>
 INLINE void add_rounding(gemm::Sums<S>& sums, const Matrix<X>& a, const Matrix<Y>& b, const gemm::Place& place,
                          Steps steps) {
     add_by<S, T, LeftRounded<S, X, T>, RightRounded<S, Y, T>>(sums, a, b, place, steps);
-}
-
-// ---- f32: tiles of 64 x 64 by 256 threads of 4 x 4 elements each, 16 apart.
-
-constexpr u32 SIDE = 64;
-using Plain = gemm::Shape<SIDE, SIDE, SIDE, SIDE, 1>;
-constexpr u32 PLAIN_DEPTH = 16;
-// The CPU adds up chains of this many fused steps.
-constexpr u32 CHAIN = 256;
-
-struct PlainTile {
-    // One column of padding: tiles that are read along k are stored across it.
-    f32 at[PLAIN_DEPTH][SIDE + 1];
-};
-
-// PLAIN_DEPTH steps from k_first on of SIDE rows (or columns) from `first` on; zero where the matrix ends. Neighbouring
-// threads read neighbouring addresses, whichever way the matrix lies.
-template <typename T>
-INLINE void load_plain(PlainTile& tile, const Matrix<T>& x, u32 first, u32 k_first, u32 k) {
-    bool along = x.along <= x.outer;
-#pragma unroll
-    for (u32 part = 0; part < SIDE * PLAIN_DEPTH; part += THREADS) {
-        u32 t = part + threadIdx.x;
-        u32 i = along ? t / PLAIN_DEPTH : t % SIDE, depth = along ? t % PLAIN_DEPTH : t / SIDE;
-        bool inside = first + i < x.size && k_first + depth < k;
-        tile.at[depth][i] = inside ? to_f32(x.start[(first + i) * x.outer + (k_first + depth) * x.along]) : 0.0f;
-    }
-}
-
-// sums = sums + factor a b, chain by chain; while `empty` there is nothing in sums yet.
-template <typename A, typename B>
-INLINE void add_chains(f32 (&sums)[4][4], bool& empty, const Matrix<A>& a, const Matrix<B>& b, u32 k, f32 factor,
-                       const gemm::Place& place) {
-    __shared__ PlainTile as, bs;
-    u32 x = threadIdx.x % 16, y = threadIdx.x / 16;
-#pragma unroll 1
-    for (u32 chain_first = 0; chain_first < k; chain_first += CHAIN) {
-        f32 chain[4][4] = {};
-        u32 chain_end = min(chain_first + CHAIN, k);
-#pragma unroll 1
-        for (u32 k_first = chain_first; k_first < chain_end; k_first += PLAIN_DEPTH) {
-            load_plain(as, a, place.row, k_first, k);
-            load_plain(bs, b, place.column, k_first, k);
-            __syncthreads();
-#pragma unroll 4
-            for (u32 depth = 0; depth < PLAIN_DEPTH; depth++) {
-#pragma unroll
-                for (u32 i = 0; i < 4; i++) {
-#pragma unroll
-                    for (u32 j = 0; j < 4; j++) {
-                        chain[i][j] = fmaf(as.at[depth][y + 16 * i], bs.at[depth][x + 16 * j], chain[i][j]);
-                    }
-                }
-            }
-            __syncthreads();
-        }
-#pragma unroll
-        for (u32 i = 0; i < 4; i++) {
-#pragma unroll
-            for (u32 j = 0; j < 4; j++) {
-                sums[i][j] = empty ? factor * chain[i][j] : fmaf(factor, chain[i][j], sums[i][j]);
-            }
-        }
-        empty = false;
-    }
-}
-
-template <typename A, typename B, typename C>
-INLINE void by_steps(const Matrix<A>& a, const Matrix<B>& b, C* out, u64 out_m, const Epilogue& e,
-                     const gemm::Place& place, u32 k) {
-    u32 row = place.row + threadIdx.x / 16, column = place.column + threadIdx.x % 16;
-    // What is in f32 is added to chain by chain; the 16-bit types get the whole sum.
-    bool in_place = e.accumulate && sizeof(C) == sizeof(f32), empty = !in_place;
-    f32 sums[4][4];
-#pragma unroll
-    for (u32 i = 0; i < 4; i++) {
-#pragma unroll
-        for (u32 j = 0; j < 4; j++) {
-            bool inside = row + 16 * i < a.size && column + 16 * j < b.size;
-            sums[i][j] = in_place && inside ? to_f32(out[(row + 16 * i) * out_m + column + 16 * j]) : 0.0f;
-        }
-    }
-    add_chains(sums, empty, a, b, k, e.alpha, place);
-    if (e.rank > 0) {
-        add_chains(sums, empty, Matrix<f32>{e.u, e.rank, 1, a.size}, Matrix<f32>{e.v, e.v_n, e.v_r, b.size}, e.rank,
-                   e.scale, place);
-    }
-#pragma unroll
-    for (u32 i = 0; i < 4; i++) {
-#pragma unroll
-        for (u32 j = 0; j < 4; j++) {
-            if (row + 16 * i >= a.size || column + 16 * j >= b.size) continue;
-            C* to = out + (row + 16 * i) * out_m + column + 16 * j;
-            f32 result = e.accumulate && !in_place ? to_f32(*to) + sums[i][j] : sums[i][j];
-            *to = from_f32<C>(e.bias ? result + e.bias[column + 16 * j] : result);
-        }
-    }
 }
 
 // ---- Few rows: one warp an element.
@@ -300,9 +203,12 @@ FLOATS(SUM)
         u64 v_r, u32 rank, f32 scale, u32 batches, u32 m, u32 n, u32 k) {                                             \
         using A = A_;                                                                                                 \
         using B = B_;                                                                                                 \
-        gemm::Place place = gemm::place_of_block<Plain>(batches, m, n);                                               \
+        gemm::Place place = gemm::place_of_block<plain::Shape>(batches, m, n);                                        \
         OPERANDS(place.batch)                                                                                         \
-        by_steps(left, right, out + place.batch * m * out_m, out_m, epilogue, place, k);                              \
+        plain::Dense<A> rows = {left, place.row};                                                                     \
+        plain::Dense<B> columns = {right, place.column};                                                              \
+        plain::Product<C_> product = {out + place.batch * m * out_m, out_m, m, n, k};                                 \
+        plain::multiply(product, rows, columns, epilogue, place);                                                     \
     }
 
 #define ROWS(A_, B_, C_)                                                                                              \

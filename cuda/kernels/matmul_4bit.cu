@@ -1,14 +1,13 @@
-// Products with matrices of NF4 and FP4 blocks on tensor cores, both ways (quant/src/fused.rs): each block of threads decodes its
-// part of W into shared memory as it multiplies, so that W is read once for 64 rows of x, at half a byte an element.
+// Products with matrices of NF4 and FP4 blocks, both ways (quant/src/fused.rs), as decoded.cuh has them: W is read once for 64 rows
+// of x, at half a byte an element.
 //
-//   matmul_4bit_T       out = alpha x Wᵀ, or with `backward` alpha x W, + scale u v^T + bias + out; T: bf16, f16
+//   matmul_4bit_T       out = alpha x Wᵀ, or with `backward` alpha x W, + scale u v^T + bias + out; T: bf16, f16 on tensor cores,
+//                       f32 on plain ones
 //
-// x [m, k] is of type T in chunks of 16 bytes, contiguous along one dimension (matmul.cu: the tiles of 128); W [rows, width] is
-// as in nf4.cu, with a width that is a multiple of 8, and codes at a multiple of 4 bytes. Each element is rounded to T. Forward n is
-// rows and k width; backward k is rows and n width. out, what comes behind and `depth`: matmul.cu, for one batch.
-// Bits: those of matmul_64x64 with the decoded matrix.
+// W [rows, width] is as in nf4.cu, with codes at a multiple of 4 bytes.
+// Bits: those of matmul_64x64, and of matmul_plain, with the decoded matrix.
 // Bytes: reads x ceil(n / 64) times and W, 0.5 bytes an element and the scales, ceil(m / 64) times.
-// Geometry: as matmul_64x64.
+// Geometry: as matmul_64x64, and as matmul_plain.
 #include "decoded.cuh"
 #include "nf4.cuh"
 
@@ -61,3 +60,18 @@ struct Blocks {
     }
 MATMUL_4BIT(bf16)
 MATMUL_4BIT(f16)
+
+KERNEL(THREADS, 128)
+matmul_4bit_f32(const f32* __restrict__ a, u64 a_m, u64 a_k, const u8* __restrict__ codes, u32 format, u32 block_shift,
+    const f32* __restrict__ absmax, const u8* __restrict__ absmax_codes, const f32* __restrict__ map, f32 offset,
+    u32 backward, f32* __restrict__ out, u64 out_m, u32 accumulate, f32 alpha, const f32* __restrict__ bias,
+    const f32* __restrict__ u, const f32* __restrict__ v, u64 v_n, u64 v_r, u32 rank, f32 scale, u32 batches, u32 m,
+    u32 n, u32 k) {
+    __shared__ f32 level[LEVELS];
+    copy_levels(format, level);
+    __syncthreads();
+    Scales scales = {absmax, absmax_codes, map, offset};
+    Blocks w = {codes, block_shift, scales, level, backward ? k : n, backward ? n : k};
+    gemm::Epilogue epilogue = {accumulate, alpha, bias, u, v, v_n, v_r, rank, scale};
+    decoded::multiply(plain::Product<f32>{out, out_m, m, n, k}, gemm::Matrix<f32>{a, a_m, a_k, m}, w, backward, epilogue);
+}

@@ -1,12 +1,13 @@
-// Products with matrices in ggml's blocks on tensor cores, both ways, as decoded.cuh has them.
+// Products with matrices in ggml's blocks, both ways, as decoded.cuh has them.
 //
-//   matmul_gguf_T       out = alpha x Wᵀ, or with `backward` alpha x W, + scale u v^T + bias + out; T: bf16, f16
+//   matmul_gguf_T       out = alpha x Wᵀ, or with `backward` alpha x W, + scale u v^T + bias + out; T: bf16, f16 on tensor cores,
+//                       f32 on plain ones
 //
 // W [rows, width] is as in gguf.cu, in a format of blocks; `format` and head_dim tell which, and in what order its rows lie.
-// Bits: those of matmul_64x64 with the decoded matrix.
+// Bits: those of matmul_64x64, and of matmul_plain, with the decoded matrix.
 // Bytes: reads x ceil(n / 64) times and W, as many bytes as it has, ceil(m / 64) times; blocks of nibbles come twice from L1, of
 // bit pairs four times.
-// Geometry: as matmul_64x64.
+// Geometry: as matmul_64x64, and as matmul_plain.
 #include "decoded.cuh"
 #include "gguf.cuh"
 
@@ -48,3 +49,13 @@ static_assert(gguf::GROUP == decoded::GROUP, "both are eight neighbours");
     }
 MATMUL_GGUF(bf16)
 MATMUL_GGUF(f16)
+
+KERNEL(THREADS, 128)
+matmul_gguf_f32(const f32* __restrict__ a, u64 a_m, u64 a_k, const u8* __restrict__ blocks, u32 format, u32 head_dim,
+    u32 backward, f32* __restrict__ out, u64 out_m, u32 accumulate, f32 alpha, const f32* __restrict__ bias,
+    const f32* __restrict__ u, const f32* __restrict__ v, u64 v_n, u64 v_r, u32 rank, f32 scale, u32 batches, u32 m,
+    u32 n, u32 k) {
+    Blocks w = {blocks, format, head_dim, backward ? k : n, backward ? n : k};
+    gemm::Epilogue epilogue = {accumulate, alpha, bias, u, v, v_n, v_r, rank, scale};
+    decoded::multiply(plain::Product<f32>{out, out_m, m, n, k}, gemm::Matrix<f32>{a, a_m, a_k, m}, w, backward, epilogue);
+}

@@ -4,7 +4,7 @@ use crate::cache::LayerCache;
 use crate::ctx::{Ctx, Site};
 use crate::sequence::Sequence;
 use kinglet_autograd::{Tape, Var, ops};
-use kinglet_quant::{Weight, linear, linear_lora, linear_trained, lora};
+use kinglet_quant::{Weight, linear_lora, linear_trained};
 use kinglet_tensor::ops::Mask;
 use kinglet_tensor::{Error, Result, Tensor};
 use std::sync::Arc;
@@ -40,12 +40,7 @@ impl Linear {
         if let Some(weight) = ctx.trained(tape, &self.weight_name)? {
             return linear_trained(x, &weight, bias.as_ref());
         }
-        let loras = ctx.loras(tape, &self.site)?;
-        let Some((first, more)) = loras.split_first() else {
-            return linear(x, &self.weight, bias.as_ref());
-        };
-        let y = linear_lora(x, &self.weight, bias.as_ref(), first)?;
-        more.iter().try_fold(y, |y, adapter| lora(x, &y, adapter))
+        linear_lora(x, &self.weight, bias.as_ref(), &ctx.loras(tape, &self.site)?)
     }
 }
 

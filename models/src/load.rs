@@ -66,6 +66,14 @@ impl Decoder {
     /// # Errors
     /// When memory runs out.
     pub fn random(config: Config, seed: u64, device: &Device) -> Result<Self> {
+        Self::random_as(config, seed, DType::F32, &LoadOptions { device: device.clone(), quant: None })
+    }
+
+    /// As [`Decoder::random`], with matrices of `dtype`, held as `options` ask.
+    ///
+    /// # Errors
+    /// When `dtype` is no float, or memory runs out.
+    pub fn random_as(config: Config, seed: u64, dtype: DType, options: &LoadOptions) -> Result<Self> {
         let deviation = match config.json.as_ref().and_then(|json| json.get("initializer_range")) {
             None => 0.02,
             Some(value) => value
@@ -73,8 +81,7 @@ impl Decoder {
                 .filter(|range| range.is_finite() && *range >= 0.0)
                 .ok_or_else(|| Error::invalid(format!("config.json: initializer_range is {value}, not a deviation")))?,
         };
-        let source = Random { seed, deviation: deviation as f32, device };
-        build(&config, &source, &LoadOptions { device: device.clone(), quant: None })
+        build(&config, &Random { seed, deviation: deviation as f32, dtype, device: &options.device }, options)
     }
 }
 
@@ -267,6 +274,7 @@ fn ggml_format(dtype: StoredType) -> Option<ggml::Format> {
 struct Random<'a> {
     seed: u64,
     deviation: f32,
+    dtype: DType,
     device: &'a Device,
 }
 
@@ -277,7 +285,7 @@ impl Tensors for Random<'_> {
 
     fn matrix(&self, name: &str, shape: [usize; 2]) -> Result<Weight> {
         let key = name.bytes().fold(Key::derive(&[self.seed]), |key, byte| key.child(u64::from(byte)));
-        ops::normal(&shape, self.deviation, key, self.device).map(Weight::Dense)
+        ops::normal(&shape, self.deviation, key, self.device)?.to_dtype(self.dtype).map(Weight::Dense)
     }
 
     fn release(&self, _: &str) {}

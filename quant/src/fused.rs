@@ -1,22 +1,23 @@
-//! Products with weights in blocks on CUDA's tensor cores, decoded in shared memory as they are multiplied
-//! (`cuda/kernels/decoded.cuh`): for as many rows as that pays for.
+//! Products with weights in blocks on CUDA devices, decoded in shared memory as they are multiplied (`cuda/kernels/decoded.cuh`):
+//! in 16 bits on tensor cores, for as many rows as that pays for; in f32 on plain ones, for any, with the CPU's bits.
 
 use crate::decode::DecodeRows;
 use crate::weight::Direction;
+use kinglet_tensor::cpu::gemm::FEW_ROWS;
 use kinglet_tensor::cuda::{self, Arg, Cuda};
-use kinglet_tensor::kernels::{Epilogue, Machine, Plan, Sizes, Target, Tiles, comes_in_chunks};
+use kinglet_tensor::kernels::{Epilogue, Machine, PlainTiles, Plan, Sizes, Target, Tiles, comes_in_chunks};
 use kinglet_tensor::{DType, Result, Tensor, TensorMut};
 
 /// Elements of a row that a thread of the kernels decodes at once: of one block.
 pub(crate) const GROUP: usize = 8;
 
-/// The kernels that decode one form of weights as they multiply, one for each type of 16 bits.
+/// The kernels that decode one form of weights as they multiply, one for each float type.
 pub(crate) struct Decoded {
     /// The module, and what its entry points begin with.
     pub(crate) module: &'static str,
     /// Their arguments behind x, which tell them the weight.
     pub(crate) weight: Vec<Arg<'static>>,
-    /// Cycles of a multiprocessor that decoding an element takes beyond those that hide behind what comes from L2.
+    /// Cycles of a multiprocessor that decoding an element for tensor cores takes beyond those that hide behind what comes from L2.
     pub(crate) cost: f64,
 }
 
@@ -44,13 +45,24 @@ fn plan(sizes: Sizes, cost: f64) -> Option<Plan> {
     (at_once <= apart).then_some(fused)
 }
 
+/// How a product that decodes as it goes is made.
+enum Way {
+    /// On tensor cores, by this plan.
+    Cores(Plan),
+    /// On plain cores. By the model of above that is never slower than decoding first, however many rows there are: both make tiles of
+    /// 64 x 64, of whose stages the virtual GPU counts 2180 passes through shared memory, one a cycle, and 8900 to 9100 instructions of
+    /// a warp with a dense matrix, 8700 with 4-bit blocks, 9100 to 9700 with ggml's, at four a cycle, of which the assembler drops a
+    /// quarter. So decoding hides behind shared memory.
+    Plain,
+}
+
 /// A product with a weight as it lies.
 pub(crate) struct Fused<'a> {
     x: &'a Tensor,
     weight: Decoded,
     direction: Direction,
     sizes: Sizes,
-    plan: Plan,
+    way: Way,
 }
 
 impl<'a> Fused<'a> {
@@ -67,13 +79,19 @@ impl<'a> Fused<'a> {
         let ([rows, width], (m, k)) = (weight.shape(), x.dims2("linear")?);
         let n = if direction == Direction::Forward { rows } else { width };
         let sizes = Sizes { batches: 1, m, n, k, aligned: false };
-        let types = matches!(x.dtype(), DType::BF16 | DType::F16) && [DType::F32, x.dtype()].contains(&out.dtype());
+        let halves = matches!(x.dtype(), DType::BF16 | DType::F16) && comes_in_chunks(x)?;
+        // Few rows have another order on the CPU, and in TF32 tensor cores multiply what is decoded first.
+        let plain = x.dtype() == DType::F32 && m > FEW_ROWS && !x.device().allows_tf32();
         let whole = width.is_multiple_of(GROUP) && m > 0 && n > 0 && k > 0;
-        if !types || !whole || !comes_in_chunks(x)? {
+        if !(halves || plain) || ![DType::F32, x.dtype()].contains(&out.dtype()) || !whole {
             return Ok(None);
         }
         let Some(weight) = weight.decoded()? else { return Ok(None) };
-        Ok(plan(sizes, weight.cost).map(|plan| Fused { x, weight, direction, sizes, plan }))
+        let way = match plain {
+            true => Some(Way::Plain),
+            false => plan(sizes, weight.cost).map(Way::Cores),
+        };
+        Ok(way.map(|way| Fused { x, weight, direction, sizes, way }))
     }
 
     /// Starts it.
@@ -85,9 +103,12 @@ impl<'a> Fused<'a> {
         let mut operands = vec![cuda::read(self.x)?, row, column];
         operands.extend_from_slice(&self.weight.weight);
         operands.push(Arg::U32((self.direction == Direction::Backward).into()));
-        let (module, sizes, plan) = (self.weight.module, self.sizes, self.plan);
+        let (module, sizes, target) = (self.weight.module, self.sizes, &Target::new(out, 0, epilogue)?);
         let (entry, operands) = (&format!("{module}_{}", self.x.dtype()), &operands[..]);
-        Tiles { module, entry, operands, sizes, plan }.run(cuda, &Target::new(out, 0, epilogue)?)
+        match self.way {
+            Way::Cores(plan) => Tiles { module, entry, operands, sizes, plan }.run(cuda, target),
+            Way::Plain => PlainTiles { module, entry, operands, sizes }.run(cuda, target),
+        }
     }
 }
 

@@ -18,6 +18,6 @@ mod weight;
 pub use four_bit::{FourBit, Scales};
 pub use gguf::{GgufMatrix, RowOrder};
 pub use kinglet_tensor::cpu::{ggml, nf4};
-pub use linear::{Lora, linear, linear_lora, linear_trained, lora};
+pub use linear::{Lora, linear, linear_lora, linear_trained};
 pub use projection::embed;
 pub use weight::{CustomWeight, Direction, Weight};

@@ -1,10 +1,11 @@
-//! The linear layer as one op: base weight of any form, bias and a LoRA adapter, with its gradient rule.
+//! The linear layer as one op: base weight of any form, bias and LoRA adapters, with its gradient rule.
 
 use crate::weight::{Direction, Weight};
 use kinglet_autograd::{Save, Var};
 use kinglet_tensor::cpu::gemm::Accumulate;
 use kinglet_tensor::kernels::{Epilogue, LowRank};
 use kinglet_tensor::{DType, Error, Result, Tensor, ops, philox::Key};
+use std::ops::Range;
 use std::sync::Arc;
 
 /// A LoRA adapter of one linear layer: y += scale · B (A dropout(x)). Hu et al., "LoRA", 2021.
@@ -80,20 +81,64 @@ pub fn linear_trained<'t>(x: &Var<'t>, weight: &Var<'t>, bias: Option<&Var<'t>>)
     })
 }
 
-/// A linear layer and its adapter in one op: x Wᵀ + bias + scale · dropout(x) Aᵀ Bᵀ.
+/// A linear layer and its adapters in one op: x Wᵀ + bias + Σ scale · dropout(x) Aᵀ Bᵀ, where each adapter drops elements of its own.
 ///
 /// # Errors
 /// When shapes, dtypes or devices do not fit.
-pub fn linear_lora<'t>(x: &Var<'t>, weight: &Arc<Weight>, bias: Option<&Var<'t>>, lora: &Lora<'t>) -> Result<Var<'t>> {
-    add_lora(x, Base::Weight(weight, bias), lora)
-}
-
-/// One more adapter on a layer whose output `y` is there already.
-///
-/// # Errors
-/// When shapes, dtypes or devices do not fit.
-pub fn lora<'t>(x: &Var<'t>, y: &Var<'t>, lora: &Lora<'t>) -> Result<Var<'t>> {
-    y.add(&add_lora(x, Base::Nothing(y.value()), lora)?)
+pub fn linear_lora<'t>(
+    x: &Var<'t>,
+    weight: &Arc<Weight>,
+    bias: Option<&Var<'t>>,
+    adapters: &[Lora<'t>],
+) -> Result<Var<'t>> {
+    if adapters.is_empty() {
+        return linear(x, weight, bias);
+    }
+    check_shapes(x, weight, adapters)?;
+    let kinds: Vec<Kind> = adapters.iter().map(|Lora { scale, dropout, .. }| (*scale, *dropout)).collect();
+    let parts = join(&kinds, |i| Ok((adapters[i].a.value(), adapters[i].b.value())))?;
+    let u = narrow(x.value(), &parts)?;
+    let (v, scale) = widening(&parts)?;
+    let y = forward(x.value(), weight, bias, Some(LowRank { u: &u, v: &v, scale }))?;
+    let factors: Vec<_> = adapters.iter().flat_map(|lora| [&lora.a, &lora.b]).collect();
+    let inputs: Vec<_> = [x].into_iter().chain(factors.iter().copied()).chain(bias).collect();
+    let mut saved: Vec<_> = [x].into_iter().chain(factors).map(Save::Var).collect();
+    saved.extend([Save::Tensor(&u), Save::Handle(weight.clone()), Save::Handle(Arc::new(kinds))]);
+    // Where both lists go on behind the factors.
+    let (behind, biased) = (1 + 2 * adapters.len(), bias.is_some());
+    // With u = drop(x) Aᵀ and y = x Wᵀ + s u Bᵀ + bias:
+    //   dB = s dyᵀ u,   du = s dy B,   dA = duᵀ drop(x),   dx = dy W + drop(du A),   dbias = Σ dy over rows
+    // (the dropout mask and its factor 1/(1-p) act on the gradient as they did on the value). Of several adapters u and du are
+    // columns side by side, and dx has the sum of their terms.
+    x.tape().record("linear", &inputs, y).save(saved).rule(move |dy, saved, sink| {
+        let (x, u) = (saved.tensor(0)?, saved.tensor(behind)?);
+        let kinds = saved.handle::<Vec<Kind>>(behind + 2)?;
+        let parts = join(kinds, |i| Ok((saved.tensor(1 + 2 * i)?, saved.tensor(2 + 2 * i)?)))?;
+        if biased {
+            sink.add(behind, dy.clone())?;
+        }
+        let dyt = dy.transpose(0, 1)?;
+        for (i, part) in parts.iter().enumerate() {
+            if let Some(db) = sink.dest(2 + 2 * i)? {
+                let u = Weight::Dense(part.columns(u)?);
+                u.matmul_into(&dyt, Direction::Backward, db, Accumulate::Add, part.scale)?;
+            }
+        }
+        let (v, scale) = widening(&parts)?;
+        let mut du = x.device().alloc(u.shape(), DType::F32)?;
+        Weight::Dense(v).matmul_into(dy, Direction::Backward, du.view(), Accumulate::Store, scale)?;
+        let du = du.finish();
+        for (i, part) in parts.iter().enumerate() {
+            if let Some(da) = sink.dest(1 + 2 * i)? {
+                let du = part.columns(&du)?.transpose(0, 1)?;
+                ops::matmul_into_in_any_order(&du, &drop_out(x, part.dropout)?, da)?;
+            }
+        }
+        if sink.wants(0) {
+            sink.add(0, input_gradient(dy, x, saved.handle(behind + 1)?, &du, &parts)?)?;
+        }
+        Ok(())
+    })
 }
 
 /// x Wᵀ + low_rank + bias.
@@ -109,110 +154,87 @@ fn forward(x: &Tensor, weight: &Weight, bias: Option<&Var<'_>>, low_rank: Option
     Ok(y.finish())
 }
 
-/// What an adapter is added to.
-#[derive(Clone, Copy)]
-enum Base<'a, 't> {
-    /// A layer, with its bias.
-    Weight(&'a Arc<Weight>, Option<&'a Var<'t>>),
-    /// Zeros, like this.
-    Nothing(&'a Tensor),
+/// Scale and dropout of an adapter.
+type Kind = (f32, Option<(f32, Key)>);
+
+/// One of the adapters of a layer. Joined they are one product of narrow matrices, u vᵀ: u = [u₁ u₂ ..] with their own inputs' u,
+/// and v = [s₁ B₁ s₂ B₂ ..].
+struct Part {
+    a: Tensor,
+    b: Tensor,
+    scale: f32,
+    dropout: Option<(f32, Key)>,
+    /// Its columns of u and v.
+    ranks: Range<usize>,
 }
 
-impl Base<'_, '_> {
-    /// The output of base and adapter together, for u = dropout(x) Aᵀ.
-    fn output(self, x: &Tensor, u: &Tensor, b: &Tensor, scale: f32) -> Result<Tensor> {
-        match self {
-            Base::Weight(weight, bias) => forward(x, weight, bias, Some(LowRank { u, v: b, scale })),
-            Base::Nothing(y) => {
-                let mut sum = Tensor::zeros(y.shape(), y.dtype(), y.device())?;
-                let place = sum.as_mut().ok_or_else(|| Error::aliased("lora: the output is held elsewhere"))?;
-                Weight::Dense(b.clone()).matmul_into(u, Direction::Forward, place, Accumulate::Add, scale)?;
-                Ok(sum)
-            }
-        }
+impl Part {
+    /// Its columns of `all`.
+    fn columns(&self, all: &Tensor) -> Result<Tensor> {
+        all.narrow(1, self.ranks.start, self.ranks.len())
     }
 }
 
-/// The adapter's product and what it is added to, recorded together.
-fn add_lora<'t>(x: &Var<'t>, base: Base<'_, 't>, lora: &Lora<'t>) -> Result<Var<'t>> {
-    let Lora { a, b, scale, dropout } = lora;
-    let (scale, dropout) = (*scale, *dropout);
-    check_shapes(x, base, lora)?;
-    let dropped = drop_out(x.value(), dropout)?;
-    let u = product(&dropped, a.value(), Direction::Forward)?; // [t, r], f32
-    let y = base.output(x.value(), &u, b.value(), scale)?;
-    let (weight, bias) = match base {
-        Base::Weight(weight, bias) => (Some(weight), bias),
-        Base::Nothing(_) => (None, None),
+/// The adapters of the given kinds side by side, whose A and B are `factors(i)`.
+fn join<'a>(kinds: &[Kind], factors: impl Fn(usize) -> Result<(&'a Tensor, &'a Tensor)>) -> Result<Vec<Part>> {
+    let mut first = 0;
+    let part = |(i, &(scale, dropout))| {
+        let (a, b) = factors(i)?;
+        let ranks = first..first + a.dim(0)?;
+        first = ranks.end;
+        Ok(Part { a: a.clone(), b: b.clone(), scale, dropout, ranks })
     };
-    let mut saved = vec![Save::Var(x), Save::Var(a), Save::Var(b), Save::Tensor(&u)];
-    saved.extend(weight.map(|w| Save::Handle(w.clone())));
-    let inputs: Vec<_> = [x, a, b].into_iter().chain(bias).collect();
-    let (based, biased) = (weight.is_some(), bias.is_some());
-    // With u = drop(x) Aᵀ and y = x Wᵀ + s u Bᵀ + bias:
-    //   dB = s dyᵀ u,   du = s dy B,   dA = duᵀ drop(x),   dx = dy W + drop(du A),   dbias = Σ dy over rows
-    // (the dropout mask and its factor 1/(1-p) act on the gradient as they did on the value).
-    x.tape().record("linear", &inputs, y).save(saved).rule(move |dy, saved, sink| {
-        let (x, a, b, u) = (saved.tensor(0)?, saved.tensor(1)?, saved.tensor(2)?, saved.tensor(3)?);
-        if biased {
-            sink.add(3, dy.clone())?;
-        }
-        if let Some(db) = sink.dest(2)? {
-            let dyt = dy.transpose(0, 1)?;
-            Weight::Dense(u.clone()).matmul_into(&dyt, Direction::Backward, db, Accumulate::Add, scale)?;
-        }
-        let mut du = x.device().alloc(u.shape(), DType::F32)?;
-        let b = Weight::Dense(b.clone());
-        b.matmul_into(dy, Direction::Backward, du.view(), Accumulate::Store, scale)?;
-        let du = du.finish();
-        if let Some(da) = sink.dest(1)? {
-            ops::matmul_into_in_any_order(&du.transpose(0, 1)?, &drop_out(x, dropout)?, da)?;
-        }
-        if !sink.wants(0) {
-            return Ok(());
-        }
-        let weight = if based { Some(saved.handle::<Weight>(4)?) } else { None };
-        sink.add(0, input_gradient(dy, x, weight, &du, a, dropout)?)
-    })
+    kinds.iter().enumerate().map(part).collect()
 }
 
-/// dx = dy W + drop(du A), the former only where there is a base.
-fn input_gradient(
-    dy: &Tensor,
-    x: &Tensor,
-    weight: Option<&Weight>,
-    du: &Tensor,
-    a: &Tensor,
-    dropout: Option<(f32, Key)>,
-) -> Result<Tensor> {
-    if let (Some(weight), None) = (weight, dropout) {
-        let mut dx = x.device().alloc(x.shape(), x.dtype())?;
-        let low_rank = Some(LowRank { u: du, v: &a.transpose(0, 1)?, scale: 1.0 });
+/// u = [drop₁(x) A₁ᵀ drop₂(x) A₂ᵀ ..] [t, Σ r], in f32 whatever the activations are: it is small, and both factors of an adapter's
+/// gradient use it.
+fn narrow(x: &Tensor, parts: &[Part]) -> Result<Tensor> {
+    let ((rows, _), ranks) = (x.dims2("lora")?, parts.iter().map(|part| part.ranks.len()).sum());
+    let mut u = x.device().alloc(&[rows, ranks], DType::F32)?;
+    for part in parts {
+        let (x, a) = (drop_out(x, part.dropout)?, part.a.transpose(0, 1)?);
+        ops::product_with(&x, &a, u.view(), part.ranks.start, Epilogue::default())?;
+    }
+    Ok(u.finish())
+}
+
+/// What takes u to the adapters' outputs: [out, Σ r], and a factor of all.
+fn widening(parts: &[Part]) -> Result<(Tensor, f32)> {
+    if let [part] = parts {
+        return Ok((part.b.clone(), part.scale));
+    }
+    let scaled: Vec<_> = parts.iter().map(|part| ops::affine(&part.b, part.scale, 0.0)).collect::<Result<_>>()?;
+    Ok((ops::cat(&scaled.iter().collect::<Vec<_>>(), 1)?, 1.0))
+}
+
+/// A of all adapters, [Σ r, in].
+fn narrowing(parts: &[Part]) -> Result<Tensor> {
+    match parts {
+        [part] => Ok(part.a.clone()),
+        _ => ops::cat(&parts.iter().map(|part| &part.a).collect::<Vec<_>>(), 0),
+    }
+}
+
+/// dx = dy W + Σ drop(du A).
+fn input_gradient(dy: &Tensor, x: &Tensor, weight: &Weight, du: &Tensor, parts: &[Part]) -> Result<Tensor> {
+    let mut dx = x.device().alloc(x.shape(), x.dtype())?;
+    if parts.iter().all(|part| part.dropout.is_none()) {
+        let low_rank = Some(LowRank { u: du, v: &narrowing(parts)?.transpose(0, 1)?, scale: 1.0 });
         weight.product_into(dy, Direction::Backward, dx.view(), Epilogue { low_rank, ..Epilogue::default() })?;
         return Ok(dx.finish());
     }
-    let mut dx = match weight {
-        Some(weight) => weight.matmul(dy, Direction::Backward)?,
-        None => Tensor::zeros(x.shape(), x.dtype(), x.device())?,
-    };
-    let a = Weight::Dense(a.clone());
-    let mut place = dx.as_mut().ok_or_else(|| Error::aliased("lora: gradient held elsewhere"))?;
-    match dropout {
-        None => a.matmul_into(du, Direction::Backward, place, Accumulate::Add, 1.0)?,
-        Some(_) => {
-            let through = a.matmul(du, Direction::Backward)?;
-            ops::accumulate(&mut place, &drop_out(&through, dropout)?)?;
+    weight.matmul_into(dy, Direction::Backward, dx.view(), Accumulate::Store, 1.0)?;
+    for part in parts {
+        let (du, a) = (part.columns(du)?, Weight::Dense(part.a.clone()));
+        if part.dropout.is_none() {
+            a.matmul_into(&du, Direction::Backward, dx.view(), Accumulate::Add, 1.0)?;
+        } else {
+            let through = a.matmul(&du, Direction::Backward)?;
+            ops::accumulate(&mut dx.view(), &drop_out(&through, part.dropout)?)?;
         }
     }
-    Ok(dx)
-}
-
-/// x Aᵀ kept in f32 whatever the activations are: it is small, and both factors of the adapter's gradient use it.
-fn product(x: &Tensor, a: &Tensor, direction: Direction) -> Result<Tensor> {
-    let ((rows, _), (r, _)) = (x.dims2("lora")?, a.dims2("lora")?);
-    let mut u = x.device().alloc(&[rows, r], DType::F32)?;
-    Weight::Dense(a.clone()).matmul_into(x, direction, u.view(), Accumulate::Store, 1.0)?;
-    Ok(u.finish())
+    Ok(dx.finish())
 }
 
 fn drop_out(x: &Tensor, dropout: Option<(f32, Key)>) -> Result<Tensor> {
@@ -222,16 +244,14 @@ fn drop_out(x: &Tensor, dropout: Option<(f32, Key)>) -> Result<Tensor> {
     }
 }
 
-fn check_shapes(x: &Var<'_>, base: Base<'_, '_>, lora: &Lora<'_>) -> Result<()> {
-    let (a, b) = (lora.a.value().dims2("lora")?, lora.b.value().dims2("lora")?);
-    let (rows, features) = x.value().dims2("lora")?;
-    let (y_rows, out) = match base {
-        Base::Weight(weight, _) => (rows, weight.dims()?.0),
-        Base::Nothing(y) => y.dims2("lora")?,
-    };
-    if a.1 != features || b != (out, a.0) || y_rows != rows {
-        let layer = format!("{rows} rows of {features} inputs and {y_rows} of {out} outputs");
-        return Err(Error::shape("lora", format!("A {:?} and B {:?} for {layer}", lora.a.shape(), lora.b.shape())));
+fn check_shapes(x: &Var<'_>, weight: &Weight, adapters: &[Lora<'_>]) -> Result<()> {
+    let ((rows, features), (out, inputs)) = (x.value().dims2("lora")?, weight.dims()?);
+    for Lora { a, b, .. } in adapters {
+        let (a, b) = (a.value().dims2("lora")?, b.value().dims2("lora")?);
+        if a.1 != features || b != (out, a.0) || inputs != features {
+            let layer = format!("{rows} rows of {features} for a weight [{out}, {inputs}]");
+            return Err(Error::shape("lora", format!("A {a:?} and B {b:?} beside {layer}")));
+        }
     }
     Ok(())
 }

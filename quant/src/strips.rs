@@ -31,7 +31,7 @@ fn epilogue<'a>(options: Options, low_rank: Option<LowRank<'a>>, bias: Option<&'
     Epilogue { alpha: options.alpha, accumulate: options.accumulate, low_rank, bias }
 }
 
-/// Few rows with the blocks as they lie, more on tensor cores too where that is faster, and many with strips of them decoded.
+/// Few rows with the blocks as they lie, more decoded as they are multiplied where that is faster, and many with strips of them decoded.
 fn blocks(cuda: &Cuda, weight: &dyn DecodeRows, args: LinearArgs<'_>) -> Result<()> {
     let LinearArgs { x, direction, out, options, low_rank, bias, .. } = args;
     if let Some(kernel) = matvec::kernel(x, weight, direction)? {

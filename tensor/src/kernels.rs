@@ -26,7 +26,8 @@ pub use crate::ops::linear_cross_entropy::{
     LINEAR_CROSS_ENTROPY, LOGITS, LinearCrossEntropyArgs, LogitsArgs, Room, TermGradientsMut,
 };
 pub use crate::ops::matmul::{
-    Epilogue, Freedom, LowRank, MATMUL, Machine, MatmulArgs, Plan, Sizes, Target, Tile, Tiles, comes_in_chunks,
+    Epilogue, Freedom, LowRank, MATMUL, Machine, MatmulArgs, PlainTiles, Plan, Sizes, Target, Tile, Tiles,
+    comes_in_chunks,
 };
 pub use crate::ops::random::{Distribution, RANDOM, RandomArgs};
 pub use crate::ops::reduce::{ARGMAX, ArgmaxArgs, EXTREME_BACKWARD, ExtremeBackwardArgs, REDUCE, ReduceArgs};

@@ -1,10 +1,12 @@
 //! A kernel that stands for several has their bits, on the CPU and on the virtual GPU.
 
-use kinglet::autograd::{Grads, Tape, ops as var};
+use kinglet::autograd::{Grads, Tape, Var, ops as var};
+use kinglet::quant::{Lora, Weight, linear_lora};
 use kinglet::tensor::ops;
 use kinglet::tensor::philox::Key;
 use kinglet::{DType, Device, Tensor};
 use kinglet_oracle::{device, emulated};
+use std::sync::Arc;
 
 const EPS: f32 = 1e-5;
 
@@ -54,4 +56,40 @@ fn a_norm_of_a_sum_of(shape: &[usize], sum_is_used: bool, dtype: DType, device: 
     assert_eq!(bits(leaves.get(&x).unwrap()), bits(&dx), "dx, {what}");
     assert_eq!(bits(leaves.get(&residual).unwrap()), bits(&dx), "d_residual, {what}");
     assert_eq!(bits(leaves.get(&weight).unwrap()), bits(&d_weight), "d_weight, {what}");
+}
+
+/// Two adapters of a layer are one of their joined ranks.
+#[test]
+fn adapters_of_one_layer() {
+    const RANKS: [usize; 2] = [3, 5];
+    let (rows, inputs, outputs) = (20, 72, 40);
+    for device in [device(2), emulated(80, 4)] {
+        for dtype in [DType::F32, DType::BF16] {
+            let weight = Arc::new(Weight::Dense(random(&[outputs, inputs], dtype, 1, &device)));
+            let (x, dy) = (random(&[rows, inputs], dtype, 2, &device), random(&[rows, outputs], dtype, 3, &device));
+            let (a, b) = (random(&[8, inputs], DType::F32, 4, &device), random(&[outputs, 8], DType::F32, 5, &device));
+            let run = |ranks: &[usize]| {
+                let tape = Tape::new();
+                let x = tape.leaf(x.clone());
+                let starts = ranks.iter().scan(0, |end, rank| Some((std::mem::replace(end, *end + rank), *rank)));
+                let adapters: Vec<_> = starts
+                    .map(|(start, rank)| Lora {
+                        a: tape.leaf(a.narrow(0, start, rank).unwrap()),
+                        b: tape.leaf(b.narrow(1, start, rank).unwrap()),
+                        scale: 1.0,
+                        dropout: None,
+                    })
+                    .collect();
+                let y = linear_lora(&x, &weight, None, &adapters).unwrap();
+                let leaves = tape.backward_from(&[(&y, dy.clone())], &mut Grads::none()).unwrap();
+                let of = |vars: Vec<&Var<'_>>, dim| {
+                    ops::cat(&vars.into_iter().map(|var| leaves.get(var).unwrap()).collect::<Vec<_>>(), dim).unwrap()
+                };
+                let (da, db) =
+                    (of(adapters.iter().map(|l| &l.a).collect(), 0), of(adapters.iter().map(|l| &l.b).collect(), 1));
+                [y.value(), leaves.get(&x).unwrap(), &da, &db].map(bits)
+            };
+            assert!(run(&RANKS) == run(&[8]), "{dtype} on {device:?}");
+        }
+    }
 }

@@ -213,7 +213,7 @@ fn check_blocks(weight: &Weight, m: usize, gpu: &Device) {
     let cuda = gpu.as_cuda().unwrap();
     let (rows, width) = weight.dims().unwrap();
     for direction in [Direction::Forward, Direction::Backward] {
-        for dtype in [DType::BF16, DType::F16] {
+        for dtype in [DType::BF16, DType::F16, DType::F32] {
             let what = format!("{} {direction:?} {dtype} of {m} rows", name(weight));
             let (from, to) = if direction == Direction::Forward { (width, rows) } else { (rows, width) };
             let x = matrix([m, from], false, from.next_multiple_of(8), dtype, 2, gpu);
@@ -230,7 +230,7 @@ fn check_blocks(weight: &Weight, m: usize, gpu: &Device) {
                 (values(&out), conflicts, launches)
             });
             assert!(got.0 == want.0, "{what}");
-            assert_eq!(got.1, 0, "{what}: bank conflicts");
+            assert_eq!([got.1, want.1], [0, 0], "{what}: bank conflicts");
             assert_eq!(got.2, want.2, "{what}: launches, none of which decodes alone");
         }
     }
@@ -240,7 +240,8 @@ fn name(weight: &Weight) -> String {
     let form = match weight {
         Weight::FourBit(_) => "4 bits".to_owned(),
         Weight::Gguf(blocks) => blocks.format().to_string(),
-        _ => unreachable!("blocks"),
+        Weight::Dense(_) => "dense".to_owned(),
+        Weight::Custom(_) => unreachable!("blocks"),
     };
     format!("{form} {:?}", weight.dims().unwrap())
 }
@@ -304,6 +305,19 @@ fn blocks_decoded_first() {
     }
 }
 
+/// In TF32 tensor cores multiply what is decoded first.
+#[test]
+fn blocks_in_tf32() {
+    let gpu = emulated(80, 2);
+    let weight = four_bit([72, 64], Format::Nf4, 64, true, &gpu);
+    let x = matrix([20, 64], false, 0, DType::F32, 2, &gpu);
+    let exact = weight.matmul(&x, Direction::Forward).unwrap();
+    gpu.set_tf32(true);
+    let rounded = weight.matmul(&x, Direction::Forward).unwrap();
+    let want = decoded(&weight, DType::F32).matmul(&x, Direction::Forward).unwrap();
+    assert!(values(&rounded) == values(&want) && values(&rounded) != values(&exact));
+}
+
 /// Prints the counters of a product of 256 x 256 x 256, and the instructions that another 256 steps along k take.
 #[test]
 #[ignore = "a table for a look"]
@@ -326,15 +340,23 @@ fn counters() {
     for order in [RowOrder::Plain, RowOrder::Interleaved { head_dim: 64 }] {
         weights.extend(ggml::Format::ALL.map(|format| gguf(shape, format, order, &gpu)));
     }
+    weights.push(Weight::Dense(matrix(shape, false, 0, DType::F32, 1, &gpu)));
+    println!(
+        "weight, direction, x: conflicts  sectors/request  instructions, and requests of shared memory, of 2048 elements"
+    );
     for weight in &weights {
         for direction in [Direction::Forward, Direction::Backward] {
-            let x = matrix([64, 256], false, 0, DType::BF16, 2, &gpu);
-            let _ = gpu.as_cuda().unwrap().take_counters();
-            weight.matmul(&x, direction).unwrap();
-            let counters = gpu.as_cuda().unwrap().take_counters().unwrap();
-            let each = counters.warp_instructions as f64 / (counters.tensor_flops as f64 / 1e3);
-            let (conflicts, sectors) = (counters.bank_conflicts, counters.sectors_per_request());
-            println!("{} {direction:?}: {conflicts} {sectors:.2} {each:.3}", name(weight));
+            for dtype in [DType::BF16, DType::F32] {
+                let x = matrix([64, 256], false, 0, dtype, 2, &gpu);
+                let _ = gpu.as_cuda().unwrap().take_counters();
+                weight.matmul(&x, direction).unwrap();
+                let counters = gpu.as_cuda().unwrap().take_counters().unwrap();
+                let stages = (shape[0] * shape[1] / 2048) as u64;
+                let [instructions, shared] =
+                    [counters.warp_instructions, counters.shared_requests].map(|count| count / stages);
+                let (conflicts, sectors) = (counters.bank_conflicts, counters.sectors_per_request());
+                println!("{} {direction:?} {dtype}: {conflicts} {sectors:.2} {instructions} {shared}", name(weight));
+            }
         }
     }
 }

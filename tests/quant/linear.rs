@@ -3,7 +3,7 @@
 use super::fixture::devices;
 use kinglet_autograd::{Grads, Tape, Var, ops};
 use kinglet_quant::nf4::Format;
-use kinglet_quant::{FourBit, Lora, Weight, linear, linear_lora, linear_trained, lora};
+use kinglet_quant::{FourBit, Lora, Weight, linear, linear_lora, linear_trained};
 use kinglet_tensor::philox::Key;
 use kinglet_tensor::{DType, Device, Result, Tensor};
 use std::sync::Arc;
@@ -58,14 +58,15 @@ fn adapter<'t>(x: &Var<'t>, lora: &Lora<'t>) -> Result<Var<'t>> {
     times(&times(&x, &lora.a)?, &lora.b)?.affine(lora.scale, 0.0)
 }
 
-fn adapters<'t>(v: &[Var<'t>], p: Option<f32>) -> [Lora<'t>; 2] {
-    let lora = |a: usize, key| Lora {
+/// Two adapters with these probabilities of dropout.
+fn adapters<'t>(v: &[Var<'t>], [first, second]: [Option<f32>; 2]) -> [Lora<'t>; 2] {
+    let lora = |a: usize, scale, p: Option<f32>| Lora {
         a: v[a].clone(),
         b: v[a + 1].clone(),
-        scale: SCALE,
-        dropout: p.map(|p| (p, Key::derive(&[key]))),
+        scale,
+        dropout: p.map(|p| (p, Key::derive(&[a as u64]))),
     };
-    [lora(2, 1), lora(4, 2)]
+    [lora(2, SCALE, first), lora(4, -0.6, second)]
 }
 
 #[test]
@@ -86,11 +87,8 @@ fn a_frozen_weight_passes_the_gradient_on_and_adapters_learn_with_their_own_drop
             let got = results(&device, |v| linear(&v[0], &weight, Some(&v[1])));
             let want = results(&device, |v| times(&v[0], &v[0].tape().constant(dense.clone()))?.add(&v[1]));
             assert_close(&got, &want, "frozen");
-            for p in [None, Some(0.3)] {
-                let got = results(&device, |v| {
-                    let [first, second] = adapters(v, p);
-                    lora(&v[0], &linear_lora(&v[0], &weight, Some(&v[1]), &first)?, &second)
-                });
+            for p in [[None, None], [Some(0.3), Some(0.6)], [None, Some(0.3)], [Some(0.3), None]] {
+                let got = results(&device, |v| linear_lora(&v[0], &weight, Some(&v[1]), &adapters(v, p)));
                 let want = results(&device, |v| {
                     let y = times(&v[0], &v[0].tape().constant(dense.clone()))?.add(&v[1])?;
                     let [first, second] = adapters(v, p);

@@ -7,7 +7,9 @@ use super::fixture::{Fixture, assert_bits, devices};
 use kinglet_autograd::{Tape, Var};
 use kinglet_quant::ggml;
 use kinglet_quant::nf4::Format;
-use kinglet_quant::{Direction, FourBit, GgufMatrix, Lora, RowOrder, Weight, embed, linear, linear_trained, lora};
+use kinglet_quant::{
+    Direction, FourBit, GgufMatrix, Lora, RowOrder, Weight, embed, linear, linear_lora, linear_trained,
+};
 use kinglet_tensor::cpu::gemm::Panels;
 use kinglet_tensor::{CpuOptions, DType, Device, Tensor};
 
@@ -207,13 +209,15 @@ fn operands_that_are_no_matrices_are_errors() {
         let ids = Tensor::from_vec(vec![0i32], &[1], &device).unwrap();
         assert!(embed(&weight, &ids, DType::F32).unwrap_err().is_shape());
 
-        let (a, b, y) = (var(&[2, 4]), var(&[5, 2]), var(&[3, 5]));
-        assert!(lora(&x, &y, &adapter(&a, &b)).is_ok());
-        assert!(lora(&x, &odd, &adapter(&a, &b)).unwrap_err().is_shape());
-        assert!(lora(&odd, &y, &adapter(&a, &b)).unwrap_err().is_shape());
-        assert!(lora(&x, &y, &adapter(&odd, &b)).unwrap_err().is_shape());
-        assert!(lora(&x, &y, &adapter(&a, &odd)).unwrap_err().is_shape());
-        assert!(lora(&x, &var(&[2, 5]), &adapter(&a, &b)).unwrap_err().is_shape(), "rows differ");
+        let (a, b) = (var(&[2, 4]), var(&[5, 2]));
+        let layer = Arc::new(Weight::Dense(var(&[5, 4]).value().clone()));
+        let adapted = |x, weight, second| linear_lora(x, weight, None, &[adapter(&a, &b), second]);
+        assert!(adapted(&x, &layer, adapter(&a, &b)).is_ok());
+        assert!(adapted(&x, &weight, adapter(&a, &b)).unwrap_err().is_shape());
+        assert!(adapted(&odd, &layer, adapter(&a, &b)).unwrap_err().is_shape());
+        assert!(adapted(&x, &layer, adapter(&odd, &b)).unwrap_err().is_shape());
+        assert!(adapted(&x, &layer, adapter(&a, &odd)).unwrap_err().is_shape());
+        assert!(adapted(&x, &layer, adapter(&var(&[3, 4]), &b)).unwrap_err().is_shape(), "ranks differ");
     }
 }
 

@@ -5,9 +5,12 @@
 //! [`Panels::pack`], so a quantised weight is decoded a tile at a time and never exists widened. Products
 //! of at most [`FEW_ROWS`] rows (decoding a token) take one dot product an element, see [`reduce`].
 //!
-//! Bits: the order in which an output element's products are added depends on k and the path alone, not
-//! on m, n, the element's place, the threads or the SIMD level. Packed: chains of [`KC`] fused steps, added
-//! up block by block. So a row's result is the same in every batch that takes the same path.
+//! Operands that are bf16, or are to be rounded to it, are packed as such where the CPU multiplies that (AVX-512 BF16, AMX): pairs of
+//! products, added up in f32. Elsewhere they are widened.
+//!
+//! Bits: the order in which an output element's products are added depends on k and the path alone, not on m, n, the element's place
+//! or the threads; and not on the SIMD level, but for packed bf16. Packed f32: chains of [`KC`] fused steps, added up block by block.
+//! So a row's result is the same in every batch that takes the same path.
 //!
 //! [`reduce`]: crate::cpu::reduce
 

@@ -10,7 +10,7 @@ mod plan;
 mod tiles;
 
 pub use plan::{Machine, Plan, Sizes, Tile};
-pub use tiles::{Target, Tiles, comes_in_chunks};
+pub use tiles::{PlainTiles, Target, Tiles, comes_in_chunks};
 
 /// Arguments of [`MATMUL`]: out = a b, and what the epilogue makes of it.
 pub struct MatmulArgs<'a> {

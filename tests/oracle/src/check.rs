@@ -45,11 +45,10 @@ pub enum Scope {
 /// Cases whose CUDA kernels add up in another order than the CPU's, for these dtypes of the data: they are held to the
 /// tolerance only: products of 16-bit matrices, on tensor cores, and softmaxes that go tile by tile (attention) or are shared by
 /// a block of threads (the loss over an output projection). All others have the CPU's bits.
-const OTHER_ORDER: [(&str, &[DType]); 9] = [
+const OTHER_ORDER: [(&str, &[DType]); 8] = [
     ("attention ", FLOATS),
     ("matmul ", HALVES),
     ("linear ", HALVES),
-    ("lora ", HALVES),
     ("linear_cross_entropy ", FLOATS),
     ("linear_cross_entropy_frozen ", FLOATS),
     ("linear_cross_entropy_adapted ", FLOATS),

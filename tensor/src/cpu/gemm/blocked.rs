@@ -1,6 +1,6 @@
-//! The packed path. A is packed once for all threads, in blocks along k; then tasks take strips of B. A task packs (or decodes) a
-//! block of at most [`MAX_STRIPS`] strips at a time, multiplies all of A's rows by it and forgets it: 512 steps of 128 columns
-//! (256 KiB) a thread are all that is ever there of a quantised weight. Where many rows meet a dense B, that too is packed once for all.
+//! The packed path. A is packed once for all threads, in blocks along k; then tasks take strips of B. A task packs (or decodes) one
+//! block of a strip at a time, multiplies all of A's rows by it and forgets it: 512 steps of 32 columns (64 KiB) a thread are all
+//! that is ever there of a quantised weight. Where many rows meet a dense B, that too is packed once for all.
 
 use std::ops::Range;
 
@@ -48,7 +48,9 @@ pub(super) fn gemm(cpu: &Cpu, a: &Mat, b: &dyn Panels, mut c: Out, ldc: usize, o
     let wide = Kernel::new(cpu.simd());
     let kernel = if options.round_bf16 { Kernel::of_bf16(cpu.simd()) } else { None };
     cpu.enter(|| match (kernel, &c) {
-        (None, _) => passes(cpu, wide, a, b, c, ldc, options, &Behind { kernel: wide, after }),
+        (None, _) => {
+            passes(cpu, Kernel::of_shape(cpu.simd(), m, n), a, b, c, ldc, options, &Behind { kernel: wide, after })
+        }
         (Some(kernel), Out::F32(_)) => passes(cpu, kernel, a, b, c, ldc, options, &Behind { kernel: wide, after }),
         // Rounded to 16 bits, the term needs no more than 16 of its own.
         (Some(kernel), _) => {
@@ -98,7 +100,9 @@ fn passes<E: Packed, N: Packed>(
     // C in f32 takes the sums of each pass, so a pass can be as short as keeps A in L2 while all strips of B meet it.
     let in_l2 = IN_L2 / size_of::<E>() / m;
     let most = if c.is_f32() && !is_shared { in_l2.clamp(kernel.block, MAX_PASS) } else { MAX_PASS };
-    let pass = even(k, most, kernel.unit).min(k);
+    // Cut along k by k alone: however many blocks make a pass, a row has the same bits.
+    let depth = even(k, kernel.block, kernel.unit);
+    let pass = even(k, most, depth).min(k);
     let is_one_pass = pass == k || c.is_f32();
     let most = MAX_PACKED / size_of::<E>() / kernel.depth(pass);
     let rows = even(m, most, after.whole_panels(kernel.mr)).min(m);
@@ -120,7 +124,7 @@ fn passes<E: Packed, N: Packed>(
                 let last = first + pass >= k;
                 let (rows, cols, k) = (rows.clone(), cols.clone(), first..k.min(first + pass));
                 let after = last.then_some((after, &packed_u[..]));
-                let part = Part { cpu, kernel, rows, cols, k, options, after };
+                let part = Part { cpu, kernel, rows, cols, k, depth, options, after };
                 if held != Some((i, first)) {
                     part.pack_a(a, &mut packed_a);
                     held = Some((i, first));
@@ -162,6 +166,8 @@ struct Part<'a, E: 'static, N: 'static> {
     rows: Range<usize>,
     cols: Range<usize>,
     k: Range<usize>,
+    /// Steps along k of a block.
+    depth: usize,
     options: Options,
     /// What comes behind the last steps, with U packed.
     after: Option<(&'a Behind<'a, N>, &'a [N])>,
@@ -221,14 +227,9 @@ fn lcm(a: usize, b: usize) -> usize {
 }
 
 impl<E: Packed, N: Packed> Part<'_, E, N> {
-    /// Steps along k of a block.
-    fn depth(&self) -> usize {
-        even(self.k.len(), self.kernel.block, self.kernel.unit)
-    }
-
     /// The blocks along k, counted from the pass's first step.
     fn blocks(&self) -> impl Iterator<Item = Range<usize>> {
-        let (k, depth) = (self.k.len(), self.depth());
+        let (k, depth) = (self.k.len(), self.depth);
         (0..k).step_by(depth).map(move |first| first..k.min(first + depth))
     }
 
@@ -309,7 +310,7 @@ impl<E: Packed, N: Packed> Part<'_, E, N> {
         let [padded_m, padded_n] =
             [self.rows.len().next_multiple_of(kernel.mr), self.cols.len().next_multiple_of(kernel.nr)];
         let mut strip =
-            cpu.scratch_of::<E>(if shared.is_some() { 0 } else { kernel.packed_b(n, self.depth().min(self.k.len())) });
+            cpu.scratch_of::<E>(if shared.is_some() { 0 } else { kernel.packed_b(1, self.depth.min(self.k.len())) });
         let mut sums = cpu.scratch(m * n);
         let place = [self.rows.start + rows.start, self.cols.start + cols.start];
         // The order of additions of f32: C as it was, then block after block. What is in 16 bits is added to at the end.
@@ -321,16 +322,19 @@ impl<E: Packed, N: Packed> Part<'_, E, N> {
         let mut add = goes_on;
         for block in self.blocks() {
             let depth = kernel.depth(block.len());
-            let b = match shared {
-                Some(all) => &all[padded_n * block.start + cols.start * depth..],
-                None => {
-                    let strip = &mut strip[..kernel.packed_b(n, block.len())];
-                    self.pack_b(b, &block, cols.clone(), strip);
-                    strip
-                }
-            };
             let a = &packed_a[padded_m * block.start + rows.start * depth..];
-            kernel.multiply(Shape { m, n, k: block.len(), alpha: options.alpha, add }, a, b, &mut sums, n);
+            let shape = Shape { m, n, k: block.len(), alpha: options.alpha, add };
+            if let Some(all) = shared {
+                let b = &all[padded_n * block.start + cols.start * depth..];
+                kernel.multiply(shape, a, b, &mut sums, n);
+            } else {
+                for j in (0..n).step_by(kernel.nr) {
+                    let width = kernel.nr.min(n - j);
+                    let strip = &mut strip[..kernel.packed_b(1, block.len())];
+                    self.pack_b(b, &block, cols.start + j..cols.start + j + width, strip);
+                    kernel.multiply(Shape { n: width, ..shape }, a, strip, &mut sums[j..], n);
+                }
+            }
             add = true;
         }
         if let Some((after, packed_u)) = self.after {

@@ -21,7 +21,8 @@ pub(super) type Tile<E> = unsafe fn(k: usize, alpha: f32, add: bool, a: *const E
 const MAX_TILE: usize = 32 * 32;
 const _: () = assert!(micro_portable::MR * micro_portable::NR <= MAX_TILE);
 #[cfg(target_arch = "x86_64")]
-const _: () = assert!(micro_amx::MR * micro_amx::NR <= MAX_TILE && micro_avx512::MR * micro_avx512::NR <= MAX_TILE);
+const _: () =
+    assert!(micro_amx::MR * micro_amx::NR <= MAX_TILE && micro_avx512::TALL * micro_avx512::LANES <= MAX_TILE);
 
 #[repr(align(64))]
 struct EdgeTile([f32; MAX_TILE]);
@@ -46,6 +47,7 @@ pub(crate) struct Kernel<E: 'static = f32> {
     /// Rows and columns of C that one task computes, about: A's and B's blocks for them stay in L2 together.
     pub(crate) tile_of_task: usize,
     /// Whether the tiles of AMX must be set up around a product.
+    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "no other architecture has them"))]
     tiles: bool,
     tile: Tile<E>,
 }
@@ -62,7 +64,13 @@ pub(crate) struct Shape {
 }
 
 impl Kernel {
+    /// The kernel of products with many rows and columns.
     pub(crate) fn new(simd: Simd) -> Self {
+        Kernel::of_shape(simd, usize::MAX, usize::MAX)
+    }
+
+    /// The kernel whose tile fits C [m, n] best. Which one it is changes no bit.
+    pub(super) fn of_shape(simd: Simd, m: usize, n: usize) -> Self {
         let kernel = |mr, nr, tile| Kernel {
             mr,
             nr,
@@ -74,9 +82,19 @@ impl Kernel {
             tiles: false,
             tile,
         };
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = (m, n);
         match simd.level() {
             #[cfg(target_arch = "x86_64")]
-            level if level >= Level::Avx512 => kernel(micro_avx512::MR, micro_avx512::NR, micro_avx512::tile),
+            level if level >= Level::Avx512 => {
+                use micro_avx512::{FLAT, LANES, MR, TALL, tile};
+                match (m, n) {
+                    (_, 0..=LANES) => kernel(TALL, LANES, tile::<TALL, 1>),
+                    // A rank of 16 in whole tiles; 14 rows a tile would leave 12 of 28 empty.
+                    (15..=24, _) => kernel(FLAT, 3 * LANES, tile::<FLAT, 3>),
+                    _ => kernel(MR, 2 * LANES, tile::<MR, 2>),
+                }
+            }
             #[cfg(target_arch = "x86_64")]
             Level::Avx2 => kernel(micro_avx2::MR, micro_avx2::NR, micro_avx2::tile),
             _ => kernel(micro_portable::MR, micro_portable::NR, micro_portable::tile),

@@ -1,39 +1,56 @@
-//! 14 x 32 in AVX-512: 28 accumulators, two registers of B, one broadcast of A.
+//! Tiles of f32 in AVX-512: MR rows of V registers of 16 columns, each of which has an accumulator; V registers of B and one broadcast
+//! of A.
 
 use std::arch::x86_64::*;
 
-/// Rows of a tile.
+/// Rows of the usual tile, of two registers: 28 accumulators.
 pub(super) const MR: usize = 14;
-/// Columns of a tile.
-pub(super) const NR: usize = 32;
+/// Rows of the tile of one register, for products of at most 16 columns.
+pub(super) const TALL: usize = 28;
+/// Rows of the tile of three registers, for products of few rows: 24 accumulators.
+pub(super) const FLAT: usize = 8;
+/// Columns of a register.
+pub(super) const LANES: usize = 16;
 
-/// See [`super::kernel::Tile`].
+/// See [`super::kernel::Tile`], with MR rows and 16 V columns.
 ///
 /// # Safety
 /// As stated there, with AVX-512F.
 #[target_feature(enable = "avx512f")]
-pub(super) unsafe fn tile(k: usize, alpha: f32, add: bool, a: *const f32, b: *const f32, c: *mut f32, ldc: usize) {
-    let mut acc = [[_mm512_setzero_ps(); 2]; MR];
+pub(super) unsafe fn tile<const MR: usize, const V: usize>(
+    k: usize,
+    alpha: f32,
+    add: bool,
+    a: *const f32,
+    b: *const f32,
+    c: *mut f32,
+    ldc: usize,
+) {
+    let mut acc = [[_mm512_setzero_ps(); V]; MR];
     // SAFETY: row i of C is valid (the caller's); a prefetch reads nothing.
     (0..MR).for_each(|i| unsafe { _mm_prefetch::<_MM_HINT_T0>(c.add(i * ldc).cast()) });
     for kk in 0..k {
-        // SAFETY: kk < k, so MR floats of A and NR of B are valid there (the caller's).
+        // SAFETY: kk < k, so MR floats of A and 16 V of B are valid there (the caller's).
         unsafe {
-            let (a, b) = (a.add(kk * MR), b.add(kk * NR));
-            let (b0, b1) = (_mm512_loadu_ps(b), _mm512_loadu_ps(b.add(16)));
-            for (i, [x0, x1]) in acc.iter_mut().enumerate() {
+            let (a, b) = (a.add(kk * MR), b.add(kk * LANES * V));
+            let mut columns = [_mm512_setzero_ps(); V];
+            for (j, columns) in columns.iter_mut().enumerate() {
+                *columns = _mm512_loadu_ps(b.add(LANES * j));
+            }
+            for (i, row) in acc.iter_mut().enumerate() {
                 let a = _mm512_set1_ps(*a.add(i));
-                *x0 = _mm512_fmadd_ps(a, b0, *x0);
-                *x1 = _mm512_fmadd_ps(a, b1, *x1);
+                for (x, columns) in row.iter_mut().zip(columns) {
+                    *x = _mm512_fmadd_ps(a, columns, *x);
+                }
             }
         }
     }
     let alpha = _mm512_set1_ps(alpha);
     for (i, row) in acc.into_iter().enumerate() {
         for (j, x) in row.into_iter().enumerate() {
-            // SAFETY: row i < MR, columns 16 j .. 16 j + 16 <= NR of C are valid (the caller's).
+            // SAFETY: row i < MR, columns 16 j .. 16 j + 16 of 16 V of C are valid (the caller's).
             unsafe {
-                let c = c.add(i * ldc + 16 * j);
+                let c = c.add(i * ldc + LANES * j);
                 let y = if add { _mm512_fmadd_ps(alpha, x, _mm512_loadu_ps(c)) } else { _mm512_mul_ps(alpha, x) };
                 _mm512_storeu_ps(c, y);
             }

@@ -53,9 +53,12 @@ fn widen_rows<T: Element>(x: &[T], stride: usize, lanes: usize, width: usize, ou
     match (lanes == width, width) {
         (true, 4) => widen_full_rows::<T, 4>(x, stride, out),
         (true, 6) => widen_full_rows::<T, 6>(x, stride, out),
+        (true, 8) => widen_full_rows::<T, 8>(x, stride, out),
         (true, 14) => widen_full_rows::<T, 14>(x, stride, out),
         (true, 16) => widen_full_rows::<T, 16>(x, stride, out),
+        (true, 28) => widen_full_rows::<T, 28>(x, stride, out),
         (true, 32) => widen_full_rows::<T, 32>(x, stride, out),
+        (true, 48) => widen_full_rows::<T, 48>(x, stride, out),
         _ => widen_part_rows(x, stride, lanes, width, out),
     }
 }
@@ -130,7 +133,7 @@ pub(crate) struct Lanes<'a> {
 /// Steps along k that are widened at a time before they are interleaved.
 const DEPTH: usize = 64;
 /// The widest strip of any kernel.
-const MAX_WIDTH: usize = 32;
+const MAX_WIDTH: usize = 48;
 
 /// Writes `out[strip][kk][lane]` in strips of `width` lanes, with zeros past the last lane.
 pub(crate) fn pack_lanes(simd: Simd, x: Lanes, lanes: Range<usize>, k: Range<usize>, width: usize, out: &mut [f32]) {

@@ -276,8 +276,8 @@ fn bits_depend_on_neither_threads_nor_level_nor_run() {
 
 #[test]
 fn a_row_has_the_same_bits_in_every_batch_of_its_path() {
-    let (n, k) = (75, 700);
-    let a = Owned::new(Kind::F32, 300, k, Order::Rows, 1);
+    let (n, k) = (75, 1700);
+    let a = Owned::new(Kind::F32, 1100, k, Order::Rows, 1);
     let b = Owned::new(Kind::F32, k, n, Order::Columns, 2);
     for simd in levels() {
         let cpu = on_threads(simd, 2);
@@ -292,6 +292,16 @@ fn a_row_has_the_same_bits_in_every_batch_of_its_path() {
         for part in [0..9, 3..14, 7..250, 288..300] {
             assert_eq!(rows(part.clone()), all[part.start * n..part.end * n], "{simd:?} {part:?}");
         }
+        let rounded = |rows: Range<usize>| {
+            let mut c = vec![0.0; rows.len() * n];
+            let view = Mat::row_major(Elems::Bf16(&a.bf16[rows.start * k..]), rows.len(), k).expect("inside");
+            let (panels, options) =
+                (Dense::new(simd, b.mat()), Options { alpha: 0.3, round_bf16: true, ..Options::default() });
+            gemm(&cpu, &view, &panels, Out::F32(&mut c), n, options).expect("shapes fit");
+            bits(&c)
+        };
+        let all = rounded(0..1100);
+        assert_eq!(rounded(3..14), all[3 * n..14 * n], "{simd:?}");
         let few = rows(20..28);
         assert_eq!(rows(21..22), few[n..2 * n]);
         assert_eq!(rows(24..28), few[4 * n..]);

@@ -22,16 +22,15 @@ impl Words {
     /// # Safety
     /// Each lane is valid for `len` words; `out` may be written for `len` rows of `width` words.
     pub(super) unsafe fn transpose(self, simd: Simd, width: usize, out: *mut u32) {
-        let mut done = 0;
-        match simd.level() {
+        let done = match simd.level() {
             // SAFETY: the level proves AVX-512; lanes and `out` are the caller's promise.
             #[cfg(target_arch = "x86_64")]
             level if level >= Level::Avx512 => return unsafe { avx512::transpose(self, width, out) },
             // SAFETY: as above, with AVX2.
             #[cfg(target_arch = "x86_64")]
-            Level::Avx2 => done = unsafe { avx2::transpose(self, width, out) },
-            _ => {}
-        }
+            Level::Avx2 => unsafe { avx2::transpose(self, width, out) },
+            _ => 0,
+        };
         for i in done..self.len {
             for lane in 0..width {
                 // SAFETY: word i < len of a lane that is there, and row i of `out` (the caller's).

@@ -1,14 +1,12 @@
 //! Products on CUDA devices: which kernel of `cuda/kernels/matmul.cu` takes which, and how it is started.
 
 use super::plan::{Machine, Plan, Sizes, Tile};
-use super::tiles::{Target, Tiles, comes_in_chunks, strides};
+use super::tiles::{PlainTiles, Target, Tiles, comes_in_chunks, strides};
 use super::{Epilogue, Freedom, LowRank, MatmulArgs};
 use crate::cpu::gemm::{Accumulate, FEW_ROWS};
 use crate::cuda::{self, Arg, Cuda, View};
 use crate::{DType, Error, Result, Tensor};
 
-/// Rows and columns of a block of `matmul_plain`.
-const SIDE: usize = 64;
 /// A matrix b of f32 that bf16 rows meet is rounded as it is loaded, once for each 64 rows of a. Beyond this many rows, and columns of
 /// its own, it is rounded once, before: 6 bytes an element then, not 4 for each 64 rows.
 const ROUND_FROM: (usize, usize) = (129, 65);
@@ -32,12 +30,12 @@ pub(super) fn matmul_cuda(cuda: &Cuda, mut args: MatmulArgs<'_>) -> Result<()> {
     Product::new(&MatmulArgs { b, ..args })?.run(cuda, freedom, plan)
 }
 
-/// Whether the low-rank term would be a product of few rows on the CPU and the main one not, or the other way round: then they
-/// are two in f32, to have the CPU's bits.
+/// Whether the main product is one of few rows on the CPU and the low-rank term behind it is not: then they are two in f32, to have
+/// the CPU's bits. Behind any other product the term is added up as that is.
 fn parts_ways(args: &MatmulArgs<'_>, low_rank: &LowRank<'_>) -> bool {
     let few = args.out.shape().iter().rev().nth(1).is_some_and(|&m| m <= FEW_ROWS);
     let along = |x: &Tensor, d: usize| x.layout().strides()[d] == 1;
-    few && args.out.dtype() == DType::F32 && along(args.b, args.b.rank() - 2) != along(low_rank.v, 1)
+    few && args.out.dtype() == DType::F32 && along(args.b, args.b.rank() - 2) && !along(low_rank.v, 1)
 }
 
 /// b in bf16, when that is worth a pass of its own.
@@ -124,13 +122,13 @@ impl<'a> Product<'a> {
             let plan = plan.unwrap_or_else(|| Machine::NOMINAL.plan(&self.sizes));
             return self.by_plan(cuda, &types, &operands, plan);
         }
-        let args = self.target.args(&operands, &[], &self.sizes, &[])?;
-        let out = self.target.dtype;
+        let (module, operands, sizes, out) = ("matmul", &operands[..], self.sizes, self.target.dtype);
         if self.takes_few_rows() {
-            return cuda::over_rows(cuda, "matmul", &format!("matmul_rows_{types}_{out}"), batches * m * n, &args);
+            let (entry, args) = (format!("matmul_rows_{types}_{out}"), self.target.args(operands, &[], &sizes, &[])?);
+            return cuda::over_rows(cuda, module, &entry, batches * m * n, &args);
         }
-        let blocks = batches * m.div_ceil(SIDE) * n.div_ceil(SIDE);
-        cuda::start(cuda, "matmul", &format!("matmul_plain_{types}_{out}"), blocks, cuda::THREADS, &args)
+        let entry = &format!("matmul_plain_{types}_{out}");
+        PlainTiles { module, entry, operands, sizes }.run(cuda, &self.target)
     }
 
     fn by_plan(&self, cuda: &Cuda, types: &str, operands: &[Arg<'_>], plan: Plan) -> Result<()> {

@@ -1,4 +1,5 @@
-//! How a product on tensor cores is started, by any kernel that makes a tile a block: in one go, or parts of k and their sum.
+//! How a product is started, by any kernel that makes a tile a block: on tensor cores in one go, or parts of k and their sum; on
+//! plain cores in one go.
 
 use super::plan::{DEPTH, Plan, Sizes, part};
 use super::{Epilogue, LowRank};
@@ -64,6 +65,36 @@ impl Tiles<'_> {
         args.extend(target.epilogue()?);
         args.extend([cuda::count(rows), cuda::number(n)?]);
         cuda::over_threads(cuda, "matmul", &format!("matmul_sum_{}", target.dtype), rows * n.div_ceil(4), &args)
+    }
+}
+
+/// Rows and columns of a tile on plain cores.
+const PLAIN_SIDE: usize = 64;
+
+/// A product in f32 on plain cores, in the CPU's order: a kernel whose arguments are its operands, and then those that
+/// `cuda/kernels/matmul.cu` names from `out` to `k`.
+#[derive(Clone, Copy, Debug)]
+pub struct PlainTiles<'a> {
+    /// The kernel's module.
+    pub module: &'a str,
+    /// Its entry point.
+    pub entry: &'a str,
+    /// Its first arguments.
+    pub operands: &'a [Arg<'a>],
+    /// The sizes of the product.
+    pub sizes: Sizes,
+}
+
+impl PlainTiles<'_> {
+    /// Starts it.
+    ///
+    /// # Errors
+    /// When there is no such kernel, or the arguments do not fit it.
+    pub fn run(&self, cuda: &Cuda, target: &Target) -> Result<()> {
+        let Sizes { batches, m, n, .. } = self.sizes;
+        let args = target.args(self.operands, &[], &self.sizes, &[])?;
+        let blocks = batches * m.div_ceil(PLAIN_SIDE) * n.div_ceil(PLAIN_SIDE);
+        cuda::start(cuda, self.module, self.entry, blocks, cuda::THREADS, &args)
     }
 }
 

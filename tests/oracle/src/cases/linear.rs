@@ -3,9 +3,7 @@
 use crate::{Array, Case, Input, Scalar, float, integers};
 use kinglet_autograd::Var;
 use kinglet_quant::nf4::Format;
-use kinglet_quant::{
-    FourBit, GgufMatrix, Lora, RowOrder, Weight, embed, ggml, linear, linear_lora, linear_trained, lora,
-};
+use kinglet_quant::{FourBit, GgufMatrix, Lora, RowOrder, Weight, embed, ggml, linear, linear_lora, linear_trained};
 use kinglet_tensor::philox::Key;
 use kinglet_tensor::{CpuOptions, DType, Device, Result, Tensor};
 use std::sync::Arc;
@@ -226,8 +224,9 @@ impl Adapter {
         [adapter(1, 1.0, None), adapter(4, 2.0, Some(0.1)), adapter(8, 0.7, Some(0.0)), adapter(17, -0.5, Some(0.5))]
     }
 
-    fn key() -> Key {
-        Key::derive(&[42, 7])
+    /// Each rank drops elements of its own.
+    fn key(self) -> Key {
+        Key::derive(&[42, self.r as u64])
     }
 
     fn inputs(self, sizes: Sizes) -> [Input; 2] {
@@ -238,25 +237,37 @@ impl Adapter {
     /// scale · drop(x) Aᵀ Bᵀ
     fn truth<S: Scalar>(self, x: &Array<S>, a: &Array<S>, b: &Array<S>) -> Array<S> {
         let x = match self.dropout {
-            Some(p) => super::dropout::dropped(x, p, Self::key()),
+            Some(p) => super::dropout::dropped(x, p, self.key()),
             None => x.clone(),
         };
         product(&product(&x, a), b).map(|y| y * S::from_f64(f64::from(self.scale)))
     }
 
     fn lora<'t>(self, a: &Var<'t>, b: &Var<'t>) -> Lora<'t> {
-        let dropout = self.dropout.map(|p| (p, Self::key()));
+        let dropout = self.dropout.map(|p| (p, self.key()));
         Lora { a: a.clone(), b: b.clone(), scale: self.scale, dropout }
     }
 }
 
-/// Base and adapter in one op.
+/// Base and adapters in one op.
 #[derive(Clone, Debug)]
 pub struct LoraLinear {
     form: Form,
     sizes: Sizes,
-    adapter: Adapter,
+    adapters: Vec<Adapter>,
     bias: bool,
+}
+
+impl LoraLinear {
+    /// x, the stored weight, A and B of each adapter, and perhaps the bias.
+    fn split<'a, T>(
+        &self,
+        inputs: &'a [T],
+    ) -> ([&'a T; 2], impl Iterator<Item = (Adapter, [&'a T; 2])>, Option<&'a T>) {
+        let factors = inputs[2..].chunks_exact(2).map(|pair| [&pair[0], &pair[1]]);
+        let adapters = self.adapters.clone().into_iter().zip(factors);
+        ([&inputs[0], &inputs[1]], adapters, inputs.get(2 + 2 * self.adapters.len()))
+    }
 }
 
 impl Case for LoraLinear {
@@ -264,69 +275,56 @@ impl Case for LoraLinear {
 
     fn instances() -> Vec<Self> {
         let nf4 = Form::FourBit(Format::Nf4, 64, true);
+        let q6 = Form::Gguf(ggml::Format::Q6_K, RowOrder::Interleaved { head_dim: 6 });
         let forms = [Form::Dense(None), nf4, Form::Dense(Some(DType::BF16)), Form::Dense(None), nf4];
-        let adapters = Adapter::all().into_iter().cycle();
+        let all = Adapter::all();
+        let case = |form, sizes: Sizes, adapters| LoraLinear { form, sizes, adapters, bias: sizes.rows > 1 };
         let tiles = [
             (Form::Dense(None), Sizes::new(66, 40, 72)),
             (nf4, Sizes::new(65, 128, 72)),
             (nf4, Sizes::new(20, 72, 66)),
-            (Form::Gguf(ggml::Format::Q6_K, RowOrder::Interleaved { head_dim: 6 }), Sizes::new(20, 256, 66)),
+            (q6, Sizes::new(20, 256, 66)),
         ];
-        let each = forms.into_iter().zip(SIZES).chain(tiles).zip(adapters);
-        each.map(|((form, sizes), adapter)| LoraLinear { form, sizes, adapter, bias: sizes.rows > 1 }).collect()
+        let one = forms.into_iter().zip(SIZES).chain(tiles).zip(all.into_iter().cycle());
+        let mut cases: Vec<_> = one.map(|((form, sizes), adapter)| case(form, sizes, vec![adapter])).collect();
+        // Several, of which none, some and all drop elements.
+        cases.extend([
+            case(nf4, Sizes::new(1, 70, 33), vec![all[0], Adapter { dropout: None, ..all[1] }]),
+            case(Form::Dense(None), Sizes::new(7, 33, 40), vec![all[1], all[0]]),
+            case(nf4, Sizes::new(12, 40, 66), vec![all[0], Adapter { dropout: None, ..all[3] }]),
+            case(Form::Gguf(ggml::Format::Q4_0, RowOrder::Plain), Sizes::new(20, 32, 66), vec![all[0], all[3], all[2]]),
+            case(Form::Dense(Some(DType::BF16)), Sizes::new(30, 65, 18), vec![all[3], all[1]]),
+        ]);
+        cases
     }
 
     fn inputs(&self) -> Vec<Input> {
-        let [a, b] = self.adapter.inputs(self.sizes);
+        let factors = self.adapters.iter().flat_map(|adapter| adapter.inputs(self.sizes));
         let bias = self.bias.then(|| float("bias", &[self.sizes.outputs]));
-        [self.sizes.x(), self.form.input(self.sizes.weight()), a, b].into_iter().chain(bias).collect()
+        [self.sizes.x(), self.form.input(self.sizes.weight())].into_iter().chain(factors).chain(bias).collect()
     }
 
     fn truth<S: Scalar>(&self, inputs: &[Array<S>]) -> Array<S> {
-        let [x, stored, a, b, bias @ ..] = inputs else { unreachable!("four inputs and a bias") };
+        let ([x, stored], adapters, bias) = self.split(inputs);
         let base = product(x, &self.form.values(stored, self.sizes.weight()));
-        let more = self.adapter.truth(x, a, b);
-        plus_bias(Array::from_fn(&base.shape, |i| base.at(i) + more.at(i)), bias.first())
+        let sum = adapters.fold(base, |sum, (adapter, [a, b])| {
+            let more = adapter.truth(x, a, b);
+            Array::from_fn(&sum.shape, |i| sum.at(i) + more.at(i))
+        });
+        plus_bias(sum, bias)
     }
 
     fn run<'t>(&self, inputs: &[Var<'t>]) -> Result<Var<'t>> {
-        let [x, stored, a, b, bias @ ..] = inputs else { unreachable!("four inputs and a bias") };
+        let ([x, stored], adapters, bias) = self.split(inputs);
         let weight = self.form.weight(stored.value(), self.sizes.weight())?;
-        linear_lora(x, &Arc::new(weight), bias.first(), &self.adapter.lora(a, b))
+        let adapters: Vec<_> = adapters.map(|(adapter, [a, b])| adapter.lora(a, b)).collect();
+        linear_lora(x, &Arc::new(weight), bias, &adapters)
     }
 
     fn flops(&self) -> usize {
         let Sizes { rows, inputs, outputs } = self.sizes;
-        self.sizes.flops() + 2 * rows * self.adapter.r * (inputs + outputs)
-    }
-}
-
-/// One more adapter on a layer's output.
-#[derive(Clone, Debug)]
-pub struct MoreLora {
-    sizes: Sizes,
-    adapter: Adapter,
-}
-
-impl Case for MoreLora {
-    const NAME: &'static str = "lora";
-
-    fn instances() -> Vec<Self> {
-        SIZES.into_iter().zip(Adapter::all()).map(|(sizes, adapter)| MoreLora { sizes, adapter }).collect()
-    }
-
-    fn inputs(&self) -> Vec<Input> {
-        let [a, b] = self.adapter.inputs(self.sizes);
-        vec![self.sizes.x(), float("y", &[self.sizes.rows, self.sizes.outputs]), a, b]
-    }
-
-    fn truth<S: Scalar>(&self, inputs: &[Array<S>]) -> Array<S> {
-        let more = self.adapter.truth(&inputs[0], &inputs[2], &inputs[3]);
-        Array::from_fn(&more.shape, |i| inputs[1].at(i) + more.at(i))
-    }
-
-    fn run<'t>(&self, inputs: &[Var<'t>]) -> Result<Var<'t>> {
-        lora(&inputs[0], &inputs[1], &self.adapter.lora(&inputs[2], &inputs[3]))
+        let ranks: usize = self.adapters.iter().map(|adapter| adapter.r).sum();
+        self.sizes.flops() + 2 * rows * ranks * (inputs + outputs)
     }
 }
 

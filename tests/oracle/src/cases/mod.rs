@@ -45,7 +45,7 @@ macro_rules! for_each_case {
             embedding: Embedding;
             gather: Gather, IndexSelect, ScatterAdd;
             layer_norm: LayerNorm;
-            linear: Linear, TrainedLinear, LoraLinear, MoreLora, Embed;
+            linear: Linear, TrainedLinear, LoraLinear, Embed;
             linear_cross_entropy: LinearCrossEntropy, FrozenLinearCrossEntropy, AdaptedLinearCrossEntropy, TokenLosses, Logits;
             matmul: MatMul;
             random: Random;

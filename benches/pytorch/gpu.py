@@ -1,0 +1,182 @@
+#!/usr/bin/env python3
+"""Times of PyTorch's ops and of a QLoRA step on a GPU, the twin of examples/gpu_times.rs: the same shapes, the same names, one JSON object.
+
+    venv/bin/python benches/pytorch/gpu.py [--device cuda:0|cpu] [--small] [--shapes FILE]
+
+matmul, SDPA, bitsandbytes' NF4, torch's fused AdamW, its rms_norm and SwiGLU of two ops, as they are; the step with transformers and
+peft. An op's time is that between two CUDA events around as many calls as fill 5 ms, the median of rounds in each of which every op
+has its turn; the step is wall time between synchronisations. With `--device cpu --small` the times mean nothing, but the path is
+known to run. It has not run on a GPU yet.
+"""
+
+import argparse
+import gc
+import json
+import math
+import statistics
+import time
+from pathlib import Path
+
+import bitsandbytes
+import torch
+import torch.nn.functional as F
+from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+from transformers import AutoConfig, AutoModelForCausalLM
+
+SHAPES = Path(__file__).resolve().parents[1] / "shapes"
+BF16 = torch.bfloat16
+
+
+class Clock:
+    """Milliseconds between two points of the device's work; on a CPU between two points in time."""
+
+    def __init__(self, device: str):
+        self.cuda = device.startswith("cuda")
+
+    def point(self):
+        if not self.cuda:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def between(self, start, end) -> float:
+        if not self.cuda:
+            return (end - start) * 1e3
+        end.synchronize()
+        return start.elapsed_time(end)
+
+    def synchronize(self) -> None:
+        if self.cuda:
+            torch.cuda.synchronize()
+
+
+def jobs(shapes: dict, device: str):
+    """Name and call of every op."""
+    normal = lambda *shape, dtype=BF16: torch.randn(*shape, dtype=dtype, device=device)
+    words = shapes["copy"] // 4
+    source = normal(words, dtype=torch.float32)
+    yield f"copy {words} f32", source.clone
+    for m, n, k in shapes["matmul"]:
+        a, b = normal(m, k), normal(n, k).t()
+        yield f"matmul bf16 {m}x{n}x{k}", lambda a=a, b=b: a @ b
+    yield from attention(shapes["attention"], normal)
+    rows, width = shapes["nf4"]
+    blocks, state = bitsandbytes.functional.quantize_4bit(normal(rows, width), blocksize=64, quant_type="nf4", compress_statistics=True)
+    yield f"NF4 dequantise {rows}x{width}", lambda: bitsandbytes.functional.dequantize_4bit(blocks, state)
+    parameter = torch.full((shapes["adamw"],), 0.5, device=device, requires_grad=True)
+    parameter.grad = torch.full_like(parameter, 0.3)
+    yield f"AdamW {shapes['adamw']}", torch.optim.AdamW([parameter], lr=1e-3, fused=True).step
+    rows, width = shapes["rms_norm"]
+    x, weight = normal(rows, width), normal(width)
+    yield f"RMSNorm bf16 {rows}x{width}", lambda: F.rms_norm(x, (width,), weight, 1e-5)
+    rows, width = shapes["swiglu"]
+    gate, up = normal(rows, width), normal(rows, width)
+    yield f"SwiGLU bf16 {rows}x{width}", lambda: F.silu(gate) * up
+
+
+def attention(a: dict, normal):
+    """Causal attention of rows of one length, and its gradients."""
+    rows, length, heads, kv_heads, head_dim = a["rows"], a["length"], a["heads"], a["kv_heads"], a["head_dim"]
+    q = normal(rows, heads, length, head_dim).requires_grad_()
+    k, v = (normal(rows, kv_heads, length, head_dim).requires_grad_() for _ in range(2))
+    forward = lambda: F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=1 / math.sqrt(head_dim), enable_gqa=True)
+    out = forward()
+    gradient = torch.randn_like(out)
+    name = lambda what: f"attention {what} bf16 {rows}x{length}, {heads}/{kv_heads} heads of {head_dim}"
+    yield name("forward"), torch.no_grad()(forward)
+    yield name("backward"), lambda: torch.autograd.grad(out, (q, k, v), gradient, retain_graph=True)
+
+
+def time_of(call, count: int, clock: Clock) -> float:
+    """Milliseconds of each of `count` calls in a row."""
+    start = clock.point()
+    for _ in range(count):
+        call()
+    return clock.between(start, clock.point()) / count
+
+
+def times(shapes: dict, device: str, rounds: int, clock: Clock) -> list[dict]:
+    calls = dict(jobs(shapes, device))
+    counts, samples = {}, {op: [] for op in calls}
+    for op, call in calls.items():
+        time_of(call, 2, clock)
+        counts[op] = int(min(max(5 / time_of(call, 1, clock), 1), 100))
+    for _ in range(rounds):
+        for op, call in calls.items():
+            samples[op].append(time_of(call, counts[op], clock))
+    return [{"op": op, "milliseconds": statistics.median(samples[op])} for op in calls]
+
+
+def quantise(module: torch.nn.Module, device: str) -> None:
+    """Every Linear but the output projection in NF4 with nested scales, one after the other."""
+    for name, child in list(module.named_children()):
+        if not isinstance(child, torch.nn.Linear) or name == "lm_head":
+            quantise(child, device)
+            continue
+        layer = bitsandbytes.nn.Linear4bit(child.in_features, child.out_features, bias=False, compute_dtype=BF16, quant_type="nf4")
+        layer.weight = bitsandbytes.nn.Params4bit(child.weight.data.cpu(), requires_grad=False, quant_type="nf4", compress_statistics=True)
+        setattr(module, name, layer.to(device))
+
+
+def qlora_model(shapes: dict, device: str):
+    config = AutoConfig.for_model(**shapes["model"])
+    config.use_cache = False
+    with torch.device(device):
+        model = AutoModelForCausalLM.from_config(config, dtype=BF16, attn_implementation="sdpa")
+    quantise(model, device)
+    model.is_loaded_in_4bit = True
+    rank = shapes["step"]["rank"]
+    model = prepare_model_for_kbit_training(model, gradient_checkpointing_kwargs={"use_reentrant": False})
+    lora = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", exclude_modules=["lm_head"], task_type="CAUSAL_LM")
+    model = get_peft_model(model, lora)
+    model.train()
+    return model
+
+
+def step(shapes: dict, device: str, clock: Clock) -> dict:
+    """Seconds of QLoRA steps, and the memory that they take."""
+    how = shapes["step"]
+    model = qlora_model(shapes, device)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=2e-4, weight_decay=0.0, fused=True)
+    ids = torch.randint(0, model.config.vocab_size, (how["rows"], how["length"]), device=device)
+    seconds = []
+    # Peak and pool are those of the steps, not of the loading.
+    gc.collect()
+    if clock.cuda:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    for _ in range(how["warmup"] + how["steps"]):
+        clock.synchronize()
+        start = time.perf_counter()
+        with torch.autocast(device.split(":")[0], BF16):
+            loss = model(input_ids=ids, labels=ids).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        clock.synchronize()
+        seconds.append(time.perf_counter() - start)
+    peak, held = (torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()) if clock.cuda else (0, 0)
+    return {"rows": how["rows"], "length": how["length"], "seconds": statistics.median(seconds[how["warmup"] :]),
+            "loss": loss.item(), "peak_mib": peak >> 20, "held_mib": held >> 20}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda:0")
+    parser.add_argument("--small", action="store_true", help="shapes that any machine can run, once")
+    parser.add_argument("--shapes", type=Path)
+    options = parser.parse_args()
+    path = options.shapes or SHAPES / ("small.json" if options.small else "gpu.json")
+    shapes, clock = json.loads(path.read_text()), Clock(options.device)
+    torch.manual_seed(0)
+    ops = times(shapes, options.device, 1 if options.small else 9, clock)
+    name = torch.cuda.get_device_name(options.device) if clock.cuda else "cpu"
+    versions = {"torch": torch.__version__, "bitsandbytes": bitsandbytes.__version__}
+    print(json.dumps({"what": "PyTorch", "device": name, **versions, "ops": ops, "qlora_step": step(shapes, options.device, clock)}))
+
+
+if __name__ == "__main__":
+    main()
