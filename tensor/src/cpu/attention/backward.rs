@@ -277,22 +277,7 @@ impl<'a, E: Operand, T: Stored> Work<'a, E, T> {
         let widened = std::array::from_fn(|_| cpu.scratch(d));
         let dq = cpu.scratch(padded * wide);
         let seen = Vec::with_capacity(rows);
-        Work {
-            pass,
-            q,
-            dout,
-            q_columns,
-            dout_columns,
-            dq,
-            lse,
-            delta,
-            seen,
-            p,
-            ds,
-            left,
-            rows: gathered,
-            wide: widened,
-        }
+        Work { pass, q, dout, q_columns, dout_columns, dq, lse, delta, seen, p, ds, left, rows: gathered, widened }
     }
 
     /// Takes the rows of a block.
