@@ -254,6 +254,18 @@ mod tests {
     }
 
     #[test]
+    fn the_exponential_for_weights_is_the_other_one_down_to_2_to_the_minus_126() {
+        let dense = (-1_000_000..880_000).map(|i| i as f32 * 1e-4);
+        for x in dense.chain(every_float(40_009).filter(|x| *x <= 88.0)) {
+            let (exact, weight) = (exp(x), exp_or_zero(x));
+            let flushed = weight == 0.0 && exact < f32::MIN_POSITIVE;
+            assert!(weight.to_bits() == exact.to_bits() || flushed, "{x:e}: {weight:e}, not {exact:e}");
+        }
+        assert_eq!([exp_or_zero(f32::NEG_INFINITY), exp_or_zero(0.0)], [0.0, 1.0]);
+        assert!(exp_or_zero(f32::NAN).is_nan());
+    }
+
+    #[test]
     fn special_values() {
         let (inf, nan) = (f32::INFINITY, f32::NAN);
         assert_eq!([exp(-inf), exp(inf), exp(0.0), exp(88.8), exp(-104.1)], [0.0, inf, 1.0, inf, 0.0]);
