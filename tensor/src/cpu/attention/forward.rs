@@ -23,6 +23,9 @@ const ROWS: usize = 128;
 /// The most rows of a segment that is cut along its keys: no more than a strip of any micro-kernel.
 const FEW_ROWS: usize = 16;
 
+/// Segments with few rows that are taken at a time: their tiles' states wait in memory to be merged.
+const SEGMENTS: usize = 64;
+
 /// out `[tq, heads, d]` and lse `[tq, heads]` (the log of the sum of e^score, for [`super::backward`]) from
 /// q `[tq, heads, d]` and k, v `[tkv, kv_heads, d]`. Queries that see nothing, or are in no segment, give
 /// zeros and -inf.
@@ -85,7 +88,7 @@ impl<'a, E: Operand> Forward<'a, E> {
 
     fn run<T: Stored>(&self, few: &[Segment], many: &[Segment], inputs: [&[T]; 3], outputs: &Outputs<T>) {
         self.cpu.enter(|| {
-            self.over_keys(few, inputs, outputs);
+            few.chunks(SEGMENTS).for_each(|few| self.over_keys(few, inputs, outputs));
             self.over_rows(many, inputs, outputs);
         });
     }
@@ -102,28 +105,30 @@ impl<'a, E: Operand> Forward<'a, E> {
             // SAFETY: the places of tiles are disjoint, and each is one task's.
             self.pack(&tiles[task], k, v, unsafe { shared.slice(place.start, place.len()) });
         });
-        cpu.run(blocks.len(), |task| {
-            let (block, width) = (&blocks[task], self.kernel.nr);
-            let queries = self.queries(block, q);
-            let (mut scores, mut next) = (self.scores(), cpu.scratch(self.state_len()));
-            let strips: Vec<Strip> =
-                block.rows.clone().step_by(width).map(|row| Strip::new(a, block, row, width)).collect();
-            let mut states = cpu.scratch(strips.len() * self.state_len());
-            states.chunks_exact_mut(self.state_len()).for_each(|state| clear(width, state));
-            for tile in block.tiles(a, self.keys) {
-                let packed = &packed[places.place(&tile)];
-                let queries = queries.chunks_exact(self.kernel.packed_b(width, a.head_dim));
-                for ((strip, q), state) in strips.iter().zip(queries).zip(states.chunks_exact_mut(self.state_len())) {
-                    if self.attend(strip, &tile, q, packed, &mut scores, &mut next) {
-                        merge(cpu.simd(), width, state, &next);
-                    }
+        cpu.run(blocks.len(), |task| self.walk(&blocks[task], q, &places, &packed, outputs));
+    }
+
+    /// Takes a block of rows over all tiles that it sees.
+    fn walk<T: Stored>(&self, block: &Block, q: &[T], places: &Tiles, packed: &[E], outputs: &Outputs<T>) {
+        let (cpu, a, width, state_len) = (self.cpu, self.a, self.kernel.nr, self.state_len());
+        let firsts = || block.rows.clone().step_by(width);
+        let strips: Vec<Strip> = firsts().map(|first| Strip::new(a, block, first, width)).collect();
+        let queries = self.queries(block, q);
+        let (mut scores, mut next) = (self.scores(), cpu.scratch(state_len));
+        let mut states = cpu.scratch(strips.len() * state_len);
+        states.chunks_exact_mut(state_len).for_each(|state| clear(width, state));
+        for tile in block.tiles(a, self.keys) {
+            let packed = &packed[places.place(&tile)];
+            let queries = queries.chunks_exact(self.kernel.packed_b(width, a.head_dim));
+            for ((strip, q), state) in strips.iter().zip(queries).zip(states.chunks_exact_mut(state_len)) {
+                if self.attend(strip, &tile, q, packed, &mut scores, &mut next) {
+                    merge(cpu.simd(), width, state, &next);
                 }
             }
-            let firsts = block.rows.clone().step_by(width);
-            for (first, state) in firsts.zip(states.chunks_exact_mut(self.state_len())) {
-                self.store(block, first, state, outputs);
-            }
-        });
+        }
+        for (first, state) in firsts().zip(states.chunks_exact_mut(state_len)) {
+            self.store(block, first, state, outputs);
+        }
     }
 
     /// A task takes a tile of the keys that a block sees; then one merges what came of all of them.
