@@ -1,4 +1,4 @@
-//! Scaled dot-product attention over segments, tiled, forward and backward, in f32.
+//! Scaled dot-product attention over segments, tiled, forward and backward.
 //!
 //! Activations are `[tokens, heads, head_dim]`, never padded: a [`Segment`] pairs a run of queries with the
 //! run of keys they may see, so packed training rows, prefill and decoding with a cache are one operation.
@@ -6,28 +6,30 @@
 //! et al., "FlashAttention", 2022), the backward pass recomputes probabilities from the stored log-sum-exp:
 //! memory grows with the number of tokens, never with its square.
 //!
-//! Bits: keys are taken in tiles of [`KV_TILE`] counted from the segment's first key, so a query's result
-//! depends on its own segment alone and is the same in prefill and with a cache, on any number of threads
-//! and at any SIMD level.
+//! Tensors are read and written in their own type; sums are f32. Products are of f32, but of bf16 where tensors are bf16
+//! and the level multiplies that: probabilities and their gradients are then rounded to bf16 too, as on GPUs.
+//!
+//! Bits: keys are taken in tiles counted from the segment's first key, so a query's result depends on its own
+//! segment alone and is the same in prefill and with a cache, on any number of threads; and, where products are of
+//! f32, at any SIMD level.
 
 mod backward;
+mod few;
 mod forward;
+mod operand;
+mod softmax;
 #[cfg(test)]
 mod tests;
+mod tiles;
 
 pub(crate) use backward::check_keys;
 pub use backward::{Gradients, backward};
 pub use forward::forward;
+pub use operand::Stored;
 
 use std::ops::Range;
 
 use crate::{Error, Result};
-
-/// Keys a tile: a whole number of tiles of every micro-kernel, in rows as well as in columns.
-pub const KV_TILE: usize = 96;
-
-/// Rows (queries times heads of a group) that share a packed tile of keys, about.
-const ROWS: usize = 224;
 
 /// Queries `q_start .. q_start + q_len` see keys of `kv_start .. kv_start + kv_len`. The last query stands
 /// at the last key: query i is at position i + kv_len - q_len of the segment's keys.
@@ -82,23 +84,41 @@ impl Segment {
     }
 }
 
-/// Queries of one segment that a task works on, with all heads of one key head.
-#[derive(Clone, Copy)]
+/// Rows of one segment that share a key head: row r is head r % group of query r / group, so rows lie in memory in their order.
+#[derive(Clone, Debug)]
 struct Block {
+    /// Which of the segments.
+    index: usize,
     segment: Segment,
     kv_head: usize,
-    /// First query of the segment.
-    first: usize,
-    /// Number of queries.
-    len: usize,
+    rows: Range<usize>,
 }
 
-/// One tile of keys and the rows of a block that see some of it.
+/// One tile of keys of a segment and key head.
+#[derive(Clone, Debug)]
 struct Tile {
+    /// Which of the segments.
+    index: usize,
+    segment: Segment,
+    kv_head: usize,
     /// Keys, counted from the segment's first.
     keys: Range<usize>,
-    /// Rows of the block (query-major, then heads of the group).
-    rows: Range<usize>,
+}
+
+impl Tile {
+    /// Tile `number` of tiles of `len` keys.
+    fn new(index: usize, segment: Segment, kv_head: usize, number: usize, len: usize) -> Self {
+        let keys = number * len..segment.kv_len.min((number + 1) * len);
+        Tile { index, segment, kv_head, keys }
+    }
+}
+
+impl Block {
+    /// The tiles of `len` keys that hold all keys which some row sees.
+    fn tiles(&self, a: &Attention, len: usize) -> impl Iterator<Item = Tile> {
+        let Block { index, segment, kv_head, .. } = *self;
+        a.tiles(&segment, &self.rows, len).map(move |number| Tile::new(index, segment, kv_head, number, len))
+    }
 }
 
 impl Attention {
@@ -106,72 +126,59 @@ impl Attention {
         self.heads / self.kv_heads
     }
 
-    /// Queries a block.
-    fn block_len(&self) -> usize {
-        (ROWS / self.group()).max(1)
+    /// Rows of a segment, for each key head.
+    fn rows(&self, segment: &Segment) -> usize {
+        segment.q_len * self.group()
     }
 
     /// All blocks, those with the most keys first within a segment: the long tasks should not come last.
     fn blocks(&self, segments: &[Segment], len: impl Fn(&Segment) -> usize) -> Vec<Block> {
         let mut blocks = Vec::new();
-        for &segment in segments {
-            let step = len(&segment);
-            for first in (0..segment.q_len).step_by(step).rev() {
-                let len = step.min(segment.q_len - first);
-                blocks.extend((0..self.kv_heads).map(|kv_head| Block { segment, kv_head, first, len }));
+        for (index, &segment) in segments.iter().enumerate() {
+            let (rows, step) = (self.rows(&segment), len(&segment));
+            for first in (0..rows).step_by(step).rev() {
+                let rows = first..rows.min(first + step);
+                blocks.extend((0..self.kv_heads).map(|kv_head| Block { index, segment, kv_head, rows: rows.clone() }));
             }
         }
         blocks
     }
 
-    /// The tiles of keys that some query of the block sees, in order.
-    fn tiles(&self, block: Block) -> impl Iterator<Item = Tile> {
-        let Block { segment, first, len, .. } = block;
-        let (mask, group) = (self.mask, self.group());
-        let see = move |i: usize| segment.visible(mask, i);
-        let (start, end) = (see(first).start / KV_TILE, see(first + len - 1).end.div_ceil(KV_TILE));
-        (start..end).filter_map(move |tile| {
-            let keys = tile * KV_TILE..segment.kv_len.min((tile + 1) * KV_TILE);
-            let mut queries = first..first + len;
-            let from = queries.find(|&i| see(i).end > keys.start && !see(i).is_empty())?;
-            let to = (from..first + len).rfind(|&i| see(i).start < keys.end && !see(i).is_empty())?;
-            Some(Tile { keys, rows: (from - first) * group..(to + 1 - first) * group })
-        })
+    /// The keys, counted from the segment's first, that row `row` sees. Both ends grow with the row.
+    fn seen(&self, segment: &Segment, row: usize) -> Range<usize> {
+        segment.visible(self.mask, row / self.group())
     }
 
-    /// For each row from `rows.start` on, which columns of the tile it sees.
-    fn bounds(&self, block: Block, tile: &Tile, rows: Range<usize>, out: &mut Vec<[u32; 2]>) {
-        out.clear();
-        out.extend(rows.map(|row| {
-            let seen = block.segment.visible(self.mask, block.first + row / self.group());
-            let column = |key: usize| key.clamp(tile.keys.start, tile.keys.end) - tile.keys.start;
-            [column(seen.start) as u32, column(seen.end) as u32]
-        }));
+    /// Numbers of the tiles of `len` keys that hold all keys which some of `rows` (at least one) sees.
+    fn tiles(&self, segment: &Segment, rows: &Range<usize>, len: usize) -> Range<usize> {
+        let (start, end) = (self.seen(segment, rows.start).start, self.seen(segment, rows.end - 1).end);
+        start / len..end.div_ceil(len)
     }
 
-    /// Offset of a token's first head of the block's group in q, out and their gradients.
-    fn q_at(&self, block: Block, query: usize) -> usize {
-        let token = block.segment.q_start + block.first + query;
-        (token * self.heads + block.kv_head * self.group()) * self.head_dim
+    /// Query heads of all tokens (as in lse) that are in no segment.
+    fn gaps(&self, segments: &[Segment], tokens: usize) -> Vec<Range<usize>> {
+        let starts = segments.iter().map(|s| s.q_start).chain([tokens]);
+        let ends = [0].into_iter().chain(segments.iter().map(|s| s.q_start + s.q_len));
+        ends.zip(starts).map(|(end, start)| end * self.heads..start * self.heads).collect()
     }
 
-    /// Offset of a key of the block's segment and head in k, v and their gradients.
-    fn kv_at(&self, block: Block, key: usize) -> usize {
-        ((block.segment.kv_start + key) * self.kv_heads + block.kv_head) * self.head_dim
+    /// Offset of a row in q, out and their gradients.
+    fn q_at(&self, block: &Block, row: usize) -> usize {
+        let (token, head) = (block.segment.q_start + row / self.group(), row % self.group());
+        (token * self.heads + block.kv_head * self.group() + head) * self.head_dim
     }
 
-    /// Distance between keys of one head.
-    fn kv_stride(&self) -> usize {
-        self.kv_heads * self.head_dim
-    }
-
-    /// Copies the block's rows out of `[tokens, heads, head_dim]`: `[query][head of the group][head_dim]`.
-    fn gather(&self, block: Block, x: &[f32], rows: &mut [f32]) {
-        let width = self.group() * self.head_dim;
-        for (i, row) in rows.chunks_exact_mut(width).enumerate().take(block.len) {
-            let at = self.q_at(block, i);
-            row.copy_from_slice(&x[at..at + width]);
+    /// Copies rows of the block out of `[tokens, heads, head_dim]`.
+    fn gather<T: Copy>(&self, block: &Block, x: &[T], out: &mut [T]) {
+        for (row, out) in block.rows.clone().zip(out.chunks_exact_mut(self.head_dim)) {
+            let at = self.q_at(block, row);
+            out.copy_from_slice(&x[at..at + self.head_dim]);
         }
+    }
+
+    /// Offset of a key in k, v and their gradients.
+    fn kv_at(&self, tile: &Tile, key: usize) -> usize {
+        ((tile.segment.kv_start + key) * self.kv_heads + tile.kv_head) * self.head_dim
     }
 
     /// Checks sizes and segments; returns the tokens of q and of k.

@@ -37,6 +37,7 @@ mod words;
 pub(crate) use kernel::{Kernel, Shape};
 pub use pack::{Dense, interleave};
 pub(crate) use pack::{Lanes, pack_lanes};
+pub(crate) use pack_bf16::pack_lanes_bf16;
 pub use pack_bf16::{pair_columns, pair_rows};
 
 use std::ops::Range;

@@ -36,18 +36,36 @@ fn pow2(n: i32) -> f32 {
 #[inline(always)]
 #[must_use]
 pub fn exp(x: f32) -> f32 {
-    const LN2_HI: f32 = std::f32::consts::LN_2;
-    const LN2_LO: f32 = -1.904_654_2e-9;
-    const P: [f32; 6] = [0.5, 0.166_666_67, 0.041_666_463, 0.008_333_310_5, 0.001_393_377_1, 0.000_198_911_25];
     // Beyond these bounds the result is 0 or infinity anyway; a NaN passes both tests.
     let x = if x > 89.0 { 89.0 } else { x };
     let x = if x < -105.0 { -105.0 } else { x };
+    let (y, i) = exp_parts(x);
+    let half = i >> 1;
+    y * pow2(half) * pow2(i.wrapping_sub(half))
+}
+
+/// [`exp`], bit for bit, but 0 where that is below 2^-126: for the weights of a softmax, in two thirds of its operations.
+///
+/// Meaningless for x > 88.
+#[inline(always)]
+#[must_use]
+pub fn exp_or_zero(x: f32) -> f32 {
+    // From here on down, n is -127, whose power of two has the bits of zero.
+    let x = if x < -88.0 { -88.0 } else { x };
+    let (y, i) = exp_parts(x);
+    y * pow2(i)
+}
+
+/// e^r and n, where x = n ln 2 + r with |r| <= ln 2 / 2.
+#[inline(always)]
+fn exp_parts(x: f32) -> (f32, i32) {
+    const LN2_HI: f32 = std::f32::consts::LN_2;
+    const LN2_LO: f32 = -1.904_654_2e-9;
+    const P: [f32; 6] = [0.5, 0.166_666_67, 0.041_666_463, 0.008_333_310_5, 0.001_393_377_1, 0.000_198_911_25];
     let t = x.mul_add(std::f32::consts::LOG2_E, ROUND);
     let (n, i) = (t - ROUND, (t.to_bits() as i32).wrapping_sub(ROUND.to_bits() as i32));
     let r = n.mul_add(-LN2_LO, n.mul_add(-LN2_HI, x));
-    let y = poly(r, P).mul_add(r * r, r) + 1.0;
-    let half = i >> 1;
-    y * pow2(half) * pow2(i.wrapping_sub(half))
+    (poly(r, P).mul_add(r * r, r) + 1.0, i)
 }
 
 /// The natural logarithm to about 1 ulp, denormal arguments included. log 0 = -inf; of less, NaN.
@@ -233,6 +251,18 @@ mod tests {
             let (s, c) = (ulps(s, f64::from(x).sin()), ulps(c, f64::from(x).cos()));
             assert!(s <= 2.0 && c <= 2.0, "sin, cos of {x:e} are off by {s:.2}, {c:.2} ulp");
         }
+    }
+
+    #[test]
+    fn the_exponential_for_weights_is_the_other_one_down_to_2_to_the_minus_126() {
+        let dense = (-1_000_000..880_000).map(|i| i as f32 * 1e-4);
+        for x in dense.chain(every_float(40_009).filter(|x| *x <= 88.0)) {
+            let (exact, weight) = (exp(x), exp_or_zero(x));
+            let flushed = weight == 0.0 && exact < f32::MIN_POSITIVE;
+            assert!(weight.to_bits() == exact.to_bits() || flushed, "{x:e}: {weight:e}, not {exact:e}");
+        }
+        assert_eq!([exp_or_zero(f32::NEG_INFINITY), exp_or_zero(0.0)], [0.0, 1.0]);
+        assert!(exp_or_zero(f32::NAN).is_nan());
     }
 
     #[test]

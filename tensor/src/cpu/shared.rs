@@ -1,6 +1,5 @@
 //! One output that tasks write disjoint parts of, where the parts are no contiguous chunks.
 
-use super::span;
 use std::marker::PhantomData;
 
 /// A mutable slice that several threads hold.
@@ -30,14 +29,6 @@ impl<'a, T> Shared<'a, T> {
         assert!(at <= self.len && len <= self.len - at);
         // SAFETY: inside the borrowed slice (asserted); unique by the caller's promise.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(at), len) }
-    }
-
-    /// The first element of a rectangle of `rows` rows of `cols` elements, `stride` apart, from `at` on, which
-    /// lies inside the slice. To write through it is as unsafe as [`Shared::slice`].
-    pub(super) fn rectangle(&self, at: usize, rows: usize, cols: usize, stride: usize) -> *mut T {
-        let end = span(rows, stride, cols).and_then(|span| span.checked_add(at));
-        assert!(rows > 0 && end.is_some_and(|end| end <= self.len));
-        self.start.wrapping_add(at)
     }
 }
 

@@ -4,7 +4,7 @@
 use crate::cpu::Cpu;
 use crate::cpu::attention::{self, Attention, Gradients, Mask, Segment};
 use crate::ops::copy;
-use crate::{DType, Error, Result, Tensor, TensorMut, kernel, same_device};
+use crate::{DType, Error, Result, Tensor, TensorMut, dispatch, kernel, same_device};
 
 mod cuda;
 mod segments;
@@ -19,8 +19,8 @@ pub struct KvView<'a> {
     pub v: &'a Tensor,
 }
 
-/// Arguments of [`ATTENTION`]: out = softmax(q kᵀ · scale) v within segments. q, k, v and out are of one dtype: f32, and
-/// on CUDA devices also bf16 or f16, where d is a multiple of 8 and each tensor begins at a multiple of 16 bytes.
+/// Arguments of [`ATTENTION`]: out = softmax(q kᵀ · scale) v within segments. q, k, v and out are of one float dtype. On
+/// CUDA devices, where that is bf16 or f16, d is a multiple of 8 and each tensor begins at a multiple of 16 bytes.
 pub struct AttentionArgs<'a> {
     /// [tokens, heads, d], contiguous.
     pub q: &'a Tensor,
@@ -69,8 +69,8 @@ kernel!(pub ATTENTION_BACKWARD = "attention_backward", AttentionBackwardArgs, ba
 
 /// Attention of `q` [tokens, heads, d] over the keys and values of `kv`; query head h uses key head
 /// h / (heads / key heads). Gives the output [tokens, heads, d] and the logarithm of each softmax's sum
-/// [tokens, heads] in f32, which [`attention_backward`] needs. 16-bit tensors are computed with as they are on CUDA devices
-/// where d is a multiple of 8, else in f32 and rounded at the end.
+/// [tokens, heads] in f32, which [`attention_backward`] needs. 16-bit tensors are read and written as they are, but on CUDA
+/// devices where d is no multiple of 8, which compute with a copy in f32.
 ///
 /// # Errors
 /// When shapes, dtypes or devices do not fit each other or the segments.
@@ -131,19 +131,19 @@ pub fn attention_backward(
     Ok([dq.finish().to_dtype(dtype)?, dk.finish().to_dtype(dtype)?, dv.finish().to_dtype(dtype)?])
 }
 
-/// The dtype that the kernels for `q` take: its own 16 bits on the tensor cores of a CUDA device, which need heads of whole
-/// 16 bytes; f32 everywhere else.
+/// The dtype that the kernels for `q` take: its own, but f32 on a CUDA device whose tensor cores cannot take it, as they
+/// need heads of whole 16 bytes.
 fn kernels_dtype(q: &Tensor) -> Result<DType> {
     let (_, _, width) = q.dims3("attention")?;
-    Ok(if q.device().as_cuda().is_ok() && width.is_multiple_of(8) { q.dtype() } else { DType::F32 })
+    Ok(if q.device().as_cuda().is_ok() && !width.is_multiple_of(8) { DType::F32 } else { q.dtype() })
 }
 
-/// Tensors as the kernels take them: of `dtype`, contiguous, and aligned where 16 bits are read 16 bytes at a time.
+/// Tensors as the kernels take them: of `dtype`, contiguous, and aligned where a GPU reads 16 bits 16 bytes at a time.
 fn operands<const N: usize>(tensors: [&Tensor; N], dtype: DType) -> Result<[Tensor; N]> {
     let mut operands = tensors.map(Clone::clone);
     for x in &mut operands {
         *x = x.to_dtype(dtype)?.contiguous()?;
-        if dtype != DType::F32 && x.address()? % cuda::ALIGNMENT != 0 {
+        if x.device().as_cuda().is_ok() && dtype != DType::F32 && x.address()? % cuda::ALIGNMENT != 0 {
             *x = copy(x, dtype)?;
         }
     }
@@ -187,14 +187,20 @@ fn attention_of(q: &Tensor, kv: KvView<'_>, mask: Mask, scale: f32) -> Result<At
 
 fn forward_cpu(cpu: &Cpu, mut args: AttentionArgs<'_>) -> Result<()> {
     let of = attention_of(args.q, args.kv, args.mask, args.scale)?;
-    let (q, k, v) = (args.q.as_slice()?, args.kv.k.as_slice()?, args.kv.v.as_slice()?);
-    attention::forward(cpu, &of, args.segments.list(), q, k, v, args.out.as_mut_slice()?, args.lse.as_mut_slice()?)
+    dispatch!(float args.q.dtype(), "attention", T => {
+        let (q, k, v) = (args.q.as_slice::<T>()?, args.kv.k.as_slice()?, args.kv.v.as_slice()?);
+        let (out, lse) = (args.out.as_mut_slice()?, args.lse.as_mut_slice()?);
+        attention::forward(cpu, &of, args.segments.list(), q, k, v, out, lse)
+    })
 }
 
 fn backward_cpu(cpu: &Cpu, mut args: AttentionBackwardArgs<'_>) -> Result<()> {
     let of = attention_of(args.q, args.kv, args.mask, args.scale)?;
-    let (q, k, v) = (args.q.as_slice()?, args.kv.k.as_slice()?, args.kv.v.as_slice()?);
-    let (out, lse, d_out) = (args.out.as_slice()?, args.lse.as_slice()?, args.d_out.as_slice()?);
-    let (dq, dk, dv) = (args.dq.as_mut_slice()?, args.dk.as_mut_slice()?, args.dv.as_mut_slice()?);
-    attention::backward(cpu, &of, args.segments.list(), q, k, v, out, lse, d_out, Gradients { q: dq, k: dk, v: dv })
+    dispatch!(float args.q.dtype(), "attention_backward", T => {
+        let (q, k, v) = (args.q.as_slice::<T>()?, args.kv.k.as_slice()?, args.kv.v.as_slice()?);
+        let (out, lse, d_out) = (args.out.as_slice()?, args.lse.as_slice()?, args.d_out.as_slice()?);
+        let gradients =
+            Gradients { q: args.dq.as_mut_slice()?, k: args.dk.as_mut_slice()?, v: args.dv.as_mut_slice()? };
+        attention::backward(cpu, &of, args.segments.list(), q, k, v, out, lse, d_out, gradients)
+    })
 }

@@ -1,97 +1,30 @@
-//! The forward pass: one task a block of queries and key head, which walks over the tiles of keys.
+//! The forward pass. Rows are lanes: scores are `[key][row]`, so that the softmax of a row runs down a column, and the
+//! exponentials lie as the product with the values reads them.
+//!
+//! Keys and values are packed a tile at a time, once for all rows. Then a task takes a block of rows and walks over the
+//! tiles that they see. Segments with few rows (decoding) are cut along their keys instead, with the same bits.
 
-use super::{Attention, Block, KV_TILE, Segment};
-use crate::cpu::gemm::{Elems, Kernel, Lanes, Shape, pack_lanes};
-use crate::cpu::math::{exp, log};
-use crate::cpu::reduce::{fold, larger};
+use super::operand::{Operand, Stored, by_column, by_row};
+use super::softmax::{STATS, Strip, clear, finish, merge, softmax};
+use super::tiles::Tiles;
+use super::{Attention, Block, Segment, Tile};
+use crate::cpu::gemm::{Kernel, Shape, interleave};
 use crate::cpu::shared::Shared;
-use crate::cpu::{Cpu, simd};
-use crate::{Error, Result};
+use crate::cpu::{Cpu, scratch::Buffer};
+use crate::{DType, Error, Result};
+use half::bf16;
 
-/// Partial maxima or sums of a row. They pass through memory, which keeps the compiler from pulling the
-/// vector loop over the row apart for the sake of the fold that follows.
-const LANES: usize = 16;
+/// Keys a tile, whole panels of a micro-kernel: of 14, 6 and 4 rows in f32, so that bits depend on none.
+const KEYS: usize = 168;
 
-simd! {
-    /// Hides what is outside of `bounds`, then takes the maxima of each row's columns modulo LANES.
-    fn mask_and_max(scores: &mut [f32], bounds: &[[u32; 2]], lanes: &mut [f32]) {
-        let rows = scores.as_chunks_mut::<KV_TILE>().0.iter_mut().zip(bounds);
-        for ((row, bounds), lanes) in rows.zip(lanes.as_chunks_mut::<LANES>().0) {
-            hide(row, *bounds, f32::NEG_INFINITY);
-            let mut acc = [f32::NEG_INFINITY; LANES];
-            for part in row.as_chunks::<LANES>().0 {
-                for (acc, x) in acc.iter_mut().zip(part) {
-                    *acc = larger(*acc, *x);
-                }
-            }
-            *lanes = acc;
-        }
-    }
+/// Rows a task: whole strips of every micro-kernel (32 and 16 columns).
+const ROWS: usize = 128;
 
-    /// Raises each row's maximum to that of its lanes; `keep` is the factor of what was summed before.
-    fn raise_max(lanes: &[f32], max: &mut [f32], keep: &mut [f32]) {
-        for (lanes, (max, keep)) in lanes.as_chunks::<LANES>().0.iter().zip(max.iter_mut().zip(keep)) {
-            let new = larger(*max, fold(*lanes, larger));
-            *keep = exp(*max - shift(new));
-            *max = new;
-        }
-    }
+/// The most rows of a segment that is cut along its keys: no more than a strip of any micro-kernel.
+const FEW_ROWS: usize = 16;
 
-    /// Scores become e^(score - maximum), `lanes` their sums modulo LANES; the rows of `out` are rescaled.
-    fn exponentials(
-        scores: &mut [f32], max: &[f32], keep: &[f32], lanes: &mut [f32], out: &mut [f32], d: usize,
-    ) {
-        let rows = scores.as_chunks_mut::<KV_TILE>().0.iter_mut().zip(lanes.as_chunks_mut::<LANES>().0);
-        for (((row, lanes), out), (max, keep)) in rows.zip(out.chunks_exact_mut(d)).zip(max.iter().zip(keep)) {
-            let shift = shift(*max);
-            let mut acc = [0.0; LANES];
-            for part in row.as_chunks_mut::<LANES>().0 {
-                for (acc, x) in acc.iter_mut().zip(part) {
-                    *x = exp(*x - shift);
-                    *acc += *x;
-                }
-            }
-            *lanes = acc;
-            if *keep != 1.0 {
-                out.iter_mut().for_each(|x| *x *= keep);
-            }
-        }
-    }
-
-    /// Adds the lanes of each row to its rescaled sum.
-    fn add_sums(lanes: &[f32], keep: &[f32], sum: &mut [f32]) {
-        for (lanes, (sum, keep)) in lanes.as_chunks::<LANES>().0.iter().zip(sum.iter_mut().zip(keep)) {
-            *sum = sum.mul_add(*keep, fold(*lanes, |a, b| a + b));
-        }
-    }
-
-    /// Divides the rows of `out` by their sums (rows that saw nothing stay zero) and turns `max` into the
-    /// log of the sum of e^score.
-    fn finish(out: &mut [f32], max: &mut [f32], sum: &[f32], d: usize) {
-        for ((out, max), sum) in out.chunks_exact_mut(d).zip(max).zip(sum) {
-            let inverse = if *sum == 0.0 { 0.0 } else { 1.0 / *sum };
-            out.iter_mut().for_each(|x| *x *= inverse);
-            *max += log(*sum);
-        }
-    }
-}
-
-/// What is subtracted from scores: a row that saw nothing yet takes any finite number, to give zeros.
-#[inline(always)]
-fn shift(max: f32) -> f32 {
-    if max == f32::NEG_INFINITY { 0.0 } else { max }
-}
-
-/// Sets the columns of `row` outside of `bounds` to `value`.
-#[inline(always)]
-pub(super) fn hide(row: &mut [f32; KV_TILE], bounds: [u32; 2], value: f32) {
-    let [from, to] = bounds;
-    if from > 0 || to < KV_TILE as u32 {
-        for (i, x) in row.iter_mut().enumerate() {
-            *x = if (i as u32) < from || (i as u32) >= to { value } else { *x };
-        }
-    }
-}
+/// Segments with few rows that are taken at a time: their tiles' states wait in memory to be merged.
+const SEGMENTS: usize = 64;
 
 /// out `[tq, heads, d]` and lse `[tq, heads]` (the log of the sum of e^score, for [`super::backward`]) from
 /// q `[tq, heads, d]` and k, v `[tkv, kv_heads, d]`. Queries that see nothing, or are in no segment, give
@@ -100,14 +33,14 @@ pub(super) fn hide(row: &mut [f32; KV_TILE], bounds: [u32; 2], value: f32) {
 /// # Errors
 /// When sizes do not fit, a segment lies outside, or the segments' queries are not in ascending order.
 #[allow(clippy::too_many_arguments)]
-pub fn forward(
+pub fn forward<T: Stored>(
     cpu: &Cpu,
     attention: &Attention,
     segments: &[Segment],
-    q: &[f32],
-    k: &[f32],
-    v: &[f32],
-    out: &mut [f32],
+    q: &[T],
+    k: &[T],
+    v: &[T],
+    out: &mut [T],
     lse: &mut [f32],
 ) -> Result<()> {
     let (tq, _) = attention.check(segments, q.len(), k.len(), v.len())?;
@@ -115,70 +48,195 @@ pub fn forward(
         let detail = format!("out and lse of {}, {} elements for q of {}", out.len(), lse.len(), q.len());
         return Err(Error::shape("attention", detail));
     }
-    out.fill(0.0);
-    lse.fill(f32::NEG_INFINITY);
-    let blocks = attention.blocks(segments, |_| attention.block_len());
-    let (out, lse) = (Shared::new(out), Shared::new(lse));
-    cpu.run(blocks.len(), |task| forward_block(cpu, attention, blocks[task], [q, k, v], &out, &lse));
+    for gap in attention.gaps(segments, tq) {
+        out[gap.start * attention.head_dim..gap.end * attention.head_dim].fill(T::from_f32(0.0));
+        lse[gap].fill(f32::NEG_INFINITY);
+    }
+    let (few, many): (Vec<_>, Vec<_>) = segments.iter().partition(|s| attention.rows(s) <= FEW_ROWS);
+    let (inputs, outputs) = ([q, k, v], Outputs { out: Shared::new(out), lse: Shared::new(lse) });
+    match Kernel::of_bf16(cpu.simd()) {
+        Some(kernel) if T::DTYPE == DType::BF16 => {
+            Forward::<bf16>::new(cpu, attention, kernel).run(&few, &many, inputs, &outputs);
+        }
+        _ => Forward::<f32>::new(cpu, attention, Kernel::new(cpu.simd())).run(&few, &many, inputs, &outputs),
+    }
     Ok(())
 }
 
-fn forward_block(cpu: &Cpu, a: &Attention, block: Block, [q, k, v]: [&[f32]; 3], out: &Shared, lse: &Shared) {
-    let (kernel, simd, d) = (Kernel::new(cpu.simd()), cpu.simd(), a.head_dim);
-    let rows = block.len * a.group();
-    let (padded, wide) = (rows.next_multiple_of(kernel.mr), d.next_multiple_of(kernel.nr));
-    let mut queries = cpu.scratch(padded * d);
-    let mut scores = cpu.scratch(rows * KV_TILE);
-    let mut panels = cpu.scratch(padded * KV_TILE);
-    let (mut keys, mut values) = (cpu.scratch(KV_TILE * d), cpu.scratch(KV_TILE * wide));
-    let mut acc = cpu.scratch(rows * d);
-    let (mut max, mut sum) = (cpu.scratch(rows), cpu.scratch(rows));
-    let (mut keep, mut lanes) = (cpu.scratch(rows), cpu.scratch(rows * LANES));
-    let mut bounds = Vec::with_capacity(rows);
+/// What tasks write: each the rows of its own.
+struct Outputs<'a, T> {
+    out: Shared<'a, T>,
+    lse: Shared<'a>,
+}
 
-    a.gather(block, q, &mut acc);
-    pack_lanes(
-        simd,
-        Lanes { data: Elems::F32(&acc), lane_stride: d, k_stride: 1 },
-        0..rows,
-        0..d,
-        kernel.mr,
-        &mut queries,
-    );
-    acc.fill(0.0);
-    max.fill(f32::NEG_INFINITY);
-    sum.fill(0.0);
-    for tile in a.tiles(block) {
-        let n = tile.keys.len();
-        let first = tile.rows.start / kernel.mr * kernel.mr;
-        let m = tile.rows.end - first;
-        let at = a.kv_at(block, tile.keys.start);
-        let by_key = Lanes { data: Elems::F32(&k[at..]), lane_stride: a.kv_stride(), k_stride: 1 };
-        pack_lanes(simd, by_key, 0..n, 0..d, kernel.nr, &mut keys);
-        let by_column = Lanes { data: Elems::F32(&v[at..]), lane_stride: 1, k_stride: a.kv_stride() };
-        pack_lanes(simd, by_column, 0..d, 0..n, kernel.nr, &mut values);
+/// How the work of a forward pass is cut.
+pub(super) struct Forward<'a, E: 'static> {
+    pub(super) cpu: &'a Cpu,
+    pub(super) a: &'a Attention,
+    kernel: Kernel<E>,
+    /// Keys a tile.
+    keys: usize,
+    /// head_dim filled up to whole panels.
+    deep: usize,
+}
 
-        let score = Shape { m, n, k: d, alpha: a.scale, add: false };
-        kernel.multiply(score, &queries[first * d..], &keys, &mut scores, KV_TILE);
-        a.bounds(block, &tile, first..tile.rows.end, &mut bounds);
-        let (max, sum) = (&mut max[first..], &mut sum[first..]);
-        let scores = &mut scores[..m * KV_TILE];
-        mask_and_max(simd, scores, &bounds, &mut lanes);
-        raise_max(simd, &lanes[..m * LANES], max, &mut keep);
-        exponentials(simd, scores, max, &keep, &mut lanes, &mut acc[first * d..], d);
-        add_sums(simd, &lanes[..m * LANES], &keep, sum);
-        let by_row = Lanes { data: Elems::F32(scores), lane_stride: KV_TILE, k_stride: 1 };
-        pack_lanes(simd, by_row, 0..m, 0..n, kernel.mr, &mut panels);
-        let weighted = Shape { m, n: d, k: n, alpha: 1.0, add: true };
-        kernel.multiply(weighted, &panels, &values, &mut acc[first * d..], d);
+impl<'a, E: Operand> Forward<'a, E> {
+    fn new(cpu: &'a Cpu, a: &'a Attention, kernel: Kernel<E>) -> Self {
+        let (keys, deep) = (KEYS / kernel.mr * kernel.mr, a.head_dim.next_multiple_of(kernel.mr));
+        Forward { cpu, a, kernel, keys, deep }
     }
-    finish(simd, &mut acc, &mut max, &sum, d);
-    for (i, (row, max)) in acc.chunks_exact(a.group() * d).zip(max.chunks_exact(a.group())).enumerate() {
-        let at = a.q_at(block, i);
-        // SAFETY: queries of segments are disjoint (`check`), so these heads of this query are this task's alone.
-        unsafe {
-            out.slice(at, row.len()).copy_from_slice(row);
-            lse.slice(at / d, max.len()).copy_from_slice(max);
+
+    fn run<T: Stored>(&self, few: &[Segment], many: &[Segment], inputs: [&[T]; 3], outputs: &Outputs<T>) {
+        self.cpu.enter(|| {
+            few.chunks(SEGMENTS).for_each(|few| self.over_keys(few, inputs, outputs));
+            self.over_rows(many, inputs, outputs);
+        });
+    }
+
+    /// Packs all tiles; then a task takes a block of rows.
+    fn over_rows<T: Stored>(&self, segments: &[Segment], [q, k, v]: [&[T]; 3], outputs: &Outputs<T>) {
+        let (cpu, a, mr) = (self.cpu, self.a, self.kernel.mr);
+        let places = Tiles::new(a, segments, self.keys, mr, self.packed_len(mr) / mr);
+        let (tiles, blocks) = (places.seen(a, segments), a.blocks(segments, |_| ROWS));
+        let mut packed = cpu.scratch_of::<E>(places.size());
+        let shared = Shared::new(&mut packed);
+        cpu.run(tiles.len(), |task| {
+            let place = places.place(&tiles[task]);
+            // SAFETY: the places of tiles are disjoint, and each is one task's.
+            self.pack(&tiles[task], k, v, unsafe { shared.slice(place.start, place.len()) });
+        });
+        cpu.run(blocks.len(), |task| self.walk(&blocks[task], q, &places, &packed, outputs));
+    }
+
+    /// Takes a block of rows over all tiles that it sees.
+    fn walk<T: Stored>(&self, block: &Block, q: &[T], places: &Tiles, packed: &[E], outputs: &Outputs<T>) {
+        let (cpu, a, width, state_len) = (self.cpu, self.a, self.kernel.nr, self.state_len());
+        let firsts = || block.rows.clone().step_by(width);
+        let strips: Vec<Strip> = firsts().map(|first| Strip::new(a, block, first, width)).collect();
+        let queries = self.queries(block, q);
+        let (mut scores, mut next) = (self.scores(), cpu.scratch(state_len));
+        let mut states = cpu.scratch(strips.len() * state_len);
+        states.chunks_exact_mut(state_len).for_each(|state| clear(width, state));
+        for tile in block.tiles(a, self.keys) {
+            let packed = &packed[places.place(&tile)];
+            let queries = queries.chunks_exact(self.kernel.packed_b(width, a.head_dim));
+            for ((strip, q), state) in strips.iter().zip(queries).zip(states.chunks_exact_mut(state_len)) {
+                if self.attend(strip, &tile, q, packed, &mut scores, &mut next) {
+                    merge(cpu.simd(), width, state, &next);
+                }
+            }
+        }
+        for (first, state) in firsts().zip(states.chunks_exact_mut(state_len)) {
+            self.store(block, first, state, outputs);
+        }
+    }
+
+    /// A task takes a tile of the keys that a block sees; then one merges what came of all of them.
+    fn over_keys<T: Stored>(&self, segments: &[Segment], inputs: [&[T]; 3], outputs: &Outputs<T>) {
+        let (cpu, a, width) = (self.cpu, self.a, self.kernel.nr);
+        let blocks = a.blocks(segments, |_| FEW_ROWS);
+        let (mut tiles, mut ends) = (Vec::new(), Vec::new());
+        for block in &blocks {
+            tiles.extend(block.tiles(a, self.keys).map(|tile| (block, tile)));
+            ends.push(tiles.len());
+        }
+        let mut states = cpu.scratch(tiles.len() * self.state_len());
+        cpu.chunks(&mut states, self.state_len(), |task, state| {
+            let (block, tile) = &tiles[task];
+            E::attend_few(self, block, tile, inputs, state);
+        });
+        cpu.run(blocks.len(), |task| {
+            let first = if task == 0 { 0 } else { ends[task - 1] };
+            let mut state = cpu.scratch(self.state_len());
+            clear(width, &mut state);
+            for next in states.chunks_exact(self.state_len()).take(ends[task]).skip(first) {
+                merge(cpu.simd(), width, &mut state, next);
+            }
+            self.store(&blocks[task], 0, &mut state, outputs);
+        });
+    }
+
+    /// What the few rows of a block take from a tile of keys.
+    pub(super) fn attend_few<T: Stored>(&self, block: &Block, tile: &Tile, [q, k, v]: [&[T]; 3], state: &mut [f32]) {
+        let mut packed = self.cpu.scratch_of(self.packed_len(tile.keys.len()));
+        self.pack(tile, k, v, &mut packed);
+        let (strip, queries) = (Strip::new(self.a, block, 0, self.kernel.nr), self.queries(block, q));
+        if !self.attend(&strip, tile, &queries, &packed, &mut self.scores(), state) {
+            clear(self.kernel.nr, state);
+        }
+    }
+
+    /// Elements of a packed tile of `n` keys.
+    fn packed_len(&self, n: usize) -> usize {
+        n.next_multiple_of(self.kernel.mr) * (self.kernel.depth(self.a.head_dim) + self.deep)
+    }
+
+    fn state_len(&self) -> usize {
+        (STATS + self.deep) * self.kernel.nr
+    }
+
+    /// Room for the products of a strip with a tile.
+    fn scores(&self) -> Buffer {
+        self.cpu.scratch(self.keys.next_multiple_of(self.kernel.mr) * self.kernel.nr)
+    }
+
+    /// Packs a tile: keys as lanes of a left-hand operand, then columns of values as such.
+    fn pack<T: Stored>(&self, tile: &Tile, k: &[T], v: &[T], out: &mut [E]) {
+        let (a, n, simd) = (self.a, tile.keys.len(), self.cpu.simd());
+        let (at, stride) = (a.kv_at(tile, tile.keys.start), a.kv_heads * a.head_dim);
+        let (keys, values) = out.split_at_mut(self.kernel.packed_a(n, a.head_dim));
+        E::left(simd, self.kernel, by_row(&k[at..], stride), n, a.head_dim, keys);
+        E::left(simd, self.kernel, by_column(&v[at..], stride), a.head_dim, n, values);
+    }
+
+    /// Packs the rows of a block as lanes of a right-hand operand.
+    fn queries<T: Stored>(&self, block: &Block, q: &[T]) -> Buffer<E> {
+        let (cpu, rows, d) = (self.cpu, block.rows.len(), self.a.head_dim);
+        let mut gathered = cpu.scratch_of::<T>(rows * d);
+        let mut queries = cpu.scratch_of::<E>(self.kernel.packed_b(rows, d));
+        self.a.gather(block, q, &mut gathered);
+        E::right(cpu.simd(), self.kernel, by_row(&gathered, d), rows, d, &mut queries);
+        queries
+    }
+
+    /// What a strip of rows takes from a tile of keys. Returns whether any row sees any of them; if none, `state` is not written.
+    fn attend(&self, strip: &Strip, tile: &Tile, q: &[E], packed: &[E], scores: &mut [f32], state: &mut [f32]) -> bool {
+        let (Kernel { mr, nr, .. }, simd, d) = (self.kernel, self.cpu.simd(), self.a.head_dim);
+        let (keys, values) = packed.split_at(self.kernel.packed_a(tile.keys.len(), d));
+        let seen = strip.seen(tile);
+        if seen.is_empty() {
+            return false;
+        }
+        let start = seen.start / mr * mr; // from a whole panel on
+        let k = seen.end - start;
+        let products = Shape { m: k.next_multiple_of(mr), n: nr, k: d, alpha: 1.0, add: false };
+        self.kernel.multiply(products, &keys[start * self.kernel.depth(d)..], q, scores, nr);
+        // Hidden keys have infinite products, which a scale of 0 must leave so.
+        let scale = if self.a.scale == 0.0 { f32::MIN_POSITIVE } else { self.a.scale };
+        softmax(simd, nr, &mut scores[..k * nr], tile.keys.start + start, scale, strip, state);
+        let weights = E::strip(simd, self.kernel, k, scores);
+        let weighted = Shape { m: mr, n: nr, k, alpha: 1.0, add: false };
+        let panels = values.chunks_exact(self.kernel.packed_a(mr, tile.keys.len()));
+        for (values, out) in panels.zip(state[STATS * nr..].chunks_exact_mut(mr * nr)) {
+            self.kernel.multiply(weighted, &values[start * mr..], weights, out, nr);
+        }
+        true
+    }
+
+    /// Writes the rows of a strip, from row `first` of the block on, when they have seen all keys.
+    fn store<T: Stored>(&self, block: &Block, first: usize, state: &mut [f32], outputs: &Outputs<T>) {
+        let (a, simd, width, d) = (self.a, self.cpu.simd(), self.kernel.nr, self.a.head_dim);
+        finish(simd, width, state);
+        let (lse, out) = (&state[..width], &state[STATS * width..]);
+        let mut rows = self.cpu.scratch(width * d);
+        interleave(simd, out, width, d, d, &mut rows);
+        for ((row, values), lse) in (first..block.rows.end).zip(rows.chunks_exact(d)).zip(lse) {
+            let at = a.q_at(block, row);
+            // SAFETY: queries of segments are disjoint (`check`), so this head of this query is this task's alone.
+            unsafe {
+                T::narrow(simd, values, outputs.out.slice(at, d));
+                outputs.lse.slice(at / d, 1)[0] = *lse;
+            }
         }
     }
 }
