@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The real run with torch, PEFT and bitsandbytes: fine-tune on the package rows, exact match on unseen section rows.
 
-    venv/bin/python benches/pytorch/eval_section.py --model models-cache/SmolLM2-135M-Instruct.Q4_1.gguf
+    .venv/bin/python benches/pytorch/eval_section.py --model models-cache/SmolLM2-135M-Instruct.Q4_1.gguf
 
 The settings are those of `kinglet finetune --method qlora --quant nf4 --lora-r 16 --learning-rate 5e-4 --max-steps 60
 --per-device-train-batch-size 8 --max-length 256 --seed 1`: rank 16, alpha 32 on every Linear, AdamW, linear decay with no
@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 import transformers
 
-from common import add_lora, add_model_options, load, peak_mib, setting
+from common import add_lora, hugging_face_folder, load, peak_mib, setting
 from fixture_lib import IGNORE, alpaca_messages, render
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "data"
@@ -69,7 +69,9 @@ def exact_match(model, tokenizer, rows: list[dict], max_new_tokens: int) -> tupl
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_model_options(parser)
+    parser.add_argument("--model", type=Path, required=True, help="a .gguf file or a Hugging Face folder")
+    parser.add_argument("--dtype", choices=("f32", "bf16"), default="f32", help="of weights and activations; with qlora of the activations")
+    parser.add_argument("--threads", type=int, help="default: torch's own choice")
     parser.add_argument("--data", type=Path, nargs="+", default=[EXAMPLES / "section-train.jsonl", EXAMPLES / "synopsis-train.jsonl"])
     parser.add_argument("--eval-data", type=Path, default=EXAMPLES / "section-valid.jsonl")
     parser.add_argument("--method", choices=("qlora", "lora"), default="qlora")
@@ -84,7 +86,10 @@ def main() -> None:
 
     torch.manual_seed(options.seed)
     qlora = options.method == "qlora"
-    model, tokenizer = load(options, qlora)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    folder = hugging_face_folder(options.model, "f32")
+    model, tokenizer = load(folder, options.dtype, qlora), transformers.AutoTokenizer.from_pretrained(folder)
     held_out = read([options.eval_data])
     before, _ = exact_match(model, tokenizer, held_out, options.max_new_tokens)
 

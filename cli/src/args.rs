@@ -1,8 +1,9 @@
 //! The command line. Names follow transformers' TrainingArguments, PEFT's LoraConfig and bitsandbytes' configuration.
 
+use crate::bench::args::BenchArgs;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use kinglet_train::ByteSize;
-use serde::{Deserialize, Deserializer};
+use serde::{Deserialize, Deserializer, Serialize};
 use std::path::PathBuf;
 
 /// Fine-tune and run Llama-style language models: LoRA, QLoRA and full, in Hugging Face's file formats.
@@ -27,6 +28,8 @@ pub(crate) enum Command {
     Quantize(QuantizeArgs),
     /// Say what is in a model, adapter, checkpoint or weight file
     Inspect(InspectArgs),
+    /// Measure speed and memory beside PyTorch and llama.cpp
+    Bench(BenchArgs),
     /// Render chats for another process of kinglet: requests on standard input, answers on standard output
     #[command(hide = true)]
     RenderChats,
@@ -77,14 +80,14 @@ pub(crate) struct ModelArgs {
     pub(crate) device: DeviceArgs,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Dtype {
     F32,
     Bf16,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Quant {
     Nf4,
@@ -92,7 +95,7 @@ pub(crate) enum Quant {
     None,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Method {
     Qlora,

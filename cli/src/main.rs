@@ -1,4 +1,4 @@
-//! The kinglet command line: fine-tune, generate, evaluate, merge, quantise, inspect.
+//! The kinglet command line: fine-tune, generate, evaluate, merge, quantise, inspect, bench.
 //!
 //! Exit codes: 0 done; 2 the input is at fault, with one line on standard error that says what and what to do; 1 a
 //! fault of kinglet itself.
@@ -6,6 +6,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod args;
+mod bench;
 mod conflicts;
 mod console;
 mod demo;
@@ -87,6 +88,7 @@ fn run(cli: Cli) -> kinglet_tensor::Result<()> {
         Some(Command::Merge(args)) => merge::run(&args),
         Some(Command::Quantize(args)) => quantize::run(&args),
         Some(Command::Inspect(args)) => inspect::run(&args),
+        Some(Command::Bench(args)) => bench::run(&args),
         Some(Command::RenderChats) => render::run(),
     }
 }

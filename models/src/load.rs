@@ -69,10 +69,11 @@ impl Decoder {
         Self::random_as(config, seed, DType::F32, &LoadOptions { device: device.clone(), quant: None })
     }
 
-    /// As [`Decoder::random`], with matrices of `dtype`, held as `options` ask.
+    /// As [`Decoder::random`], with weights of `dtype`, quantised one by one where `options` ask for it: no more than one
+    /// of them is ever held in f32.
     ///
     /// # Errors
-    /// When `dtype` is no float, or memory runs out.
+    /// As [`Decoder::random`]; when `dtype` is no float.
     pub fn random_as(config: Config, seed: u64, dtype: DType, options: &LoadOptions) -> Result<Self> {
         let deviation = match config.json.as_ref().and_then(|json| json.get("initializer_range")) {
             None => 0.02,
@@ -280,7 +281,7 @@ struct Random<'a> {
 
 impl Tensors for Random<'_> {
     fn vector(&self, name: &str, len: usize) -> Result<Tensor> {
-        Tensor::full(if name.ends_with(".bias") { 0.0 } else { 1.0 }, &[len], DType::F32, self.device)
+        Tensor::full(if name.ends_with(".bias") { 0.0 } else { 1.0 }, &[len], self.dtype, self.device)
     }
 
     fn matrix(&self, name: &str, shape: [usize; 2]) -> Result<Weight> {

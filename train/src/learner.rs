@@ -12,8 +12,8 @@ use kinglet_tensor::{DType, Error, Result, Tensor};
 use std::path::Path;
 use std::sync::Arc;
 
-/// A model in training.
-pub(crate) struct Learner {
+/// A model in training: what a run makes its steps with, for benchmarks too.
+pub struct Learner {
     pub(crate) model: Decoder,
     pub(crate) params: Arc<ParamSet>,
     pub(crate) map: Arc<AdapterMap>,
@@ -42,16 +42,19 @@ pub(crate) struct Launched {
 
 /// What a step found. When one of the two is not finite, nothing was changed.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct StepResult {
+pub struct StepResult {
     /// The mean over the step's target tokens, before the update.
-    pub(crate) loss: f64,
+    pub loss: f64,
     /// Before clipping.
-    pub(crate) grad_norm: f64,
+    pub grad_norm: f64,
 }
 
 impl Learner {
     /// `model` with what the settings train of it. An adapter is read from the folder `adapter`, or is a new one.
-    pub(crate) fn new(model: Decoder, settings: &Settings, adapter: Option<&Path>) -> Result<Self> {
+    ///
+    /// # Errors
+    /// When the adapter cannot be read or does not fit the model, or memory runs out.
+    pub fn new(model: Decoder, settings: &Settings, adapter: Option<&Path>) -> Result<Self> {
         let (params, map, adapter_config) = match settings.method {
             Method::Full => {
                 let (params, map) = full(&model)?;
@@ -111,7 +114,10 @@ impl Learner {
 
     /// Step number `step` (from 1) at learning rate `rate` over all of `micro`. The device's threads are entered once. Batches
     /// and numbers go to the device first; then nothing waits for it until the step is done.
-    pub(crate) fn step(&mut self, micro: &[TokenBatch], step: u64, rate: f64) -> Result<StepResult> {
+    ///
+    /// # Errors
+    /// When a batch does not fit the model, or memory runs out.
+    pub fn step(&mut self, micro: &[TokenBatch], step: u64, rate: f64) -> Result<StepResult> {
         let device = self.model.device().clone();
         device.enter(|| {
             let inputs = self.upload(micro)?;

@@ -21,6 +21,7 @@ mod settings;
 pub use base::{Base, OpenOptions, gguf_vocab};
 pub use budget::ByteSize;
 pub use eval::{Answering, Loss, evaluate_loss, exact_match};
+pub use learner::{Learner, StepResult};
 pub use report::{EvalRow, Plan, Reporter, Silent, StepRow};
 pub use run::{End, Outcome, RunOptions, Start, run};
 pub use settings::{DtypeName, Method, Quant, SchedulerType, Settings};

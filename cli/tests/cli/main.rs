@@ -1,6 +1,7 @@
 //! The real binary on small models: what it prints, where, and with which exit code.
 #![allow(clippy::unwrap_used)]
 
+mod bench;
 mod common;
 mod conflicts;
 mod finetune;

@@ -38,7 +38,7 @@ fn help_names_every_option_and_its_default() {
     }
     contains(&ok(&["generate", "--help"]).out, &["[default: 128]", "[default: 0]", "[default: 42]"]);
     contains(&ok(&["eval", "--help"]).out, &["[default: loss,perplexity]", "[default: 1024]", "[default: 128]"]);
-    contains(&ok(&["--help"]).out, &["finetune", "generate", "eval", "merge", "quantize", "inspect"]);
+    contains(&ok(&["--help"]).out, &["finetune", "generate", "eval", "merge", "quantize", "inspect", "bench"]);
     contains(&ok(&["--version"]).out, &[env!("CARGO_PKG_VERSION")]);
 }
 

@@ -12,6 +12,7 @@ pub mod gemm;
 pub mod ggml;
 pub mod math;
 pub mod nf4;
+pub mod peak;
 pub mod reduce;
 pub mod sample;
 mod scratch;

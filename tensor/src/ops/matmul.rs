@@ -270,7 +270,7 @@ fn operands(a: &Tensor, b: &Tensor) -> Result<(Tensor, Tensor, Vec<usize>)> {
 fn matmul_cpu(cpu: &Cpu, mut args: MatmulArgs<'_>) -> Result<()> {
     let MatmulArgs { a, b, column, epilogue, .. } = args;
     let Epilogue { alpha, accumulate, .. } = epilogue;
-    let options = Options { alpha, accumulate, round_bf16: a.dtype() == DType::BF16 && b.dtype() == DType::F32 };
+    let options = Options { alpha, accumulate, round_bf16: a.dtype() == DType::BF16 && b.dtype() != DType::F16 };
     let pairs: Vec<(Mat<'_>, Mat<'_>)> = mats(a)?.into_iter().zip(mats(b)?).collect();
     match &pairs[..] {
         [] => Ok(()),

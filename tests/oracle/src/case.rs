@@ -16,6 +16,11 @@ pub trait Case: Debug + Sized + 'static {
     /// The instances to test: odd sizes, size 1, sizes that cross tiles and vector widths, every parameter.
     fn instances() -> Vec<Self>;
 
+    /// Instances of the sizes of real models: for benchmarks, too large for a truth written plainly.
+    fn timed() -> Vec<Self> {
+        Vec::new()
+    }
+
     /// The inputs of this instance, in the order of the op's arguments.
     fn inputs(&self) -> Vec<Input>;
 
@@ -226,8 +231,8 @@ impl<C: Case> AnyCase for C {
     }
 }
 
-/// All instances of a case.
+/// Instances of a case behind pointers.
 #[must_use]
-pub fn boxed<C: Case>() -> Vec<Box<dyn AnyCase>> {
-    C::instances().into_iter().map(|c| Box::new(c) as Box<dyn AnyCase>).collect()
+pub fn boxed<C: Case>(instances: Vec<C>) -> Vec<Box<dyn AnyCase>> {
+    instances.into_iter().map(|c| Box::new(c) as Box<dyn AnyCase>).collect()
 }

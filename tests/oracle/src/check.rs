@@ -125,7 +125,7 @@ impl Checker {
     /// # Errors
     /// The first thing that is not as it should be: op, instance, dtype, layout, index, got, want and tolerance.
     pub fn check<C: Case>(&self) -> Result<Report> {
-        self.check_all(&boxed::<C>())
+        self.check_all(&boxed(C::instances()))
     }
 
     /// Checks the given instances.

@@ -79,6 +79,12 @@ impl Case for Attention {
         ]
     }
 
+    fn timed() -> Vec<Self> {
+        let case =
+            |heads, segments| Attention { heads, segments, mask: Mask::Causal, dtypes: &[DType::F32, DType::BF16] };
+        vec![case([9, 9, 64], &[(1024, 1024)]), case([9, 3, 64], &[(512, 512)]), case([9, 3, 64], &[(1, 512)])]
+    }
+
     fn inputs(&self) -> Vec<Input> {
         let [heads, kv_heads, width] = self.heads;
         let queries: usize = self.segments.iter().map(|s| s.0).sum();

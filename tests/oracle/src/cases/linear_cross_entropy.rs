@@ -108,6 +108,9 @@ impl Case for FrozenLinearCrossEntropy {
     fn instances() -> Vec<Self> {
         Sizes::all(false).into_iter().map(FrozenLinearCrossEntropy).collect()
     }
+    fn timed() -> Vec<Self> {
+        vec![FrozenLinearCrossEntropy(Sizes { rows: 512, width: 576, classes: 49_152, weight: None })]
+    }
     fn inputs(&self) -> Vec<Input> {
         self.0.inputs(false)
     }

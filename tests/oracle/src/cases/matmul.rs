@@ -38,6 +38,11 @@ impl Case for MatMul {
         ]
     }
 
+    fn timed() -> Vec<Self> {
+        let same = |a, b| MatMul { a, b, b_f32: false };
+        vec![same(&[1024, 1024], &[1024, 1024]), same(&[4096, 576], &[576, 1536])]
+    }
+
     fn inputs(&self) -> Vec<Input> {
         let b = float("b", self.b);
         vec![float("a", self.a), if self.b_f32 { b.always(DType::F32) } else { b }]

@@ -74,9 +74,15 @@ macro_rules! all {
         #[must_use]
         pub fn of(file: &str) -> Vec<Box<dyn AnyCase>> {
             match file {
-                $(stringify!($file) => [$(boxed::<$file::$case>()),+].into_iter().flatten().collect(),)*
+                $(stringify!($file) => [$(boxed(<$file::$case as Case>::instances())),+].into_iter().flatten().collect(),)*
                 _ => Vec::new(),
             }
+        }
+
+        /// The instances of all cases that benchmarks time.
+        #[must_use]
+        pub fn timed() -> Vec<Box<dyn AnyCase>> {
+            [$($(boxed(<$file::$case as Case>::timed())),+),*].into_iter().flatten().collect()
         }
     };
 }

@@ -32,6 +32,10 @@ impl Case for RmsNorm {
         plain.map(|s| case(s, None)).into_iter().chain(mixed).collect()
     }
 
+    fn timed() -> Vec<Self> {
+        vec![RmsNorm { shape: &[4096, 576], weight: None }]
+    }
+
     fn inputs(&self) -> Vec<Input> {
         let weight = float("weight", &self.shape[self.shape.len() - 1..]);
         vec![float("x", self.shape), self.weight.map_or(weight.clone(), |dtype| weight.always(dtype).frozen())]
@@ -63,6 +67,10 @@ impl Case for AddRmsNorm {
     fn instances() -> Vec<Self> {
         let case = |norm: RmsNorm| [true, false].map(|with_sum| AddRmsNorm { norm: norm.clone(), with_sum });
         RmsNorm::instances().into_iter().flat_map(case).collect()
+    }
+
+    fn timed() -> Vec<Self> {
+        RmsNorm::timed().into_iter().map(|norm| AddRmsNorm { norm, with_sum: false }).collect()
     }
 
     fn inputs(&self) -> Vec<Input> {

@@ -19,6 +19,10 @@ impl Case for Rope {
         sizes.map(|(shape, angles)| Rope { shape, angles }).to_vec()
     }
 
+    fn timed() -> Vec<Self> {
+        vec![Rope { shape: [4096, 9, 64], angles: 32 }]
+    }
+
     fn inputs(&self) -> Vec<Input> {
         let table = |name| float(name, &[self.shape[0], self.angles]).within(-1.0, 1.0).frozen().always(DType::F32);
         vec![float("x", &self.shape), table("cos"), table("sin")]

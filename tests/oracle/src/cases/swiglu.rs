@@ -20,6 +20,10 @@ impl Case for Swiglu {
         shapes.map(|(shape, gate)| Swiglu { shape, gate }).to_vec()
     }
 
+    fn timed() -> Vec<Self> {
+        vec![Swiglu { shape: &[4096, 1536], gate: 8.0 }]
+    }
+
     fn inputs(&self) -> Vec<Input> {
         vec![float("gate", self.shape).within(-self.gate, self.gate), float("up", self.shape)]
     }
