@@ -284,23 +284,20 @@ impl<'a, E: Operand, T: Stored> Work<'a, E, T> {
     fn load(&mut self, block: &Block, saved: Saved<T>) {
         let Backward { cpu, a, kernel, .. } = *self.pass;
         let (d, simd, n) = (a.head_dim, cpu.simd(), block.rows.len());
-        let [x, y] = &mut self.rows;
-        a.gather(block, saved.out, x);
+        let ([x, y], [out, dout]) = (&mut self.rows, &mut self.widened);
         a.gather(block, saved.dout, y);
-        for ((delta, out), dout) in self.delta.iter_mut().zip(x.chunks_exact(d)).zip(y.chunks_exact(d)) {
-            let [wide_out, wide_dout] = &mut self.widened;
-            T::widen(simd, out, wide_out);
-            T::widen(simd, dout, wide_dout);
-            *delta = dot(simd, wide_out, wide_dout);
+        let stats = self.lse.iter_mut().zip(self.delta.iter_mut());
+        for (((lse, delta), row), y) in stats.zip(block.rows.clone()).zip(y.chunks_exact(d)) {
+            let at = a.q_at(block, row);
+            T::widen(simd, &saved.out[at..at + d], out);
+            T::widen(simd, y, dout);
+            (*lse, *delta) = (saved.lse[at / d], dot(simd, out, dout));
         }
         a.gather(block, saved.q, x);
         for (x, panels, columns) in [(x, &mut self.q, &mut self.q_columns), (y, &mut self.dout, &mut self.dout_columns)]
         {
             E::left(simd, kernel, by_row(x, d), n, d, panels);
             E::left(simd, kernel, by_column(x, d), d, n, columns);
-        }
-        for (lse, row) in self.lse.iter_mut().zip(block.rows.clone()) {
-            *lse = saved.lse[a.q_at(block, row) / d];
         }
         self.seen.clear();
         self.seen.extend(block.rows.clone().map(|row| a.seen(&block.segment, row)));
