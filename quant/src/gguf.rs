@@ -6,7 +6,7 @@ use crate::fused::{Decoded, GROUP};
 use crate::matvec::Matvec;
 use crate::panels::{RowPanels, Rows};
 use crate::weight::Direction;
-use kinglet_tensor::cpu::gemm::Panels;
+use kinglet_tensor::cpu::gemm::{Columns, FewRows, Panels};
 use kinglet_tensor::cpu::ggml::{self, Format, MAX_BLOCK};
 use kinglet_tensor::cpu::{Cpu, Simd};
 use kinglet_tensor::cuda::{self, Arg, Cuda, Flag};
@@ -170,7 +170,7 @@ struct GgufRows<'a> {
 impl Rows for GgufRows<'_> {
     fn decode(&self, row: usize, columns: Range<usize>, out: &mut [f32]) {
         let (len, bytes) = (self.format.block_len(), self.format.block_bytes());
-        let row = &self.blocks[self.order.stored(row) * self.row_bytes..][..self.row_bytes];
+        let row = self.row(row);
         let (mut at, mut out) = (columns.start, out);
         while at < columns.end {
             let (block, skip) = (at / len, at % len);
@@ -186,6 +186,17 @@ impl Rows for GgufRows<'_> {
             }
             (at, out) = (at + taken, rest);
         }
+    }
+
+    fn few_rows<'a>(&'a self, x: FewRows<'a>) -> Option<Box<dyn Columns + 'a>> {
+        ggml::columns(self.format, x, |row| self.row(row))
+    }
+}
+
+impl GgufRows<'_> {
+    /// The blocks of a row.
+    fn row(&self, row: usize) -> &[u8] {
+        &self.blocks[self.order.stored(row) * self.row_bytes..][..self.row_bytes]
     }
 }
 

@@ -2,13 +2,18 @@
 
 use crate::weight::Direction;
 use kinglet_tensor::cpu::Simd;
-use kinglet_tensor::cpu::gemm::{Panels, interleave};
+use kinglet_tensor::cpu::gemm::{Columns, FewRows, Panels, interleave};
 use std::ops::Range;
 
 /// A stored matrix W [out, in] that is decoded a part of a row at a time.
 pub(crate) trait Rows: Sync {
     /// Writes W[row, columns] to `out`, which is as long as `columns`.
     fn decode(&self, row: usize, columns: Range<usize>, out: &mut [f32]);
+
+    /// How few rows are multiplied with rows of W as they are stored, if there is such a way for `x`.
+    fn few_rows<'a>(&'a self, _x: FewRows<'a>) -> Option<Box<dyn Columns + 'a>> {
+        None
+    }
 }
 
 /// Floats that one tile of decoded rows takes: 16 KiB on the stack, half of an L1 cache.
@@ -59,6 +64,13 @@ impl<R: Rows> Panels for RowPanels<R> {
                     self.rows.decode(row, n..n + 1, out);
                 }
             }
+        }
+    }
+
+    fn few_rows<'a>(&'a self, x: FewRows<'a>) -> Option<Box<dyn Columns + 'a>> {
+        match self.direction {
+            Direction::Forward => self.rows.few_rows(x),
+            Direction::Backward => None,
         }
     }
 

@@ -5,6 +5,20 @@
 // The formats are called as everybody calls them.
 #![allow(non_camel_case_types)]
 
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod blocks512;
+mod fixed;
+mod product;
+mod steps;
+#[cfg(test)]
+mod tests;
+#[cfg(target_arch = "x86_64")]
+mod vnni;
+
+pub use product::columns;
+
 use half::{bf16, f16};
 
 use super::simd;
