@@ -189,7 +189,7 @@ impl Rows for GgufRows<'_> {
     }
 
     fn few_rows<'a>(&'a self, x: FewRows<'a>) -> Option<Box<dyn Columns + 'a>> {
-        ggml::columns(self.format, x, |row| self.row(row))
+        ggml::columns(self.format, x, self.blocks, |row| self.order.stored(row))
     }
 }
 

@@ -47,12 +47,16 @@ pub(super) trait Blocks {
 unsafe fn four(bytes: &[u8], at: usize, stride: usize) -> __m512i {
     debug_assert!(at + 3 * stride + 16 <= bytes.len());
     // SAFETY: inside of the slice by the caller's promise.
-    let block = |i: usize| unsafe { _mm_loadu_si128(bytes.as_ptr().add(at + i * stride).cast()) };
-    let two = _mm512_inserti32x4::<1>(_mm512_castsi128_si512(block(0)), block(1));
-    _mm512_inserti32x4::<3>(_mm512_inserti32x4::<2>(two, block(2)), block(3))
+    unsafe {
+        let block = bytes.as_ptr().add(at);
+        let one = _mm512_castsi128_si512(_mm_loadu_si128(block.cast()));
+        let two = _mm512_inserti32x4::<1>(one, _mm_loadu_si128(block.add(stride).cast()));
+        let three = _mm512_inserti32x4::<2>(two, _mm_loadu_si128(block.add(2 * stride).cast()));
+        _mm512_inserti32x4::<3>(three, _mm_loadu_si128(block.add(3 * stride).cast()))
+    }
 }
 
-/// 32 bytes from `at` on, twice: 16, the same 16, and so on where `twice` says.
+/// 32 bytes from `at` on, twice.
 ///
 /// # Safety
 /// They lie in `bytes`.
@@ -64,17 +68,25 @@ unsafe fn both_halves(bytes: &[u8], at: usize) -> __m512i {
     _mm512_broadcast_i64x4(unsafe { _mm256_loadu_si256(bytes.as_ptr().add(at).cast()) })
 }
 
+/// The 16 bits at `at`. In one load: put together from bytes, the compiler would mix those of several.
 #[inline(always)]
 fn bits_16(bytes: &[u8], at: usize) -> u64 {
-    u64::from(u16::from_le_bytes([bytes[at], bytes[at + 1]]))
+    let bytes = &bytes[at..at + 2];
+    // SAFETY: two bytes, of any alignment.
+    u64::from(u16::from_le(unsafe { bytes.as_ptr().cast::<u16>().read_unaligned() }))
+}
+
+/// The 16 bits at `at` of each of four blocks that lie `stride` apart.
+#[inline(always)]
+fn four_times_16(bytes: &[u8], at: usize, stride: usize) -> u64 {
+    (0..RUNS).fold(0, |bits, i| bits | bits_16(bytes, at + i * stride) << (16 * i))
 }
 
 /// The f16 at `at` of each of four blocks that lie `stride` apart.
 #[inline]
 #[target_feature(enable = "avx2,f16c")]
 fn four_halves(bytes: &[u8], at: usize, stride: usize) -> __m128 {
-    let bits = (0..RUNS).fold(0, |bits, i| bits | bits_16(bytes, at + i * stride) << (16 * i));
-    _mm_cvtph_ps(_mm_cvtsi64_si128(bits as i64))
+    _mm_cvtph_ps(_mm_cvtsi64_si128(four_times_16(bytes, at, stride) as i64))
 }
 
 /// The f16 at `at`, four times.
@@ -84,25 +96,43 @@ fn half(bytes: &[u8], at: usize) -> __m128 {
     _mm_broadcastss_ps(_mm_cvtph_ps(_mm_cvtsi32_si128(bits_16(bytes, at) as i32)))
 }
 
-/// d times each of four.
+/// d times each of four bytes.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn times(d: __m128, scales: [u8; RUNS]) -> __m128 {
-    _mm_mul_ps(d, _mm_cvtepi32_ps(_mm_cvtepu8_epi32(_mm_cvtsi32_si128(i32::from_le_bytes(scales)))))
+fn times(d: __m128, scales: u32) -> __m128 {
+    _mm_mul_ps(d, _mm_cvtepi32_ps(_mm_cvtepu8_epi32(_mm_cvtsi32_si128(scales as i32))))
 }
 
 /// As [`times`], of numbers with a sign.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn times_signed(d: __m128, scales: [i8; RUNS]) -> __m128 {
-    let scales = i32::from_le_bytes(scales.map(|s| s as u8));
-    _mm_mul_ps(d, _mm_cvtepi32_ps(_mm_cvtepi8_epi32(_mm_cvtsi32_si128(scales))))
+fn times_signed(d: __m128, scales: u32) -> __m128 {
+    _mm_mul_ps(d, _mm_cvtepi32_ps(_mm_cvtepi8_epi32(_mm_cvtsi32_si128(scales as i32))))
 }
 
 #[inline]
 #[target_feature(enable = "avx2")]
 fn negated(x: __m128) -> __m128 {
     _mm_xor_ps(x, _mm_set1_ps(-0.0))
+}
+
+// Closures are made where no instruction set is asked for: what is compiled for one does not become part of what is not.
+#[inline(always)]
+fn row_bits(rows: [u32; RUNS]) -> [u64; RUNS] {
+    rows.map(|row| 0x0101_0101_0101_0101 << row)
+}
+
+#[inline(always)]
+fn shift_words(shifts: [u32; RUNS]) -> [u64; RUNS] {
+    shifts.map(|shift| u64::from(shift) * 0x0001_0001_0001_0001)
+}
+
+/// A word in each quarter.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn quarters([a, b, c, d]: [u64; RUNS]) -> __m512i {
+    let [a, b, c, d] = [a as i64, b as i64, c as i64, d as i64];
+    _mm512_setr_epi64(a, a, b, b, c, c, d, d)
 }
 
 /// The bits `mask` of each byte, `shift` above the lowest.
@@ -116,8 +146,7 @@ fn bits(bytes: __m512i, shift: u32, mask: i8) -> __m512i {
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
 fn bits_by_run(bytes: __m512i, shifts: [u32; RUNS], mask: i8) -> __m512i {
-    let [a, b, c, d] = shifts.map(|s| i64::from(s) * 0x0001_0001_0001_0001);
-    let shifts = _mm512_setr_epi64(a, a, b, b, c, c, d, d);
+    let shifts = quarters(shift_words(shifts));
     _mm512_and_si512(_mm512_srlv_epi16(bytes, shifts), _mm512_set1_epi8(mask))
 }
 
@@ -125,8 +154,8 @@ fn bits_by_run(bytes: __m512i, shifts: [u32; RUNS], mask: i8) -> __m512i {
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
 fn with_bit(codes: __m512i, bytes: __m512i, rows: [u32; RUNS], value: i8) -> __m512i {
-    let [a, b, c, d] = rows.map(|row| (0x0101_0101_0101_0101u64 << row) as i64);
-    let set = _mm512_test_epi8_mask(bytes, _mm512_setr_epi64(a, a, b, b, c, c, d, d));
+    let bit = quarters(row_bits(rows));
+    let set = _mm512_test_epi8_mask(bytes, bit);
     _mm512_mask_add_epi8(codes, set, codes, _mm512_set1_epi8(value))
 }
 
@@ -175,23 +204,25 @@ unsafe fn nibbles(bytes: &[u8], at: usize, stride: usize) -> [__m512i; 2] {
 #[target_feature(enable = "avx512f,avx512bw")]
 unsafe fn five_bits(bytes: &[u8], fifth: usize, at: usize, stride: usize) -> [__m512i; 2] {
     // SAFETY: by the caller's promise.
-    let codes = unsafe { nibbles(bytes, at, stride) };
-    let mask = |half: usize| (0..RUNS).fold(0, |m, i| m | bits_16(bytes, fifth + 2 * half + i * stride) << (16 * i));
+    let [first, last] = unsafe { nibbles(bytes, at, stride) };
+    let [upper, lower] = [four_times_16(bytes, fifth + 2, stride), four_times_16(bytes, fifth, stride)];
     let sixteen = _mm512_set1_epi8(16);
-    [0, 1].map(|half| _mm512_mask_add_epi8(codes[half], mask(half), codes[half], sixteen))
+    [_mm512_mask_add_epi8(first, lower, first, sixteen), _mm512_mask_add_epi8(last, upper, last, sixteen)]
 }
 
-/// The first 16 bytes of two pairs of rows of 32, and the last: each for the row of low bits and that of high bits.
+/// The codes of two pairs of rows, where 32 bytes are the low nibbles of one and the high ones of the next.
 ///
 /// # Safety
 /// 64 bytes from `at` on lie in `bytes`.
 #[inline]
-#[target_feature(enable = "avx512f")]
-unsafe fn pairs_of_rows(bytes: &[u8], at: usize) -> [__m512i; 2] {
+#[target_feature(enable = "avx512f,avx512bw")]
+unsafe fn rows_of_nibbles(bytes: &[u8], at: usize) -> [__m512i; 2] {
     debug_assert!(at + 64 <= bytes.len());
     // SAFETY: inside of the slice by the caller's promise.
     let rows = unsafe { _mm512_loadu_si512(bytes.as_ptr().add(at).cast()) };
-    [_mm512_shuffle_i32x4::<0b10_10_00_00>(rows, rows), _mm512_shuffle_i32x4::<0b11_11_01_01>(rows, rows)]
+    let first = _mm512_shuffle_i32x4::<0b10_10_00_00>(rows, rows);
+    let last = _mm512_shuffle_i32x4::<0b11_11_01_01>(rows, rows);
+    [bits_by_run(first, [0, 4, 0, 4], 15), bits_by_run(last, [0, 4, 0, 4], 15)]
 }
 
 blocks! {
@@ -209,25 +240,25 @@ blocks! {
     }
     Q8_0, zero [128, 0], |bytes, _| {
         let signed = [four(bytes, 2, 34), four(bytes, 18, 34)];
-        let unsigned = signed.map(|codes| _mm512_xor_si512(codes, _mm512_set1_epi8(-128)));
+        let sign = _mm512_set1_epi8(-128);
+        let unsigned = [_mm512_xor_si512(signed[0], sign), _mm512_xor_si512(signed[1], sign)];
         Step { unsigned, signed, scales: four_halves(bytes, 0, 34), mins: _mm_setzero_ps() }
     }
     Q2_K, zero [0, 0], |bytes, part| {
         let shift = (part as u32 % 2) * 4;
         let codes = bits_by_run(both_halves(bytes, 16 + part / 2 * 32), [shift, shift, shift + 2, shift + 2], 3);
-        let subs = bits_32(bytes, part * 4).to_le_bytes();
-        let (d, dmin) = (half(bytes, 80), half(bytes, 82));
-        step([codes; 2], times(d, subs.map(|s| s & 15)), negated(times(dmin, subs.map(|s| s >> 4))))
+        let subs = bits_32(bytes, part * 4);
+        let [subs, mins] = [subs & 0x0f0f_0f0f, subs >> 4 & 0x0f0f_0f0f];
+        step([codes; 2], times(half(bytes, 80), subs), negated(times(half(bytes, 82), mins)))
     }
     Q3_K, zero [4, 4], |bytes, part| {
         let (shift, row) = ((part as u32 % 2) * 4, part as u32 * 2);
         let low = bits_by_run(both_halves(bytes, 32 + part / 2 * 32), [shift, shift, shift + 2, shift + 2], 3);
         let codes = with_bit(low, both_halves(bytes, 0), [row, row, row + 1, row + 1], 4);
-        let block: &[u8; 110] = bytes.try_into().expect("a block");
-        step([codes; 2], times_signed(half(bytes, 108), q3_k_scales(block, part)), _mm_setzero_ps())
+        step([codes; 2], times_signed(half(bytes, 108), q3_k_scales(bytes, part)), _mm_setzero_ps())
     }
     Q4_K, zero [0, 0], |bytes, part| {
-        let codes = pairs_of_rows(bytes, 16 + part * 64).map(|rows| bits_by_run(rows, [0, 4, 0, 4], 15));
+        let codes = rows_of_nibbles(bytes, 16 + part * 64);
         let [subs, mins] = six_bits(bytes, 4, part);
         step(codes, times(half(bytes, 0), subs), negated(times(half(bytes, 2), mins)))
     }
@@ -235,8 +266,9 @@ blocks! {
         let row = part as u32 * 4;
         let fifth = both_halves(bytes, 16);
         let fifth = [_mm512_shuffle_i32x4::<0>(fifth, fifth), _mm512_shuffle_i32x4::<0b01_01_01_01>(fifth, fifth)];
-        let low = pairs_of_rows(bytes, 48 + part * 64).map(|rows| bits_by_run(rows, [0, 4, 0, 4], 15));
-        let codes = [0, 1].map(|half| with_bit(low[half], fifth[half], [row, row + 1, row + 2, row + 3], 16));
+        let [first, last] = rows_of_nibbles(bytes, 48 + part * 64);
+        let rows = [row, row + 1, row + 2, row + 3];
+        let codes = [with_bit(first, fifth[0], rows, 16), with_bit(last, fifth[1], rows, 16)];
         let [subs, mins] = six_bits(bytes, 4, part);
         step(codes, times(half(bytes, 0), subs), negated(times(half(bytes, 2), mins)))
     }
@@ -246,7 +278,7 @@ blocks! {
         let shift = of_four * 2;
         let high = bits_by_run(both_halves(bytes, 128 + four * 32), [shift, shift, shift + 2, shift + 2], 3);
         let codes = _mm512_or_si512(low, _mm512_slli_epi16::<4>(high));
-        let subs = bits_32(bytes, 192 + part * 4).to_le_bytes().map(|s| s as i8);
+        let subs = bits_32(bytes, 192 + part * 4);
         step([codes; 2], times_signed(half(bytes, 208), subs), _mm_setzero_ps())
     }
 }

@@ -13,6 +13,8 @@ pub(super) const RUN: usize = 32;
 
 /// Rows of fixed-point numbers, each filled up to whole steps with zeros.
 pub(super) struct Fixed {
+    /// How many.
+    pub(super) m: usize,
     /// Elements of a row, with those that fill it up.
     pub(super) width: usize,
     /// Elements of a block of weights that have one scale: 16 or 32.
@@ -28,7 +30,7 @@ impl Fixed {
         let (m, width) = (rows.len() / k, k.next_multiple_of(4 * run));
         let runs = m * width / run;
         let (values, scales, sums) = (cpu.scratch(m * width / 2), cpu.scratch(runs), cpu.scratch(runs));
-        let mut fixed = Fixed { width, run, values, scales, sums };
+        let mut fixed = Fixed { m, width, run, values, scales, sums };
         for (i, row) in rows.chunks_exact(k).enumerate() {
             let values = &mut bytemuck::cast_slice_mut(&mut fixed.values)[i * width..][..width];
             let (scales, sums) = (&mut fixed.scales[i * width / run..], &mut fixed.sums[i * width / run..]);

@@ -23,37 +23,68 @@ use crate::cpu::Level;
 pub(super) const LANES: usize = 16;
 
 /// The product of few rows with columns of a matrix in blocks, if it can be formed in integers: x must be of 16 bits, and
-/// `format` one of blocks. `row(j)` are the bytes of column j of the right-hand operand, a row of the matrix.
+/// `format` one of blocks. Column j of the right-hand operand is row `stored(j)` of the matrix.
 #[must_use]
 pub fn columns<'a>(
     format: Format,
     x: FewRows<'a>,
-    row: impl Fn(usize) -> &'a [u8] + Sync + 'a,
+    blocks: &'a [u8],
+    stored: impl Fn(usize) -> usize + Sync + 'a,
 ) -> Option<Box<dyn Columns + 'a>> {
     if !x.is_half || format.run() == 0 || x.k == 0 || !x.k.is_multiple_of(fixed::RUN) {
         return None;
     }
-    let fixed = Fixed::new(x.cpu, x.rows, x.k, format.run());
-    let m = x.m;
+    let bytes = x.k / format.block_len() * format.block_bytes();
+    let rows = Rows { blocks, bytes, stored: Box::new(stored) };
+    let (simd, fixed) = (x.cpu.simd(), Fixed::new(x.cpu, x.rows, x.k, format.run()));
     #[cfg(target_arch = "x86_64")]
-    if let Some(vnni) = vnni::Vnni::detect(x.cpu.simd()) {
-        let planes = vnni::Planes::new(vnni, x.cpu, format, &fixed, m);
-        return Some(Box::new(ByRow { row, m, dot: move |row: &[u8], out: &mut [f32]| planes.dot(&fixed, row, out) }));
+    if let Some(vnni) = vnni::Vnni::detect(simd) {
+        let planes = vnni::Planes::new(vnni, x.cpu, format, &fixed);
+        return Some(Box::new(InPlanes { planes, fixed, rows }));
     }
-    let simd = x.cpu.simd();
-    Some(Box::new(ByRow { row, m, dot: move |row: &[u8], out: &mut [f32]| dot(simd, format, &fixed, row, out) }))
+    Some(Box::new(InSteps { simd, format, fixed, rows }))
 }
 
-struct ByRow<R, D> {
-    row: R,
-    m: usize,
-    dot: D,
+/// Rows of blocks.
+pub(super) struct Rows<'a> {
+    blocks: &'a [u8],
+    /// Bytes of a row.
+    pub(super) bytes: usize,
+    stored: Box<dyn Fn(usize) -> usize + Sync + 'a>,
 }
 
-impl<'a, R: Fn(usize) -> &'a [u8] + Sync, D: Fn(&[u8], &mut [f32]) + Sync> Columns for ByRow<R, D> {
+impl Rows<'_> {
+    /// Row `j`, with whatever lies behind it.
+    pub(super) fn from(&self, j: usize) -> &[u8] {
+        &self.blocks[(self.stored)(j) * self.bytes..]
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+struct InPlanes<'a> {
+    planes: vnni::Planes,
+    fixed: Fixed,
+    rows: Rows<'a>,
+}
+
+#[cfg(target_arch = "x86_64")]
+impl Columns for InPlanes<'_> {
     fn dot(&self, first: usize, out: &mut [f32]) {
-        for (i, out) in out.chunks_exact_mut(self.m).enumerate() {
-            (self.dot)((self.row)(first + i), out);
+        self.planes.dot(&self.fixed, &self.rows, first..first + out.len() / self.fixed.m, out);
+    }
+}
+
+struct InSteps<'a> {
+    simd: Simd,
+    format: Format,
+    fixed: Fixed,
+    rows: Rows<'a>,
+}
+
+impl Columns for InSteps<'_> {
+    fn dot(&self, first: usize, out: &mut [f32]) {
+        for (i, out) in out.chunks_exact_mut(self.fixed.m).enumerate() {
+            dot(self.simd, self.format, &self.fixed, &self.rows.from(first + i)[..self.rows.bytes], out);
         }
     }
 }

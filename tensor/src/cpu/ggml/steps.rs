@@ -103,12 +103,14 @@ fn q2_k(block: &[u8; 84], index: usize, step: &mut Step) {
     set_scales(step, scale(block, 80), subs.map(|s| (s & 15) as i8), scale(block, 82), subs.map(|s| s >> 4));
 }
 
-/// The scales of the runs of step `index` of a block of Q3_K.
+/// The scales of the runs of step `index` of a block of Q3_K, signed bytes.
 #[inline(always)]
-pub(super) fn q3_k_scales(block: &[u8; 110], index: usize) -> [i8; RUNS] {
+pub(super) fn q3_k_scales(block: &[u8], index: usize) -> u32 {
     let low = bits_32(block, 96 + index % 2 * 4) >> (index / 2 * 4) & 0x0f0f_0f0f;
     let high = bits_32(block, 104) >> (index * 2) & 0x0303_0303;
-    (low | high << 4).to_le_bytes().map(|s| s as i8 - 32)
+    // Less 32 in each byte: codes below 64 take a carry no further than the bit above them.
+    let above = (low | high << 4) + 0x6060_6060;
+    above ^ 0x8080_8080
 }
 
 #[inline(always)]
@@ -118,19 +120,18 @@ fn q3_k(block: &[u8; 110], index: usize, step: &mut Step) {
         let low = block[32 + row / 4 * 32 + i % 32] >> (row % 4 * 2) & 3;
         *code = (low | (block[i % 32] >> row & 1) << 2) as i8 - 4;
     }
-    set_scales(step, scale(block, 108), q3_k_scales(block, index), 0.0, [0; RUNS]);
+    set_scales(step, scale(block, 108), q3_k_scales(block, index).to_le_bytes().map(|s| s as i8), 0.0, [0; RUNS]);
 }
 
-/// The scales and minimums of four rows of Q4_K and Q5_K: the first four or the last, out of 12 bytes at `at`.
+/// The scales and minimums of four rows of Q4_K and Q5_K, bytes: the first four or the last, out of 12 bytes at `at`.
 #[inline(always)]
-pub(super) fn six_bits(block: &[u8], at: usize, index: usize) -> [[u8; RUNS]; 2] {
+pub(super) fn six_bits(block: &[u8], at: usize, index: usize) -> [u32; 2] {
     let [a, b, c] = [0, 4, 8].map(|i| bits_32(block, at + i));
-    let bits = if index == 0 {
+    if index == 0 {
         [a & 0x3f3f_3f3f, b & 0x3f3f_3f3f]
     } else {
         [c & 0x0f0f_0f0f | a >> 2 & 0x3030_3030, c >> 4 & 0x0f0f_0f0f | b >> 2 & 0x3030_3030]
-    };
-    bits.map(u32::to_le_bytes)
+    }
 }
 
 #[inline(always)]
@@ -139,7 +140,7 @@ fn q4_k(block: &[u8; 144], index: usize, step: &mut Step) {
         let row = index * 4 + i / 32;
         *code = (block[16 + row / 2 * 32 + i % 32] >> (row % 2 * 4) & 15) as i8;
     }
-    let [subs, mins] = six_bits(block, 4, index);
+    let [subs, mins] = six_bits(block, 4, index).map(u32::to_le_bytes);
     set_scales(step, scale(block, 0), subs.map(|s| s as i8), scale(block, 2), mins);
 }
 
@@ -150,7 +151,7 @@ fn q5_k(block: &[u8; 176], index: usize, step: &mut Step) {
         let low = block[48 + row / 2 * 32 + i % 32] >> (row % 2 * 4) & 15;
         *code = (low | (block[16 + i % 32] >> row & 1) << 4) as i8;
     }
-    let [subs, mins] = six_bits(block, 4, index);
+    let [subs, mins] = six_bits(block, 4, index).map(u32::to_le_bytes);
     set_scales(step, scale(block, 0), subs.map(|s| s as i8), scale(block, 2), mins);
 }
 

@@ -36,8 +36,7 @@ fn product(simd: Simd, format: Format, blocks: &[u8], x: &[f32], k: usize) -> Ve
     let row_bytes = k / format.block_len() * format.block_bytes();
     let mut out = vec![f32::NAN; blocks.len() / row_bytes * m];
     let x = FewRows { cpu: &cpu, rows: x, m, k, is_half: true, round_bf16: false };
-    let row = |j: usize| &blocks[j * row_bytes..][..row_bytes];
-    columns(format, x, row).expect("blocks").dot(0, &mut out);
+    columns(format, x, blocks, |j| j).expect("blocks").dot(0, &mut out);
     out
 }
 

@@ -5,12 +5,14 @@
 //! is taken off at the end, as a sum of X that is the same for all rows of weights.
 
 use super::Format;
-use super::blocks512::{self, Blocks, MOST_BYTES};
+use super::blocks512::{self, Blocks, MOST_BYTES, Step};
 use super::fixed::{Fixed, Row};
+use super::product::Rows;
 use super::steps::RUNS;
 use crate::cpu::scratch::Buffer;
 use crate::cpu::{Cpu, Level, Simd};
 use std::arch::x86_64::*;
+use std::ops::Range;
 
 /// The proof that AVX-512 VNNI may run, beside all of [`Level::Avx512`].
 #[derive(Clone, Copy)]
@@ -35,34 +37,34 @@ pub(super) struct Planes {
     per_row: usize,
 }
 
-/// Multiplies a row of weights with rows of x from the given one on.
-type Kernel = unsafe fn(&Planes, &Fixed, usize, &[u8], &mut [f32]);
+/// Multiplies rows of weights with rows of x from the given one on, into `out` from there on.
+type Kernel = unsafe fn(&Planes, &Fixed, usize, &Rows<'_>, Range<usize>, &mut [f32]);
 
 /// Rows of x that are multiplied at once: as many as there are registers for.
 const MOST_ROWS: usize = 4;
 
 impl Planes {
-    /// Of the `m` rows of `x`, for weights in `format`.
-    pub(super) fn new(vnni: Vnni, cpu: &Cpu, format: Format, x: &Fixed, m: usize) -> Self {
+    /// Of the rows of `x`, for weights in `format`.
+    pub(super) fn new(vnni: Vnni, cpu: &Cpu, format: Format, x: &Fixed) -> Self {
         match format {
-            Format::Q4_0 => Self::of::<blocks512::Q4_0>(vnni, cpu, x, m),
-            Format::Q4_1 => Self::of::<blocks512::Q4_1>(vnni, cpu, x, m),
-            Format::Q5_0 => Self::of::<blocks512::Q5_0>(vnni, cpu, x, m),
-            Format::Q5_1 => Self::of::<blocks512::Q5_1>(vnni, cpu, x, m),
-            Format::Q8_0 => Self::of::<blocks512::Q8_0>(vnni, cpu, x, m),
-            Format::Q2_K => Self::of::<blocks512::Q2_K>(vnni, cpu, x, m),
-            Format::Q3_K => Self::of::<blocks512::Q3_K>(vnni, cpu, x, m),
-            Format::Q4_K => Self::of::<blocks512::Q4_K>(vnni, cpu, x, m),
-            Format::Q5_K => Self::of::<blocks512::Q5_K>(vnni, cpu, x, m),
-            Format::Q6_K => Self::of::<blocks512::Q6_K>(vnni, cpu, x, m),
+            Format::Q4_0 => Self::of::<blocks512::Q4_0>(vnni, cpu, x),
+            Format::Q4_1 => Self::of::<blocks512::Q4_1>(vnni, cpu, x),
+            Format::Q5_0 => Self::of::<blocks512::Q5_0>(vnni, cpu, x),
+            Format::Q5_1 => Self::of::<blocks512::Q5_1>(vnni, cpu, x),
+            Format::Q8_0 => Self::of::<blocks512::Q8_0>(vnni, cpu, x),
+            Format::Q2_K => Self::of::<blocks512::Q2_K>(vnni, cpu, x),
+            Format::Q3_K => Self::of::<blocks512::Q3_K>(vnni, cpu, x),
+            Format::Q4_K => Self::of::<blocks512::Q4_K>(vnni, cpu, x),
+            Format::Q5_K => Self::of::<blocks512::Q5_K>(vnni, cpu, x),
+            Format::Q6_K => Self::of::<blocks512::Q6_K>(vnni, cpu, x),
             Format::F32 | Format::F16 | Format::BF16 => unreachable!("plain numbers are no blocks"),
         }
     }
 
-    fn of<F: Blocks>(_: Vnni, cpu: &Cpu, x: &Fixed, m: usize) -> Self {
+    fn of<F: Blocks>(_: Vnni, cpu: &Cpu, x: &Fixed) -> Self {
         let per_row = x.width / (RUNS * F::RUN) * lines_of_step::<F>();
         let kernels: [Kernel; MOST_ROWS] = [dot_rows::<F, 1>, dot_rows::<F, 2>, dot_rows::<F, 3>, dot_rows::<F, 4>];
-        let mut planes = Planes { kernels, lines: cpu.scratch(m * per_row * 16), per_row };
+        let mut planes = Planes { kernels, lines: cpu.scratch(x.m * per_row * 16), per_row };
         for (i, lines) in planes.lines.as_chunks_mut().0.chunks_exact_mut(per_row).enumerate() {
             // SAFETY: a `Vnni` is only made where these instructions are.
             unsafe { split::<F>(x.row(i), lines) };
@@ -70,11 +72,12 @@ impl Planes {
         planes
     }
 
-    /// The dot products of a row of weights with each row of x.
-    pub(super) fn dot(&self, x: &Fixed, row: &[u8], out: &mut [f32]) {
-        for (i, out) in out.chunks_mut(MOST_ROWS).enumerate() {
+    /// The dot products of rows of weights with each row of x: [rows of weights, rows of x].
+    pub(super) fn dot(&self, x: &Fixed, rows: &Rows<'_>, which: Range<usize>, out: &mut [f32]) {
+        for first in (0..x.m).step_by(MOST_ROWS) {
+            let kernel = self.kernels[(x.m - first).min(MOST_ROWS) - 1];
             // SAFETY: only a `Vnni` makes planes.
-            unsafe { self.kernels[out.len() - 1](self, x, i * MOST_ROWS, row, out) };
+            unsafe { kernel(self, x, first, rows, which.clone(), out) };
         }
     }
 }
@@ -100,8 +103,9 @@ fn split<F: Blocks>(x: Row<'_>, lines: &mut [Line]) {
                 }
             }
         }
-        let [unsigned, signed] = F::ZERO.map(|zero| [_mm512_set1_epi8(zero as i8); 2]);
-        let zeros = sums_of_products::<F>(unsigned, signed, lines);
+        let [unsigned, signed] = F::ZERO;
+        let (unsigned, signed) = (_mm512_set1_epi8(unsigned as i8), _mm512_set1_epi8(signed as i8));
+        let zeros = sums_of_products::<F>([unsigned; 2], [signed; 2], lines);
         store(&mut lines[lines_of_step::<F>() - 1], _mm512_sub_epi32(_mm512_setzero_si512(), zeros));
     }
 }
@@ -135,46 +139,91 @@ fn sums_of_products<F: Blocks>(unsigned: [__m512i; 2], signed: [__m512i; 2], lin
     sums
 }
 
-/// The dot products of a row of weights with rows `first` to `first + M` of x.
+/// The dot products of rows of weights with rows `first` to `first + M` of x.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
-fn dot_rows<F: Blocks, const M: usize>(planes: &Planes, x: &Fixed, first: usize, row: &[u8], out: &mut [f32]) {
-    let all = planes.lines.as_chunks::<16>().0;
-    let lines: [&[Line]; M] = std::array::from_fn(|i| &all[(first + i) * planes.per_row..][..planes.per_row]);
-    let rows: [Row<'_>; M] = std::array::from_fn(|i| x.row(first + i));
-    let expand = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
-    let (mut lanes, mut mins) = ([_mm512_setzero_ps(); M], [_mm_setzero_ps(); M]);
-    let last = padded(row.chunks_exact(F::BYTES).remainder());
-    for group in 0..row.len().div_ceil(F::BYTES) {
-        let bytes = row[group * F::BYTES..].get(..F::BYTES).unwrap_or(&last[..F::BYTES]);
-        for part in 0..F::STEPS {
-            // SAFETY: `bytes` are as many, and this function has the features.
-            let step = unsafe { F::step(bytes, part) };
-            let index = group * F::STEPS + part;
-            for i in 0..M {
-                let lines = &lines[i][index * lines_of_step::<F>()..][..lines_of_step::<F>()];
-                let mut sums = sums_of_products::<F>(step.unsigned, step.signed, lines);
-                if F::ZERO != [0; 2] {
-                    sums = _mm512_add_epi32(sums, load(&lines[lines_of_step::<F>() - 1]));
-                }
-                // SAFETY: loads of exactly four floats.
-                let (scales, sums_of_x) = unsafe {
-                    (_mm_loadu_ps(rows[i].scales[index].as_ptr()), _mm_loadu_ps(rows[i].sums[index].as_ptr()))
-                };
-                let scales = _mm512_castps128_ps512(_mm_mul_ps(step.scales, scales));
-                let scales = _mm512_permutexvar_ps(expand, scales);
-                lanes[i] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums), scales, lanes[i]);
-                if F::HAS_MIN {
-                    mins[i] = _mm_fmadd_ps(step.mins, sums_of_x, mins[i]);
-                }
+fn dot_rows<F: Blocks, const M: usize>(
+    planes: &Planes,
+    x: &Fixed,
+    first: usize,
+    rows: &Rows<'_>,
+    which: Range<usize>,
+    out: &mut [f32],
+) {
+    let of_x = rows_of_x::<F, M>(planes, x, first);
+    let (whole, bytes_left) = (rows.bytes / F::BYTES, rows.bytes % F::BYTES);
+    // A last group of fewer than four blocks is read with what lies behind it, whose scales are masked.
+    let mask = (1 << (bytes_left / F::FORMAT.block_bytes())) - 1;
+    for (row, out) in which.zip(out.chunks_exact_mut(x.m)) {
+        let bytes = rows.from(row);
+        let mut sums = Sums { lanes: [_mm512_setzero_ps(); M], mins: [_mm_setzero_ps(); M] };
+        for (group, bytes) in bytes[..whole * F::BYTES].chunks_exact(F::BYTES).enumerate() {
+            for part in 0..F::STEPS {
+                // SAFETY: the bytes of a group, and this function has the features.
+                let step = unsafe { F::step(bytes, part) };
+                add_step::<F, M>(&step, &of_x, group * F::STEPS + part, 0b1111, &mut sums);
             }
         }
-    }
-    for i in 0..M {
-        out[i] = total(lanes[i], mins[i]);
+        if bytes_left > 0 {
+            let bytes = &bytes[whole * F::BYTES..];
+            let step = match bytes.get(..F::BYTES) {
+                // SAFETY: as above.
+                Some(bytes) => unsafe { F::step(bytes, 0) },
+                None => unsafe { F::step(&padded(bytes)[..F::BYTES], 0) },
+            };
+            add_step::<F, M>(&step, &of_x, whole, mask, &mut sums);
+        }
+        for i in 0..M {
+            out[first + i] = total(sums.lanes[i], sums.mins[i]);
+        }
     }
 }
 
+/// The sums of M rows of x so far.
+struct Sums<const M: usize> {
+    lanes: [__m512; M],
+    mins: [__m128; M],
+}
+
+/// Adds a step of weights, of which `mask` has the runs.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
+fn add_step<F: Blocks, const M: usize>(step: &Step, x: &[RowOfX<'_>; M], index: usize, mask: u8, sums: &mut Sums<M>) {
+    let expand = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
+    for i in 0..M {
+        let lines = &x[i].lines[index * lines_of_step::<F>()..][..lines_of_step::<F>()];
+        let mut products = sums_of_products::<F>(step.unsigned, step.signed, lines);
+        if F::ZERO != [0; 2] {
+            products = _mm512_add_epi32(products, load(&lines[lines_of_step::<F>() - 1]));
+        }
+        // SAFETY: loads of exactly four floats.
+        let (scales, sums_of_x) =
+            unsafe { (_mm_loadu_ps(x[i].row.scales[index].as_ptr()), _mm_loadu_ps(x[i].row.sums[index].as_ptr())) };
+        let scales = _mm512_castps128_ps512(_mm_maskz_mul_ps(mask, step.scales, scales));
+        let scales = _mm512_permutexvar_ps(expand, scales);
+        sums.lanes[i] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(products), scales, sums.lanes[i]);
+        if F::HAS_MIN {
+            sums.mins[i] = _mm_mask3_fmadd_ps(step.mins, sums_of_x, sums.mins[i], mask);
+        }
+    }
+}
+
+/// A row of x.
+#[derive(Clone, Copy)]
+struct RowOfX<'a> {
+    lines: &'a [Line],
+    row: Row<'a>,
+}
+
+fn rows_of_x<'a, F: Blocks, const M: usize>(planes: &'a Planes, x: &'a Fixed, first: usize) -> [RowOfX<'a>; M] {
+    let lines = planes.lines.as_chunks::<16>().0;
+    std::array::from_fn(|i| {
+        let at = (first + i) * planes.per_row;
+        RowOfX { lines: &lines[at..at + planes.per_row], row: x.row(first + i) }
+    })
+}
+
 /// Fewer than four blocks of 32, filled up with zeros.
+#[cold]
 fn padded(blocks: &[u8]) -> [u8; MOST_BYTES] {
     let mut bytes = [0; MOST_BYTES];
     bytes[..blocks.len()].copy_from_slice(blocks);
