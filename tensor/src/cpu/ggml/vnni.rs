@@ -157,6 +157,7 @@ fn dot_rows<F: Blocks, const M: usize>(
         let bytes = rows.from(row);
         let mut sums = Sums { lanes: [_mm512_setzero_ps(); M], mins: [_mm_setzero_ps(); M] };
         for (group, bytes) in bytes[..whole * F::BYTES].chunks_exact(F::BYTES).enumerate() {
+            prefetch::<F>(bytes);
             for part in 0..F::STEPS {
                 // SAFETY: the bytes of a group, and this function has the features.
                 let step = unsafe { F::step(bytes, part) };
@@ -175,6 +176,19 @@ fn dot_rows<F: Blocks, const M: usize>(
         for i in 0..M {
             out[first + i] = total(sums.lanes[i], sums.mins[i]);
         }
+    }
+}
+
+/// How far ahead of a group memory is asked for: rows follow one another, and what the CPU does by itself ends with a page.
+const AHEAD: usize = 2048;
+
+/// Asks for what the group AHEAD is in.
+#[inline(always)]
+fn prefetch<F: Blocks>(bytes: &[u8]) {
+    for line in 0..F::BYTES.div_ceil(64) {
+        let ahead = bytes.as_ptr().wrapping_add(AHEAD + line * 64);
+        // SAFETY: a hint, which never faults, wherever it points.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(ahead.cast()) };
     }
 }
 
