@@ -254,13 +254,13 @@ impl DecodeRows for FourBit {
         self.dequantize_rows(rows, dtype)
     }
 
-    fn matvec(&self, one_row: bool) -> Result<Option<Matvec>> {
+    fn matvec(&self, one_row: bool, _: DType) -> Result<Option<Matvec>> {
         // The kernel's rows begin with a block.
         if !self.shape[1].is_multiple_of(self.blocksize) {
             return Ok(None);
         }
         let entry = if one_row { "matvec_4bit" } else { "matvec_few_4bit" }.to_owned();
-        Ok(Some(Matvec { module: "nf4", entry, weight: self.decode_args()?.to_vec() }))
+        Ok(Some(Matvec { module: "nf4", entry, weight: self.decode_args()?.to_vec(), in_integers: false }))
     }
 
     fn decoded(&self) -> Result<Option<Decoded>> {

@@ -220,19 +220,23 @@ impl DecodeRows for GgufMatrix {
         self.dequantize_rows(rows, dtype)
     }
 
-    fn matvec(&self, one_row: bool) -> Result<Option<Matvec>> {
+    fn matvec(&self, one_row: bool, x: DType) -> Result<Option<Matvec>> {
         let plain = Format::PLAIN.contains(&self.format);
         if !self.shape[1].is_multiple_of(GROUP) || (plain && !one_row) {
             return Ok(None);
         }
+        let in_integers = !plain && x != DType::F32;
         let (blocks, format) = (cuda::read(&self.blocks)?, Arg::U32(self.format as u32));
         let head_dim = self.order.head_dim()?;
-        let (entry, weight) = match (one_row, plain) {
-            (true, false) => (format!("matvec_gguf_{}", self.format), vec![blocks, head_dim]),
-            (true, true) => ("matvec_plain_gguf".to_owned(), vec![blocks, format, head_dim]),
-            (false, _) => ("matvec_few_gguf".to_owned(), vec![blocks, format, head_dim]),
+        let entry = match (one_row, plain) {
+            (true, false) if in_integers => format!("matvec_int_{}", self.format),
+            (true, false) => format!("matvec_gguf_{}", self.format),
+            (true, true) => "matvec_plain_gguf".to_owned(),
+            (false, _) if in_integers => "matvec_int_few".to_owned(),
+            (false, _) => "matvec_few_gguf".to_owned(),
         };
-        Ok(Some(Matvec { module: "gguf", entry, weight }))
+        let weight = if one_row && !plain { vec![blocks, head_dim] } else { vec![blocks, format, head_dim] };
+        Ok(Some(Matvec { module: "gguf", entry, weight, in_integers }))
     }
 
     fn decoded(&self) -> Result<Option<Decoded>> {
