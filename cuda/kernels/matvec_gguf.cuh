@@ -18,8 +18,7 @@ struct alignas(16) Run {
     static constexpr u32 LEN = 32;
     u8 high[LEN], low[LEN];
     f32 scale;
-    i32 sums[2];  // of X, of each half
-    u32 unused;
+    i32 sums[3];  // of X, of each half and of all
 };
 
 // Turns 32 neighbours, one a thread of the warp, into a run.
@@ -36,8 +35,9 @@ INLINE void round_run(f32 x, Run& run) {
 #pragma unroll
     for (u32 half = WARP / 4; half > 0; half /= 2) sum += shuffle_xor(sum, half);
     run.high[lane] = (u8)(value >> 8), run.low[lane] = (u8)value;
-    if (lane == 0) run.scale = as_f32(finite ? exponent << 23 : 0x7FC00000);
+    u32 all = sum + shuffle_xor(sum, WARP / 2);
     if (lane % 16 == 0) run.sums[lane / 16] = (i32)sum;
+    if (lane == 0) run.sums[2] = (i32)all, run.scale = as_f32(finite ? exponent << 23 : 0x7FC00000);
 }
 
 // c + Σ a b over four bytes; b has signs, and a has or has not.
@@ -109,7 +109,7 @@ INLINE void add_step(const u8* bytes, u32 i, u32 k, const Product& product, Sums
 #pragma unroll
         for (u32 lane = 0; lane < 2; lane++) sums[r].lanes[lane] = fmaf((f32)exact[lane], scale, sums[r].lanes[lane]);
         if constexpr (F::HAS_MIN) {
-            i32 sum = F::RUN == 16 ? run.sums[k % Run::LEN / 16] : run.sums[0] + run.sums[1];
+            i32 sum = run.sums[F::RUN == 16 ? k % Run::LEN / 16 : 2];
             f32 sum_of_x = run.scale * (f32)sum;
             sums[r].min = fmaf(-scaled[0].min, sum_of_x, sums[r].min);
         }

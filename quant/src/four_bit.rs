@@ -5,7 +5,7 @@ use crate::fused::Decoded;
 use crate::matvec::Matvec;
 use crate::panels::{RowPanels, Rows};
 use crate::weight::Direction;
-use kinglet_tensor::cpu::gemm::Panels;
+use kinglet_tensor::cpu::gemm::{Columns, FewRows, Panels};
 use kinglet_tensor::cpu::nf4::{self, ABSMAX_BLOCK, Absmax, BLOCK_SIZES, Blocks, DYNAMIC_MAP, Format};
 use kinglet_tensor::cpu::{Cpu, Simd};
 use kinglet_tensor::cuda::{self, Arg, Cuda, Flag};
@@ -315,6 +315,10 @@ struct FourBitRows<'a> {
 impl Rows for FourBitRows<'_> {
     fn decode(&self, row: usize, columns: Range<usize>, out: &mut [f32]) {
         self.blocks.decode(self.simd, row * self.in_features + columns.start, out);
+    }
+
+    fn few_rows<'a>(&'a self, x: FewRows<'a>) -> Option<Box<dyn Columns + 'a>> {
+        self.blocks.few_rows(x)
     }
 }
 
