@@ -109,7 +109,8 @@ fn integers_of_all_magnitudes_have_the_bits_of_the_cpu() {
         let on_gpu = to(&weight, &gpu);
         for dtype in [DType::BF16, DType::F16] {
             let scales = [1.0, 0.0, 1e-38, 3e38, 6e-8, 65000.0, 1e-30];
-            let value = |at: usize| ((at * 37 % 101) as f32 - 50.0) / 50.0 * scales[(at / 32 + at / 512) % scales.len()];
+            let value =
+                |at: usize| ((at * 37 % 101) as f32 - 50.0) / 50.0 * scales[(at / 32 + at / 512) % scales.len()];
             for (row, bad) in [None, Some(f32::INFINITY), Some(f32::NAN)].into_iter().enumerate() {
                 let mut x: Vec<f32> = (0..3 * 512).map(value).collect();
                 if let Some(bad) = bad {

@@ -26,15 +26,18 @@ fn add_step(format: Format, step: &Step, x: Row<'_>, index: usize, sums: &mut Su
     let run = format.run();
     let values = &x.values[index * RUNS * run..][..RUNS * run];
     let (codes, values) = (step.codes.as_chunks::<16>().0, values.as_chunks::<16>().0);
-    let scales: [f32; RUNS] = std::array::from_fn(|r| step.scales[r] * x.scales[index][r]);
+    let mut scales = step.scales;
+    for r in 0..RUNS {
+        scales[r] *= x.scales[index][r];
+    }
     for half in 0..RUNS / 2 {
-        let pairs = [2 * half, 2 * half + 1].map(|r| match run {
-            16 => multiply(&codes[r], &values[r]),
-            _ => add(multiply(&codes[2 * r], &values[2 * r]), multiply(&codes[2 * r + 1], &values[2 * r + 1])),
-        });
-        let scales = (scales[2 * half], scales[2 * half + 1]);
-        let lanes: &mut [f32; LANES / 2] = &mut sums.lanes.as_chunks_mut().0[half];
-        add_lanes(pairs, scales, lanes);
+        let (r, next) = (2 * half, 2 * half + 1);
+        // Not by a closure: what is made for an instruction set does not become part of a function that is not.
+        let pairs = match run {
+            16 => [multiply(&codes[r], &values[r]), multiply(&codes[next], &values[next])],
+            _ => [multiply_both(codes, values, r), multiply_both(codes, values, next)],
+        };
+        add_lanes(pairs, (scales[r], scales[next]), &mut sums.lanes.as_chunks_mut::<{ LANES / 2 }>().0[half]);
     }
     if format.has_min() {
         for r in 0..RUNS {
@@ -53,10 +56,12 @@ fn multiply(codes: &[i8; 16], values: &[i16; 16]) -> __m256i {
     _mm256_madd_epi16(_mm256_cvtepi8_epi16(codes), values)
 }
 
+/// As [`multiply`], of both halves of run `r` of 32.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn add(a: __m256i, b: __m256i) -> __m256i {
-    _mm256_add_epi32(a, b)
+fn multiply_both(codes: &[[i8; 16]], values: &[[i16; 16]], r: usize) -> __m256i {
+    let first = multiply(&codes[2 * r], &values[2 * r]);
+    _mm256_add_epi32(first, multiply(&codes[2 * r + 1], &values[2 * r + 1]))
 }
 
 /// Adds the four lanes of each of two runs, whose sums come in pairs.

@@ -122,7 +122,10 @@ mod tests {
                     continue;
                 }
                 let s = f64::from(scales[0]);
-                assert!(f64::from(largest.abs()) < 32768.0 * s && (s <= 2f64.powi(-126) || f64::from(largest.abs()) >= 16384.0 * s));
+                assert!(
+                    f64::from(largest.abs()) < 32768.0 * s
+                        && (s <= 2f64.powi(-126) || f64::from(largest.abs()) >= 16384.0 * s)
+                );
                 for (x, value) in x.iter().zip(values) {
                     assert!((f64::from(*x) - s * f64::from(value)).abs() <= s / 2.0, "{x} of {largest} is {value}");
                 }

@@ -11,13 +11,13 @@
 use super::fixed::{Fixed, Row};
 use super::steps::{RUNS, Step, unpack};
 use super::{Format, fixed};
-use crate::cpu::Simd;
 #[cfg(target_arch = "x86_64")]
 use super::{avx2, vnni};
-use crate::cpu::gemm::{Columns, FewRows};
-use crate::cpu::reduce::fold;
 #[cfg(target_arch = "x86_64")]
 use crate::cpu::Level;
+use crate::cpu::Simd;
+use crate::cpu::gemm::{Columns, FewRows};
+use crate::cpu::reduce::fold;
 
 /// Partial sums of a dot product.
 pub(super) const LANES: usize = 16;

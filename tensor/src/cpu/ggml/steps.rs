@@ -1,6 +1,6 @@
 //! Blocks as integers: four runs of codes that have one scale each, and what they are scaled with.
 
-use super::{Format, bits_32, codes_32, scale};
+use super::{Format, bits_32, scale};
 
 /// Runs in a step.
 pub(super) const RUNS: usize = 4;
@@ -20,7 +20,9 @@ impl Format {
     /// Elements with one scale: 16 or 32 (0 of plain numbers, which have none).
     pub(super) const fn run(self) -> usize {
         match self {
-            Format::Q4_0 | Format::Q4_1 | Format::Q5_0 | Format::Q5_1 | Format::Q8_0 | Format::Q4_K | Format::Q5_K => 32,
+            Format::Q4_0 | Format::Q4_1 | Format::Q5_0 | Format::Q5_1 | Format::Q8_0 | Format::Q4_K | Format::Q5_K => {
+                32
+            }
             Format::Q2_K | Format::Q3_K | Format::Q6_K => 16,
             Format::F32 | Format::F16 | Format::BF16 => 0,
         }
@@ -41,17 +43,17 @@ impl Format {
 #[inline(always)]
 pub(super) fn unpack(format: Format, row: &[u8], index: usize, step: &mut Step) {
     match format {
-        Format::Q4_0 => each_block(row, index, step, |block: &[u8; 18]| {
-            (codes_32(&block[2..], 0).map(|c| c as i8 - 8), scale(block, 0), 0.0)
-        }),
+        Format::Q4_0 => {
+            each_block(row, index, step, |block: &[u8; 18]| (nibbles(&block[2..], [0; 32], 8), scale(block, 0), 0.0))
+        }
         Format::Q4_1 => each_block(row, index, step, |block: &[u8; 20]| {
-            (codes_32(&block[4..], 0).map(|c| c as i8), scale(block, 0), scale(block, 2))
+            (nibbles(&block[4..], [0; 32], 0), scale(block, 0), scale(block, 2))
         }),
         Format::Q5_0 => each_block(row, index, step, |block: &[u8; 22]| {
-            (codes_32(&block[6..], bits_32(block, 2)).map(|c| c as i8 - 16), scale(block, 0), 0.0)
+            (nibbles(&block[6..], fifth_bits(bits_32(block, 2)), 16), scale(block, 0), 0.0)
         }),
         Format::Q5_1 => each_block(row, index, step, |block: &[u8; 24]| {
-            (codes_32(&block[8..], bits_32(block, 4)).map(|c| c as i8), scale(block, 0), scale(block, 2))
+            (nibbles(&block[8..], fifth_bits(bits_32(block, 4)), 0), scale(block, 0), scale(block, 2))
         }),
         Format::Q8_0 => each_block(row, index, step, |block: &[u8; 34]| {
             (std::array::from_fn(|i| block[2 + i] as i8), scale(block, 0), 0.0)
@@ -62,6 +64,40 @@ pub(super) fn unpack(format: Format, row: &[u8], index: usize, step: &mut Step) 
         Format::Q5_K => q5_k(part(row, index, 2), index % 2, step),
         Format::Q6_K => q6_k(part(row, index, 4), index % 4, step),
         Format::F32 | Format::F16 | Format::BF16 => unreachable!("plain numbers are no blocks"),
+    }
+}
+
+/// Codes of 16 bytes of nibbles, first all low ones, with `upper` bits, less `zero`.
+#[inline(always)]
+fn nibbles(bytes: &[u8], upper: [u8; 32], zero: i8) -> [i8; 32] {
+    let (mut codes, bytes): (_, &[u8; 16]) = ([0; 32], bytes.try_into().expect("16 bytes"));
+    for i in 0..16 {
+        codes[i] = (bytes[i] & 15 | upper[i]) as i8 - zero;
+        codes[16 + i] = (bytes[i] >> 4 | upper[16 + i]) as i8 - zero;
+    }
+    codes
+}
+
+/// 16 for each bit that is set, the lowest first.
+#[inline(always)]
+fn fifth_bits(bits: u32) -> [u8; 32] {
+    let mut fifth = [0; 32];
+    for (bits, fifth) in bits.to_le_bytes().into_iter().zip(fifth.as_chunks_mut::<8>().0) {
+        // Byte i of eight copies keeps bit i, and passes on whether it is set to its highest bit.
+        let each = (u64::from(bits) * 0x0101_0101_0101_0101) & 0x8040_2010_0804_0201;
+        let set = (each + 0x7f7f_7f7f_7f7f_7f7f) >> 7 & 0x0101_0101_0101_0101;
+        *fifth = (set << 4).to_le_bytes();
+    }
+    fifth
+}
+
+/// A row of 32 codes less `zero`, each as `code` makes it of one byte of `low` and one of `high`.
+#[inline(always)]
+fn set_row(codes: &mut [i8], low: &[u8], high: &[u8], code: impl Fn(u8, u8) -> u8, zero: i8) {
+    let codes: &mut [i8; 32] = codes.try_into().expect("a row");
+    let (low, high): (&[u8; 32], &[u8; 32]) = (low.try_into().expect("a row"), high.try_into().expect("a row"));
+    for i in 0..32 {
+        codes[i] = code(low[i], high[i]) as i8 - zero;
     }
 }
 
@@ -96,9 +132,10 @@ fn set_scales(step: &mut Step, d: f32, scales: [i8; RUNS], dmin: f32, mins: [u8;
 #[inline(always)]
 fn q2_k(block: &[u8; 84], index: usize, step: &mut Step) {
     let subs: [u8; 4] = bits_32(block, index * 4).to_le_bytes();
-    for (i, code) in step.codes[..64].iter_mut().enumerate() {
-        let row = index * 2 + i / 32;
-        *code = (block[16 + row / 4 * 32 + i % 32] >> (row % 4 * 2) & 3) as i8;
+    for (i, codes) in step.codes[..64].chunks_exact_mut(32).enumerate() {
+        let row = index * 2 + i;
+        let low = &block[16 + row / 4 * 32..][..32];
+        set_row(codes, low, low, |low, _| low >> (row % 4 * 2) & 3, 0);
     }
     set_scales(step, scale(block, 80), subs.map(|s| (s & 15) as i8), scale(block, 82), subs.map(|s| s >> 4));
 }
@@ -115,10 +152,10 @@ pub(super) fn q3_k_scales(block: &[u8], index: usize) -> u32 {
 
 #[inline(always)]
 fn q3_k(block: &[u8; 110], index: usize, step: &mut Step) {
-    for (i, code) in step.codes[..64].iter_mut().enumerate() {
-        let row = index * 2 + i / 32;
-        let low = block[32 + row / 4 * 32 + i % 32] >> (row % 4 * 2) & 3;
-        *code = (low | (block[i % 32] >> row & 1) << 2) as i8 - 4;
+    for (i, codes) in step.codes[..64].chunks_exact_mut(32).enumerate() {
+        let row = index * 2 + i;
+        let (low, third) = (&block[32 + row / 4 * 32..][..32], &block[..32]);
+        set_row(codes, low, third, |low, third| low >> (row % 4 * 2) & 3 | (third >> row & 1) << 2, 4);
     }
     set_scales(step, scale(block, 108), q3_k_scales(block, index).to_le_bytes().map(|s| s as i8), 0.0, [0; RUNS]);
 }
@@ -136,9 +173,10 @@ pub(super) fn six_bits(block: &[u8], at: usize, index: usize) -> [u32; 2] {
 
 #[inline(always)]
 fn q4_k(block: &[u8; 144], index: usize, step: &mut Step) {
-    for (i, code) in step.codes.iter_mut().enumerate() {
-        let row = index * 4 + i / 32;
-        *code = (block[16 + row / 2 * 32 + i % 32] >> (row % 2 * 4) & 15) as i8;
+    for (i, codes) in step.codes.chunks_exact_mut(32).enumerate() {
+        let row = index * 4 + i;
+        let low = &block[16 + row / 2 * 32..][..32];
+        set_row(codes, low, low, |low, _| low >> (row % 2 * 4) & 15, 0);
     }
     let [subs, mins] = six_bits(block, 4, index).map(u32::to_le_bytes);
     set_scales(step, scale(block, 0), subs.map(|s| s as i8), scale(block, 2), mins);
@@ -146,10 +184,10 @@ fn q4_k(block: &[u8; 144], index: usize, step: &mut Step) {
 
 #[inline(always)]
 fn q5_k(block: &[u8; 176], index: usize, step: &mut Step) {
-    for (i, code) in step.codes.iter_mut().enumerate() {
-        let row = index * 4 + i / 32;
-        let low = block[48 + row / 2 * 32 + i % 32] >> (row % 2 * 4) & 15;
-        *code = (low | (block[16 + i % 32] >> row & 1) << 4) as i8;
+    for (i, codes) in step.codes.chunks_exact_mut(32).enumerate() {
+        let row = index * 4 + i;
+        let (low, fifth) = (&block[48 + row / 2 * 32..][..32], &block[16..48]);
+        set_row(codes, low, fifth, |low, fifth| low >> (row % 2 * 4) & 15 | (fifth >> row & 1) << 4, 0);
     }
     let [subs, mins] = six_bits(block, 4, index).map(u32::to_le_bytes);
     set_scales(step, scale(block, 0), subs.map(|s| s as i8), scale(block, 2), mins);
@@ -157,12 +195,12 @@ fn q5_k(block: &[u8; 176], index: usize, step: &mut Step) {
 
 #[inline(always)]
 fn q6_k(block: &[u8; 210], index: usize, step: &mut Step) {
-    for (i, code) in step.codes[..64].iter_mut().enumerate() {
-        let row = index * 2 + i / 32;
-        let (four, of_four) = (row / 4, row % 4);
-        let low = block[four * 64 + of_four % 2 * 32 + i % 32] >> (of_four / 2 * 4) & 15;
-        let high = block[128 + four * 32 + i % 32] >> (of_four * 2) & 3;
-        *code = (low | high << 4) as i8 - 32;
+    for (i, codes) in step.codes[..64].chunks_exact_mut(32).enumerate() {
+        let (four, of_four) = ((index * 2 + i) / 4, (index * 2 + i) % 4);
+        let low = &block[four * 64 + of_four % 2 * 32..][..32];
+        let high = &block[128 + four * 32..][..32];
+        let code = |low, high| low >> (of_four / 2 * 4) & 15 | (high >> (of_four * 2) & 3) << 4;
+        set_row(codes, low, high, code, 32);
     }
     let subs = bits_32(block, 192 + index * 4).to_le_bytes().map(|s| s as i8);
     set_scales(step, scale(block, 208), subs, 0.0, [0; RUNS]);

@@ -85,7 +85,11 @@ fn rows_keep_to_themselves() {
                     let alone = product(simd, format, &blocks, x, k);
                     for (j, alone) in alone.iter().enumerate() {
                         let same = together[j * 8 + i];
-                        assert!(if i == 5 { same.is_nan() && alone.is_nan() } else { same.to_bits() == alone.to_bits() });
+                        assert!(if i == 5 {
+                            same.is_nan() && alone.is_nan()
+                        } else {
+                            same.to_bits() == alone.to_bits()
+                        });
                     }
                 }
             }

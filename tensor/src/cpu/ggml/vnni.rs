@@ -97,7 +97,8 @@ fn split<F: Blocks>(x: Row<'_>, lines: &mut [Line]) {
                 // SAFETY: loads and stores of exactly 16 values, and of 16 of a line's 64 bytes.
                 unsafe {
                     let values = _mm256_loadu_si256(values.as_ptr().cast());
-                    let (high, low) = (_mm256_cvtepi16_epi8(_mm256_srai_epi16::<8>(values)), _mm256_cvtepi16_epi8(values));
+                    let (high, low) =
+                        (_mm256_cvtepi16_epi8(_mm256_srai_epi16::<8>(values)), _mm256_cvtepi16_epi8(values));
                     _mm_storeu_si128(lines[half * 2].as_mut_ptr().cast::<__m128i>().add(r), high);
                     _mm_storeu_si128(lines[half * 2 + 1].as_mut_ptr().cast::<__m128i>().add(r), low);
                 }

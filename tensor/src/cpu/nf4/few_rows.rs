@@ -168,7 +168,8 @@ mod tests {
         {
             for m in 1..=8 {
                 let n = 5;
-                let codes: Vec<u8> = (0..n * k / 2).map(|i| (i as u32).wrapping_mul(2_654_435_761).to_le_bytes()[2]).collect();
+                let codes: Vec<u8> =
+                    (0..n * k / 2).map(|i| (i as u32).wrapping_mul(2_654_435_761).to_le_bytes()[2]).collect();
                 let absmax: Vec<f32> = (0..n * k / blocksize).map(|i| ((i % 17) as f32 - 3.0) / 7.0).collect();
                 let rows: Vec<f32> = (0..m * k).map(|i| ((i * 37 % 101) as f32 - 50.0) / 32.0).collect();
                 let blocks = Blocks { format, blocksize, codes: &codes, absmax: Absmax::Plain(&absmax) };
