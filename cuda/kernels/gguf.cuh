@@ -5,7 +5,7 @@
 // a multiple of 8,
 //   fetch(block, first)    what they are made of, as it is loaded
 //   decode(group, first)   the elements, but for what is alike in all formats
-// and RUN, the elements that share a scale, and whether they have a minimum. Both are
+// beside RUN, the elements that share a scale, and HAS_MIN, whether they have a minimum too. fetch and decode are
 // apart, so that a kernel can do other things while a group is on its way. Eight neighbours share their scales, and their
 // codes lie in eight neighbouring bytes, which are turned into floats four a word. The bytes of a matrix begin at a
 // multiple of 16, so a block at what its size allows.

@@ -27,8 +27,8 @@ fn add_step(format: Format, step: &Step, x: Row<'_>, index: usize, sums: &mut Su
     let values = &x.values[index * RUNS * run..][..RUNS * run];
     let (codes, values) = (step.codes.as_chunks::<16>().0, values.as_chunks::<16>().0);
     let mut scales = step.scales;
-    for r in 0..RUNS {
-        scales[r] *= x.scales[index][r];
+    for (scale, s) in scales.iter_mut().zip(&x.scales[index]) {
+        *scale *= s;
     }
     for half in 0..RUNS / 2 {
         let (r, next) = (2 * half, 2 * half + 1);

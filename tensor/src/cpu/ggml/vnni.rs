@@ -170,6 +170,7 @@ fn dot_rows<F: Blocks, const M: usize>(
             let step = match bytes.get(..F::BYTES) {
                 // SAFETY: as above.
                 Some(bytes) => unsafe { F::step(bytes, 0) },
+                // SAFETY: as above.
                 None => unsafe { F::step(&padded(bytes)[..F::BYTES], 0) },
             };
             add_step::<F, M>(&step, &of_x, whole, mask, &mut sums);
@@ -204,15 +205,15 @@ struct Sums<const M: usize> {
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
 fn add_step<F: Blocks, const M: usize>(step: &Step, x: &[RowOfX<'_>; M], index: usize, mask: u8, sums: &mut Sums<M>) {
     let expand = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
-    for i in 0..M {
-        let lines = &x[i].lines[index * lines_of_step::<F>()..][..lines_of_step::<F>()];
+    for (i, x) in x.iter().enumerate() {
+        let lines = &x.lines[index * lines_of_step::<F>()..][..lines_of_step::<F>()];
         let mut products = sums_of_products::<F>(step.unsigned, step.signed, lines);
         if F::ZERO != [0; 2] {
             products = _mm512_add_epi32(products, load(&lines[lines_of_step::<F>() - 1]));
         }
         // SAFETY: loads of exactly four floats.
         let (scales, sums_of_x) =
-            unsafe { (_mm_loadu_ps(x[i].row.scales[index].as_ptr()), _mm_loadu_ps(x[i].row.sums[index].as_ptr())) };
+            unsafe { (_mm_loadu_ps(x.row.scales[index].as_ptr()), _mm_loadu_ps(x.row.sums[index].as_ptr())) };
         let scales = _mm512_castps128_ps512(_mm_maskz_mul_ps(mask, step.scales, scales));
         let scales = _mm512_permutexvar_ps(expand, scales);
         sums.lanes[i] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(products), scales, sums.lanes[i]);
