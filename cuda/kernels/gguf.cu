@@ -5,6 +5,9 @@
 //   matvec_gguf_F      out = alpha x Wᵀ or out + alpha x Wᵀ for one row x in f32 or bf16, W in format F
 //   matvec_plain_gguf  the same, W of plain numbers
 //   matvec_few_gguf    the same for up to 8 rows in f32, W in any format of blocks
+//   round_gguf         rows of x in f16 or bf16 as runs of integers (matvec_gguf.cuh)
+//   matvec_int_F       as matvec_gguf_F, of one such row
+//   matvec_int_few     as matvec_few_gguf, of up to 8
 //
 // The matrix is [vocabulary, width] or W [n, k] at a multiple of 16 bytes, its rows in the order that head_dim tells
 // (stored_row); `format` is a number of the enum of that name; out is [rows, width] or [m, n] of out_type: 0 f32, 1
@@ -15,9 +18,11 @@
 // four times (from L1). matvec: W once, x once a warp of four rows (from L1).
 // Geometry: dequantize: eight neighbours of a row a thread (one thread for a row of none): ceil(threads / 256) blocks
 // of 256;
+// round_gguf: a warp a run of 32 elements, ceil(runs / 4) blocks of 128;
 // matvec: ceil(n / 16) blocks of 128 threads, a warp four rows of W.
 #include "gguf.cuh"
 #include "matvec.cuh"
+#include "matvec_gguf.cuh"
 
 template <typename T> INLINE void store(void* out, u64 row, u32 column, u32 width, const f32 (&values)[gguf::GROUP]) {
     T* to = static_cast<T*>(out) + row * width;
@@ -118,4 +123,42 @@ matvec_few_gguf(const u8* __restrict__ blocks, u32 format, u32 head_dim, const v
                 void* __restrict__ out, u32 out_type, f32 alpha, u32 accumulate, u32 m, u32 n, u32 k) {
     matvec::Product product = {x, false, round_bf16, out, out_type, alpha, accumulate, m, n, k};
     matvec::few_rows(AnyMatrix{{blocks, head_dim, k}, format}, product);
+}
+
+// ---- Products in integers.
+
+KERNEL(ROW_THREADS)
+round_gguf(const void* __restrict__ x, u32 x_type, integers::Run* __restrict__ out, u64 rows) {
+    u64 run = warp_row();
+    if (run >= rows) return;
+    u64 i = run * integers::Run::LEN + lane_index();
+    f32 value = x_type == TYPE_BF16 ? to_f32(static_cast<const bf16*>(x)[i]) : to_f32(static_cast<const f16*>(x)[i]);
+    integers::round_run(value, out[run]);
+}
+
+#define MATVEC_INT(F)                                                                                                 \
+    KERNEL(matvec::BLOCK)                                                                                             \
+    matvec_int_##F(const u8* __restrict__ blocks, u32 head_dim, const integers::Run* __restrict__ x,                  \
+                   void* __restrict__ out, u32 out_type, f32 alpha, u32 accumulate, u32 n, u32 k) {                   \
+        alignas(16) __shared__ matvec::Ring<MatrixOf<gguf::F>::MOST_BYTES> rings[matvec::WARPS];                      \
+        integers::Product product = {x, {nullptr, 0, 0, out, out_type, alpha, accumulate, 1, n, k}};                  \
+        MatrixOf<gguf::F> matrix{blocks, head_dim, k};                                                                \
+        integers::multiply<1>(matrix, rings[threadIdx.x / WARP], product, [&](const u8* bytes, u32 first, auto& sums) { \
+            integers::add_piece(gguf::F(), bytes, first, product, sums);                                              \
+        });                                                                                                           \
+    }
+GGUF_BLOCKS(MATVEC_INT)
+
+KERNEL(matvec::BLOCK, 128)
+matvec_int_few(const u8* __restrict__ blocks, u32 format, u32 head_dim, const integers::Run* __restrict__ x,
+               void* __restrict__ out, u32 out_type, f32 alpha, u32 accumulate, u32 m, u32 n, u32 k) {
+    alignas(16) __shared__ matvec::Ring<AnyMatrix::MOST_BYTES> rings[matvec::WARPS];
+    integers::Product product = {x, {nullptr, 0, 0, out, out_type, alpha, accumulate, m, n, k}};
+    AnyMatrix matrix{{blocks, head_dim, k}, format};
+    integers::multiply<matvec::SIDE>(matrix, rings[threadIdx.x / WARP], product,
+                                     [&](const u8* bytes, u32 first, auto& sums) {
+                                         gguf::with_blocks(format, [&](auto f) {
+                                             integers::add_piece(f, bytes, first, product, sums);
+                                         });
+                                     });
 }

@@ -5,6 +5,7 @@
 // a multiple of 8,
 //   fetch(block, first)    what they are made of, as it is loaded
 //   decode(group, first)   the elements, but for what is alike in all formats
+// beside RUN, the elements that share a scale, and HAS_MIN, whether they have a minimum too. fetch and decode are
 // apart, so that a kernel can do other things while a group is on its way. Eight neighbours share their scales, and their
 // codes lie in eight neighbouring bytes, which are turned into floats four a word. The bytes of a matrix begin at a
 // multiple of 16, so a block at what its size allows.
@@ -95,7 +96,8 @@ INLINE Codes fifth(u32 bits) {
 
 // scale, 16 bytes of nibbles
 struct Q4_0 {
-    static constexpr u32 LEN = 32, BYTES = 18;
+    static constexpr u32 LEN = 32, BYTES = 18, RUN = 32;
+    static constexpr bool HAS_MIN = false;
     static INLINE Group fetch(const u8* block, u32 first) {
         Group group = {};
         group.scale = half_at(block);
@@ -111,7 +113,8 @@ struct Q4_0 {
 
 // scale, minimum, 16 bytes of nibbles
 struct Q4_1 {
-    static constexpr u32 LEN = 32, BYTES = 20;
+    static constexpr u32 LEN = 32, BYTES = 20, RUN = 32;
+    static constexpr bool HAS_MIN = true;
     static INLINE Group fetch(const u8* block, u32 first) {
         Group group = {};
         group.scale = half_at(block), group.min = half_at(block + 2);
@@ -127,7 +130,8 @@ struct Q4_1 {
 
 // scale, 32 fifth bits, 16 bytes of nibbles
 struct Q5_0 {
-    static constexpr u32 LEN = 32, BYTES = 22;
+    static constexpr u32 LEN = 32, BYTES = 22, RUN = 32;
+    static constexpr bool HAS_MIN = false;
     static INLINE Group fetch(const u8* block, u32 first) {
         Group group = {};
         group.scale = half_at(block);
@@ -144,7 +148,8 @@ struct Q5_0 {
 
 // scale, minimum, 32 fifth bits, 16 bytes of nibbles
 struct Q5_1 {
-    static constexpr u32 LEN = 32, BYTES = 24;
+    static constexpr u32 LEN = 32, BYTES = 24, RUN = 32;
+    static constexpr bool HAS_MIN = true;
     static INLINE Group fetch(const u8* block, u32 first) {
         Group group = {};
         group.scale = half_at(block), group.min = half_at(block + 2);
@@ -161,7 +166,8 @@ struct Q5_1 {
 
 // scale, 32 signed bytes
 struct Q8_0 {
-    static constexpr u32 LEN = 32, BYTES = 34;
+    static constexpr u32 LEN = 32, BYTES = 34, RUN = 32;
+    static constexpr bool HAS_MIN = false;
     static INLINE Group fetch(const u8* block, u32 first) {
         Group group = {};
         group.scale = half_at(block);
@@ -182,7 +188,8 @@ struct Q8_0 {
 // 16 scales and minimums of 4 bits, 64 bytes of bit pairs, scale of scales, scale of minimums. 32 bytes of codes hold
 // four rows, one a bit pair.
 struct Q2_K {
-    static constexpr u32 LEN = 256, BYTES = 84;
+    static constexpr u32 LEN = 256, BYTES = 84, RUN = 16;
+    static constexpr bool HAS_MIN = true;
     static INLINE Group fetch(const u8* block, u32 first) {
         Group group = {};
         group.scale = half_at(block + 80), group.min = half_at(block + 82);
@@ -201,7 +208,8 @@ struct Q2_K {
 // 32 bytes of third bits (bit r for row r, set where the element is not lowered by 4), 64 bytes of bit pairs as in
 // Q2_K, 16 scales of 6 bits in 12 bytes, scale of scales
 struct Q3_K {
-    static constexpr u32 LEN = 256, BYTES = 110;
+    static constexpr u32 LEN = 256, BYTES = 110, RUN = 16;
+    static constexpr bool HAS_MIN = false;
     static INLINE Group fetch(const u8* block, u32 first) {
         u32 s = first / 16;
         Group group = {};
@@ -243,7 +251,8 @@ struct Sub {
 // scale of scales, scale of minimums, 8 of each in 12 bytes, 128 bytes of nibbles: 32 bytes hold two rows, low and
 // high.
 struct Q4_K {
-    static constexpr u32 LEN = 256, BYTES = 144;
+    static constexpr u32 LEN = 256, BYTES = 144, RUN = 32;
+    static constexpr bool HAS_MIN = true;
     static INLINE Group fetch(const u8* block, u32 first) {
         Group group = {};
         group.scale = half_at(block), group.min = half_at(block + 2);
@@ -262,7 +271,8 @@ struct Q4_K {
 
 // As Q4_K, with 32 bytes of fifth bits before the nibbles: bit r for row r.
 struct Q5_K {
-    static constexpr u32 LEN = 256, BYTES = 176;
+    static constexpr u32 LEN = 256, BYTES = 176, RUN = 32;
+    static constexpr bool HAS_MIN = true;
     static INLINE Group fetch(const u8* block, u32 first) {
         Group group = {};
         group.scale = half_at(block), group.min = half_at(block + 2);
@@ -284,7 +294,8 @@ struct Q5_K {
 // 128 bytes of low nibbles, 64 of upper bit pairs, 16 signed scales, scale of scales. Of each four rows 64 bytes hold
 // the nibbles (two rows low, two rows high) and 32 the bit pairs.
 struct Q6_K {
-    static constexpr u32 LEN = 256, BYTES = 210;
+    static constexpr u32 LEN = 256, BYTES = 210, RUN = 16;
+    static constexpr bool HAS_MIN = false;
     static INLINE Group fetch(const u8* block, u32 first) {
         u32 row = first / 32, four = row / 4;
         Group group = {};

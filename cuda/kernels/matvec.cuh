@@ -161,25 +161,14 @@ INLINE void add_piece(const Source& source, const u8* piece, u32 first, const Pr
     }
 }
 
-// The product for at most M rows of x; `ring` is the warp's own. Source is the matrix, as one thread sees its row of
-// it:
-//   bytes(elements)               of so many elements
-//   row(j)                        where row j begins
-//   start(j), fetch(), advance()  scales that lie elsewhere: of piece 0 of row j; asked for, and got, of the next piece
-//   decode(piece, i, w)           elements i .. i + 8 of the copied piece, a multiple of 8; by the whole warp
-// Past the end of a row its bytes, and what decode makes of them, are zeros, as they are on the CPU.
-template <u32 M, typename Source, typename R> INLINE void multiply(Source source, R& ring, const Product& p) {
+// Calls add(bytes, piece) with each piece of the row of k elements that begins at `begin`, in order; `ring` is the warp's own, and
+// all of its threads call this together. Past the end of the row bytes are zeros.
+template <typename Source, typename R, typename Add>
+INLINE void each_piece(const Source& source, R& ring, const u8* begin, u32 k, Add add) {
     constexpr u32 AHEAD = R::STAGES - 1;
     u32 thread = lane_index() % SIDE, slot = lane_index() / SIDE;
-    u32 first_row = (blockIdx.x * WARPS + threadIdx.x / WARP) * ROWS;
-    if (first_row >= p.n) return;
-    // Rows past the end are the last one again, and are not stored.
-    u32 row = min(first_row + slot, p.n - 1);
-    const u8* begin = source.row(row);
-    u32 row_bytes = source.bytes(p.k), piece_bytes = source.bytes(PIECE);
-    u32 pieces = (p.k + PIECE - 1) / PIECE;
-    source.start(row);
-    f32 lanes[M][GROUP] = {};
+    u32 row_bytes = source.bytes(k), piece_bytes = source.bytes(PIECE);
+    u32 pieces = (k + PIECE - 1) / PIECE;
 #pragma unroll 1
     for (u32 turn = 0; turn < pieces + AHEAD; turn++) {
         if (turn >= AHEAD) {
@@ -200,11 +189,33 @@ template <u32 M, typename Source, typename R> INLINE void multiply(Source source
         mma::commit();
         if (turn < AHEAD) continue;
         u32 piece = turn - AHEAD;
-        const u8* bytes = ring.at[piece % R::STAGES][slot] + (u64)(begin + piece * piece_bytes) % 16;
+        add(ring.at[piece % R::STAGES][slot] + (u64)(begin + piece * piece_bytes) % 16, piece);
+    }
+}
+
+// The first of the four rows of W of this warp.
+INLINE u32 first_row_of_warp() { return (blockIdx.x * WARPS + threadIdx.x / WARP) * ROWS; }
+
+// The product for at most M rows of x; `ring` is the warp's own. Source is the matrix, as one thread sees its row of
+// it:
+//   bytes(elements)               of so many elements
+//   row(j)                        where row j begins
+//   start(j), fetch(), advance()  scales that lie elsewhere: of piece 0 of row j; asked for, and got, of the next piece
+//   decode(piece, i, w)           elements i .. i + 8 of the copied piece, a multiple of 8; by the whole warp
+// Past the end of a row what decode makes of its bytes are zeros, as they are on the CPU.
+template <u32 M, typename Source, typename R> INLINE void multiply(Source source, R& ring, const Product& p) {
+    u32 thread = lane_index() % SIDE, slot = lane_index() / SIDE;
+    u32 first_row = first_row_of_warp();
+    if (first_row >= p.n) return;
+    // Rows past the end are the last one again, and are not stored.
+    u32 row = min(first_row + slot, p.n - 1);
+    source.start(row);
+    f32 lanes[M][GROUP] = {};
+    each_piece(source, ring, source.row(row), p.k, [&](const u8* bytes, u32 piece) {
         source.fetch();
         add_piece(source, bytes, piece * PIECE, p, lanes);
         source.advance();
-    }
+    });
     f32 sum = fold_rows(lanes);
     if (thread < min(M, p.m) && first_row + slot < p.n) store(p, (u64)thread * p.n + row, sum);
 }

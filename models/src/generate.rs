@@ -1,5 +1,6 @@
 //! Generating text: one pass over the prompt, then a token at a time over the KV cache.
 
+use crate::cache::KvCache;
 use crate::ctx::Ctx;
 use crate::decoder::Decoder;
 use crate::sample::Sampling;
@@ -67,16 +68,9 @@ pub fn generate(
     let mut tokens = Vec::new();
     let mut pending = request.prompt.to_vec();
     while tokens.len() < request.max_new_tokens && cache.len() + pending.len() <= capacity {
-        let mut last = None;
-        for part in pending.chunks(PREFILL) {
-            let tape = Tape::inert();
-            let batch = Batch::next(part, cache.len(), model.device())?.within(request.prompt.len());
-            let hidden = model.hidden(&tape, &batch, Some(&mut cache), ctx)?;
-            last = Some(hidden.value().narrow(0, part.len() - 1, 1)?);
-        }
-        let (tape, last) = (Tape::inert(), last.expect("a prompt, and then a token, are pending"));
-        let logits = model.logits(&tape.constant(last), ctx)?;
-        let id = request.sampling.choose_on_device(logits.value(), tokens.len())? as i32;
+        // A token enters the device's threads once.
+        let step = || next_token(model, request, &pending, &mut cache, tokens.len(), ctx);
+        let id = model.device().enter(step)?;
         if request.stop.contains(&id) {
             return Ok(Generation { tokens, finish: Finish::Stop });
         }
@@ -87,4 +81,24 @@ pub fn generate(
         pending = vec![id];
     }
     Ok(Generation { tokens, finish: Finish::Length })
+}
+
+/// The token behind `pending`, which the cache takes in.
+fn next_token(
+    model: &Decoder,
+    request: &Request<'_>,
+    pending: &[i32],
+    cache: &mut KvCache,
+    step: usize,
+    ctx: &Ctx,
+) -> Result<i32> {
+    let tape = Tape::inert();
+    let mut last = None;
+    for part in pending.chunks(PREFILL) {
+        let batch = Batch::next(part, cache.len(), model.device())?.within(request.prompt.len());
+        let hidden = model.hidden(&tape, &batch, Some(cache), ctx)?;
+        last = Some(hidden.value().narrow(0, part.len() - 1, 1)?);
+    }
+    let logits = model.logits(&tape.constant(last.expect("a prompt, and then a token, are pending")), ctx)?;
+    Ok(request.sampling.choose_on_device(logits.value(), step)? as i32)
 }

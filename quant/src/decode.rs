@@ -14,8 +14,8 @@ pub(crate) trait DecodeRows {
     fn decoded_dtype(&self, x: DType) -> DType;
     /// Some rows, [rows, in], rounded to `dtype`.
     fn decode_rows(&self, rows: Range<usize>, dtype: DType) -> Result<Tensor>;
-    /// The kernel that multiplies one row, or few, with the matrix as it lies, if there is one for its form and shape.
-    fn matvec(&self, one_row: bool) -> Result<Option<Matvec>>;
+    /// The kernel that multiplies one row, or few, of dtype `x` with the matrix as it lies, if there is one for its form and shape.
+    fn matvec(&self, one_row: bool, x: DType) -> Result<Option<Matvec>>;
     /// The kernels that multiply many rows with the matrix as it lies, if there are any for its form and place. Its width is a
     /// multiple of [`GROUP`](crate::fused::GROUP).
     fn decoded(&self) -> Result<Option<Decoded>>;

@@ -6,7 +6,7 @@ use crate::matvec::Matvec;
 use crate::panels::{RowPanels, Rows};
 use crate::weight::Direction;
 use half::bf16;
-use kinglet_tensor::cpu::gemm::Panels;
+use kinglet_tensor::cpu::gemm::{Columns, FewRows, Panels};
 use kinglet_tensor::cpu::nf4::{self, ABSMAX_BLOCK, Absmax, BLOCK_SIZES, Blocks, DYNAMIC_MAP, Format};
 use kinglet_tensor::cpu::{Cpu, Simd};
 use kinglet_tensor::cuda::{self, Arg, Cuda, Flag};
@@ -255,13 +255,13 @@ impl DecodeRows for FourBit {
         self.dequantize_rows(rows, dtype)
     }
 
-    fn matvec(&self, one_row: bool) -> Result<Option<Matvec>> {
+    fn matvec(&self, one_row: bool, _: DType) -> Result<Option<Matvec>> {
         // The kernel's rows begin with a block.
         if !self.shape[1].is_multiple_of(self.blocksize) {
             return Ok(None);
         }
         let entry = if one_row { "matvec_4bit" } else { "matvec_few_4bit" }.to_owned();
-        Ok(Some(Matvec { module: "nf4", entry, weight: self.decode_args()?.to_vec() }))
+        Ok(Some(Matvec { module: "nf4", entry, weight: self.decode_args()?.to_vec(), in_integers: false }))
     }
 
     fn decoded(&self) -> Result<Option<Decoded>> {
@@ -320,6 +320,10 @@ impl Rows for FourBitRows<'_> {
 
     fn decode_bf16(&self, row: usize, columns: Range<usize>, out: &mut [bf16]) {
         self.blocks.decode_bf16(self.simd, row * self.in_features + columns.start, out);
+    }
+
+    fn few_rows<'a>(&'a self, x: FewRows<'a>) -> Option<Box<dyn Columns + 'a>> {
+        self.blocks.few_rows(x)
     }
 }
 

@@ -7,7 +7,7 @@ use crate::matvec::Matvec;
 use crate::panels::{RowPanels, Rows, decode_and_round};
 use crate::weight::Direction;
 use half::bf16;
-use kinglet_tensor::cpu::gemm::Panels;
+use kinglet_tensor::cpu::gemm::{Columns, FewRows, Panels};
 use kinglet_tensor::cpu::ggml::{self, Format, MAX_BLOCK};
 use kinglet_tensor::cpu::{Cpu, Simd};
 use kinglet_tensor::cuda::{self, Arg, Cuda, Flag};
@@ -171,7 +171,7 @@ struct GgufRows<'a> {
 impl Rows for GgufRows<'_> {
     fn decode(&self, row: usize, columns: Range<usize>, out: &mut [f32]) {
         let (len, bytes) = (self.format.block_len(), self.format.block_bytes());
-        let row = &self.blocks[self.order.stored(row) * self.row_bytes..][..self.row_bytes];
+        let row = self.row(row);
         let (mut at, mut out) = (columns.start, out);
         while at < columns.end {
             let (block, skip) = (at / len, at % len);
@@ -191,6 +191,17 @@ impl Rows for GgufRows<'_> {
 
     fn decode_bf16(&self, row: usize, columns: Range<usize>, out: &mut [bf16]) {
         decode_and_round(self, self.simd, row, columns, out);
+    }
+
+    fn few_rows<'a>(&'a self, x: FewRows<'a>) -> Option<Box<dyn Columns + 'a>> {
+        ggml::columns(self.format, x, self.blocks, |row| self.order.stored(row))
+    }
+}
+
+impl GgufRows<'_> {
+    /// The blocks of a row.
+    fn row(&self, row: usize) -> &[u8] {
+        &self.blocks[self.order.stored(row) * self.row_bytes..][..self.row_bytes]
     }
 }
 
@@ -214,19 +225,23 @@ impl DecodeRows for GgufMatrix {
         self.dequantize_rows(rows, dtype)
     }
 
-    fn matvec(&self, one_row: bool) -> Result<Option<Matvec>> {
+    fn matvec(&self, one_row: bool, x: DType) -> Result<Option<Matvec>> {
         let plain = Format::PLAIN.contains(&self.format);
         if !self.shape[1].is_multiple_of(GROUP) || (plain && !one_row) {
             return Ok(None);
         }
+        let in_integers = !plain && x != DType::F32;
         let (blocks, format) = (cuda::read(&self.blocks)?, Arg::U32(self.format as u32));
         let head_dim = self.order.head_dim()?;
-        let (entry, weight) = match (one_row, plain) {
-            (true, false) => (format!("matvec_gguf_{}", self.format), vec![blocks, head_dim]),
-            (true, true) => ("matvec_plain_gguf".to_owned(), vec![blocks, format, head_dim]),
-            (false, _) => ("matvec_few_gguf".to_owned(), vec![blocks, format, head_dim]),
+        let entry = match (one_row, plain) {
+            (true, false) if in_integers => format!("matvec_int_{}", self.format),
+            (true, false) => format!("matvec_gguf_{}", self.format),
+            (true, true) => "matvec_plain_gguf".to_owned(),
+            (false, _) if in_integers => "matvec_int_few".to_owned(),
+            (false, _) => "matvec_few_gguf".to_owned(),
         };
-        Ok(Some(Matvec { module: "gguf", entry, weight }))
+        let weight = if one_row && !plain { vec![blocks, head_dim] } else { vec![blocks, format, head_dim] };
+        Ok(Some(Matvec { module: "gguf", entry, weight, in_integers }))
     }
 
     fn decoded(&self) -> Result<Option<Decoded>> {

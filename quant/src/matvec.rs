@@ -1,5 +1,6 @@
 //! Products of few rows with weights in blocks on CUDA devices, as it is when a token is decoded: the weight's bytes are read once
-//! and decoded in registers (`cuda/kernels/matvec.cuh`), in the order of the CPU's sums.
+//! and decoded in registers (`cuda/kernels/matvec.cuh`), in the order of the CPU's sums; or, beside ggml's blocks and in 16 bits,
+//! multiplied as integers.
 
 use crate::decode::{DecodeRows, aligned, type_code};
 use crate::weight::Direction;
@@ -19,18 +20,27 @@ pub(crate) struct Matvec {
     pub(crate) entry: String,
     /// Its first arguments, which tell it the weight.
     pub(crate) weight: Vec<Arg<'static>>,
+    /// Whether it takes x as runs of integers (`cuda/kernels/matvec_gguf.cuh`).
+    pub(crate) in_integers: bool,
 }
+
+/// Elements of a run, and its bytes: two an element, and what it is scaled with.
+const RUN: usize = 32;
+const RUN_BYTES: usize = 80;
 
 /// The kernel for `x`, if it has so few rows and there is one for the weight's form and shape.
 pub(crate) fn kernel(x: &Tensor, weight: &dyn DecodeRows, direction: Direction) -> Result<Option<Matvec>> {
     let (rows, columns) = x.dims2("linear")?;
     let some = (1..=FEW_ROWS).contains(&rows) && columns > 0;
-    if some && direction == Direction::Forward { weight.matvec(rows == 1) } else { Ok(None) }
+    if some && direction == Direction::Forward { weight.matvec(rows == 1, x.dtype()) } else { Ok(None) }
 }
 
 impl Matvec {
     /// `out` = alpha x Wᵀ, or `out` += that.
     pub(crate) fn run(&self, cuda: &Cuda, x: &Tensor, out: &TensorMut<'_>, options: Options) -> Result<()> {
+        if self.in_integers {
+            return self.run_in_integers(cuda, x, out, options);
+        }
         let (m, k) = x.dims2("linear")?;
         let n = out.shape()[1];
         // Several rows come in f32, which holds the 16-bit types, as does one of f16: they are short beside the weight.
@@ -43,6 +53,28 @@ impl Matvec {
         }
         args.extend([
             Arg::U32(options.round_bf16.into()),
+            cuda::written(out)?,
+            type_code(out.dtype())?,
+            Arg::F32(options.alpha),
+            Arg::U32((options.accumulate == Accumulate::Add).into()),
+        ]);
+        if m > 1 {
+            args.push(cuda::number(m)?);
+        }
+        args.extend([cuda::number(n)?, cuda::number(k)?]);
+        cuda::start(cuda, self.module, &self.entry, n.div_ceil(BLOCK_ROWS), BLOCK, &args)
+    }
+    /// As [`Matvec::run`], for x of 16 bits.
+    fn run_in_integers(&self, cuda: &Cuda, x: &Tensor, out: &TensorMut<'_>, options: Options) -> Result<()> {
+        let ((m, k), n) = (x.dims2("linear")?, out.shape()[1]);
+        let (x, runs) = (x.contiguous()?, m * k / RUN);
+        let mut integers = x.device().alloc(&[runs * RUN_BYTES], DType::U8)?;
+        let args = [cuda::read(&x)?, type_code(x.dtype())?, cuda::written(&integers.view())?, cuda::count(runs)];
+        cuda::over_rows(cuda, self.module, "round_gguf", runs, &args)?;
+        let integers = integers.finish();
+        let mut args = self.weight.clone();
+        args.extend([
+            cuda::read(&integers)?,
             cuda::written(out)?,
             type_code(out.dtype())?,
             Arg::F32(options.alpha),

@@ -4,7 +4,7 @@ use crate::weight::Direction;
 use half::bf16;
 use kinglet_tensor::Element as _;
 use kinglet_tensor::cpu::Simd;
-use kinglet_tensor::cpu::gemm::{Panels, interleave, pair_columns, pair_rows};
+use kinglet_tensor::cpu::gemm::{Columns, FewRows, Panels, interleave, pair_columns, pair_rows};
 use std::ops::Range;
 
 /// A stored matrix W [out, in] that is decoded a part of a row at a time.
@@ -14,6 +14,11 @@ pub(crate) trait Rows: Sync {
 
     /// As [`Rows::decode`], rounded to bf16.
     fn decode_bf16(&self, row: usize, columns: Range<usize>, out: &mut [bf16]);
+
+    /// How few rows are multiplied with rows of W as they are stored, if there is such a way for `x`.
+    fn few_rows<'a>(&'a self, _x: FewRows<'a>) -> Option<Box<dyn Columns + 'a>> {
+        None
+    }
 }
 
 /// [`Rows::decode_bf16`] by way of f32.
@@ -100,6 +105,13 @@ impl<R: Rows> Panels for RowPanels<R> {
                     self.rows.decode(row, n..n + 1, out);
                 }
             }
+        }
+    }
+
+    fn few_rows<'a>(&'a self, x: FewRows<'a>) -> Option<Box<dyn Columns + 'a>> {
+        match self.direction {
+            Direction::Forward => self.rows.few_rows(x),
+            Direction::Backward => None,
         }
     }
 

@@ -54,9 +54,10 @@ fn check(cpu: &Device, what: &str, weight: &Weight, rows: usize, dtype: DType, a
     };
     let ((_, want), (launches, got)) = (run(weight, cpu), run(&to(weight, &gpu), &gpu));
     assert!(want == got, "{rows} rows of {dtype}, {what}, add: {add}");
-    // The product, and perhaps a widening of x: no decoded matrix.
-    let widened = dtype == DType::F16 || (dtype == DType::BF16 && rows > 1);
-    assert_eq!(launches, 1 + u64::from(widened), "{what}");
+    // The product, and perhaps a widening or rounding of x: no decoded matrix.
+    let in_integers = matches!(weight, Weight::Gguf(w) if w.format().block_len() > 1);
+    let prepared = dtype == DType::F16 || (dtype == DType::BF16 && (rows > 1 || in_integers));
+    assert_eq!(launches, 1 + u64::from(prepared), "{what}");
 }
 
 #[test]
@@ -95,6 +96,34 @@ fn few_rows_have_the_bits_of_the_cpu() {
     let (what, weight) = &weights[weights.len() - 8];
     for rows in 1..=8 {
         check(&cpu, what, weight, rows, DType::BF16, false);
+    }
+}
+
+/// x in 16 bits of all magnitudes, beside ggml's blocks: subnormal runs, runs of zeros, the largest numbers, and what is no number.
+#[test]
+fn integers_of_all_magnitudes_have_the_bits_of_the_cpu() {
+    let cpu = device(1);
+    for (i, format) in Format::ALL.into_iter().enumerate() {
+        let weight = gguf(format, [5, 512], RowOrder::Plain, &cpu);
+        let gpu = emulated(80, i as u64);
+        let on_gpu = to(&weight, &gpu);
+        for dtype in [DType::BF16, DType::F16] {
+            let scales = [1.0, 0.0, 1e-38, 3e38, 6e-8, 65000.0, 1e-30];
+            let value =
+                |at: usize| ((at * 37 % 101) as f32 - 50.0) / 50.0 * scales[(at / 32 + at / 512) % scales.len()];
+            for (row, bad) in [None, Some(f32::INFINITY), Some(f32::NAN)].into_iter().enumerate() {
+                let mut x: Vec<f32> = (0..3 * 512).map(value).collect();
+                if let Some(bad) = bad {
+                    x[row * 512 + 300] = bad;
+                }
+                let x = Tensor::from_vec(x, &[3, 512], &cpu).unwrap().to_dtype(dtype).unwrap();
+                for x in [x.clone(), x.narrow(0, row, 1).unwrap()] {
+                    let want = bits(&weight.matmul(&x, Direction::Forward).unwrap());
+                    let got = bits(&on_gpu.matmul(&x.to(&gpu).unwrap(), Direction::Forward).unwrap());
+                    assert!(want == got, "{format} {dtype} {bad:?}");
+                }
+            }
+        }
     }
 }
 

@@ -161,6 +161,12 @@ pub trait Panels: Sync {
         None
     }
 
+    /// How to multiply few rows with columns as they are stored, where there is a faster way than to decode each column
+    /// and multiply it.
+    fn few_rows<'a>(&'a self, _x: FewRows<'a>) -> Option<Box<dyn Columns + 'a>> {
+        None
+    }
+
     /// Whether elements are stored as floats, so that packing them only moves them and widens them. What is not stored
     /// so is decoded a strip at a time by the task that multiplies it, and is never shared packed.
     fn is_dense(&self) -> bool {
@@ -171,6 +177,29 @@ pub trait Panels: Sync {
     fn columns_are_cheap(&self) -> bool {
         true
     }
+}
+
+/// At most [`FEW_ROWS`] rows of A, for [`Panels::few_rows`].
+#[derive(Clone, Copy, Debug)]
+pub struct FewRows<'a> {
+    /// What the product runs on.
+    pub cpu: &'a Cpu,
+    /// [m, k], widened to f32, contiguous.
+    pub rows: &'a [f32],
+    /// How many.
+    pub m: usize,
+    /// Elements of a row.
+    pub k: usize,
+    /// Whether they are stored in 16 bits.
+    pub is_half: bool,
+    /// As in [`Options`]; the rows are rounded already.
+    pub round_bf16: bool,
+}
+
+/// Products of few rows with columns of B.
+pub trait Columns: Sync {
+    /// The dot products of each column from `first` on with each row: `out` is [columns, m].
+    fn dot(&self, first: usize, out: &mut [f32]);
 }
 
 /// C [m, n], row-major with a leading dimension.

@@ -5,6 +5,20 @@
 // The formats are called as everybody calls them.
 #![allow(non_camel_case_types)]
 
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod blocks512;
+mod fixed;
+mod product;
+mod steps;
+#[cfg(test)]
+mod tests;
+#[cfg(target_arch = "x86_64")]
+mod vnni;
+
+pub use product::columns;
+
 use half::{bf16, f16};
 
 use super::simd;
@@ -148,10 +162,14 @@ fn plain_bf16(block: &[u8; 2], out: &mut [f32; 1]) {
     *out = [bf16::from_le_bytes(*block).to_f32()];
 }
 
-/// The f16 at byte `at`.
+/// The f16 at byte `at`. Without a branch and without a call, which looks for an instruction each time: the exponent is rebased
+/// by a product with 2^112, which also normalises subnormal numbers.
 #[inline(always)]
 fn scale(block: &[u8], at: usize) -> f32 {
-    f16::from_le_bytes([block[at], block[at + 1]]).to_f32()
+    let bits = u32::from(u16::from_le_bytes([block[at], block[at + 1]]));
+    let magnitude = f32::from_bits((bits & 0x7fff) << 13) * f32::from_bits(239 << 23);
+    let special = if magnitude >= 65_536.0 { 0x7f80_0000 } else { 0 };
+    f32::from_bits(magnitude.to_bits() | special | (bits & 0x8000) << 16)
 }
 
 /// The codes of a 32-block of nibbles: first all low ones, then all high ones. `fifth_bits` are those of

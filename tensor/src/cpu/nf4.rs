@@ -7,9 +7,12 @@
 
 mod absmax;
 mod decode;
+#[cfg(target_arch = "x86_64")]
+mod few_rows;
 
 pub use absmax::{ABSMAX_BLOCK, Absmax, DYNAMIC_MAP, mean, quantize_absmax};
 
+use super::gemm::{Columns, FewRows};
 use super::{Cpu, Simd, simd};
 use half::bf16;
 
@@ -103,6 +106,17 @@ pub struct Blocks<'a> {
     pub codes: &'a [u8],
     /// The scale of each block.
     pub absmax: Absmax<'a>,
+}
+
+impl<'a> Blocks<'a> {
+    /// The product of few rows with columns of Wᵀ, if there is a faster way than to decode each of them first.
+    #[must_use]
+    pub fn few_rows(self, x: FewRows<'a>) -> Option<Box<dyn Columns + 'a>> {
+        #[cfg(target_arch = "x86_64")]
+        return few_rows::columns(self, x);
+        #[cfg(not(target_arch = "x86_64"))]
+        None
+    }
 }
 
 impl Blocks<'_> {

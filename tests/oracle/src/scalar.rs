@@ -15,6 +15,10 @@ pub trait Scalar:
     #[must_use]
     fn function(self, f: Function) -> Self;
 
+    /// The number as it is where a kernel stores it with an error of up to `by` in units of eps(dtype).
+    #[must_use]
+    fn stored_within(self, by: f64) -> Self;
+
     /// e^self
     #[must_use]
     fn exp(self) -> Self {
@@ -142,6 +146,10 @@ impl Scalar for f64 {
     fn function(self, f: Function) -> Self {
         f.value(self)
     }
+
+    fn stored_within(self, _: f64) -> Self {
+        self
+    }
 }
 
 /// A number in f64 with two running first-order bounds on what a kernel may be off by. A kernel reads data stored in
@@ -195,6 +203,10 @@ impl Scalar for Real {
     fn function(self, f: Function) -> Self {
         let (x, y) = (self.v, f.value(self.v));
         Real::step(y, 2.0, &[(self, f.slope(x, y))])
+    }
+
+    fn stored_within(self, by: f64) -> Self {
+        Real { storage: self.storage + by, ..self }
     }
 }
 

@@ -97,6 +97,10 @@ impl Scalar for Traced<'_> {
         self.v.v
     }
 
+    fn stored_within(self, by: f64) -> Self {
+        Traced { v: self.v.stored_within(by), ..self }
+    }
+
     fn function(self, f: Function) -> Self {
         let y = self.v.function(f);
         match self.place {

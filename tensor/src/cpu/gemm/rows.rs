@@ -2,7 +2,7 @@
 
 use half::bf16;
 
-use super::{Accumulate, After, Dense, LowRank, Mat, Options, Out, Panels, blocked};
+use super::{Accumulate, After, Columns, Dense, Elems, FewRows, LowRank, Mat, Options, Out, Panels, blocked};
 use crate::cpu::reduce::dot_body;
 use crate::cpu::scratch::Buffer;
 use crate::cpu::{Cpu, simd};
@@ -23,34 +23,52 @@ simd! {
 /// C = alpha A B for few rows of A. Sizes are checked by the caller.
 pub(super) fn gemm(cpu: &Cpu, a: &Mat, b: &dyn Panels, c: &mut Out, ldc: usize, options: Options) {
     let (m, n, k) = (a.rows, b.n(), b.k());
-    let rows = widened_rows(cpu, a, options.round_bf16);
+    let rows = &*widened_rows(cpu, a, options.round_bf16);
+    let is_half = !matches!(a.data, Elems::F32(_));
+    let x = FewRows { cpu, rows, m, k, is_half, round_bf16: options.round_bf16 };
+    let stored = b.few_rows(x);
+    let decoded = Decoded { x, b };
+    let columns = stored.as_deref().unwrap_or(&decoded);
     // [n, m]: what one task writes lies together.
     let mut products = cpu.scratch(n * m);
-    let columns = (TASK / k.max(1)).max(1);
-    cpu.chunks(&mut products, columns * m, |task, products| {
+    let per_task = (TASK / k.max(1)).max(1);
+    cpu.chunks(&mut products, per_task * m, |task, products| columns.dot(task * per_task, products));
+    if m == 1 {
+        return c.store(cpu.simd(), 0, &products, options.alpha, options.accumulate);
+    }
+    let mut row = cpu.scratch(n);
+    for i in 0..m {
+        row.iter_mut().zip(products.iter().skip(i).step_by(m)).for_each(|(y, x)| *y = *x);
+        c.store(cpu.simd(), i * ldc, &row, options.alpha, options.accumulate);
+    }
+}
+
+/// Columns that are decoded first.
+struct Decoded<'a> {
+    x: FewRows<'a>,
+    b: &'a dyn Panels,
+}
+
+impl Columns for Decoded<'_> {
+    fn dot(&self, first: usize, out: &mut [f32]) {
+        let FewRows { cpu, rows, m, k, round_bf16: round, .. } = self.x;
         let mut decoded = cpu.scratch(k);
-        for (i, products) in products.chunks_exact_mut(m).enumerate() {
-            let j = task * columns + i;
-            let column = match b.contiguous_column(j) {
-                Some(column) if !options.round_bf16 => column,
+        for (i, out) in out.chunks_exact_mut(m).enumerate() {
+            let column = match self.b.contiguous_column(first + i) {
+                Some(column) if !round => column,
                 _ => {
-                    b.column(j, 0..k, &mut decoded);
-                    if options.round_bf16 {
+                    self.b.column(first + i, 0..k, &mut decoded);
+                    if round {
                         bf16::round(cpu.simd(), &mut decoded);
                     }
                     &decoded
                 }
             };
-            products.fill(0.0);
+            out.fill(0.0);
             if k > 0 {
-                dot_rows(cpu.simd(), &rows, column, products);
+                dot_rows(cpu.simd(), rows, column, out);
             }
         }
-    });
-    let mut row = cpu.scratch(n);
-    for i in 0..m {
-        row.iter_mut().zip(products.iter().skip(i).step_by(m)).for_each(|(y, x)| *y = *x);
-        c.store(cpu.simd(), i * ldc, &row, options.alpha, options.accumulate);
     }
 }
 

@@ -4,6 +4,7 @@ use crate::{Array, Case, Input, Scalar, float, integers};
 use kinglet_autograd::Var;
 use kinglet_quant::nf4::Format;
 use kinglet_quant::{FourBit, GgufMatrix, Lora, RowOrder, Weight, embed, ggml, linear, linear_lora, linear_trained};
+use kinglet_tensor::cpu::gemm::FEW_ROWS;
 use kinglet_tensor::philox::Key;
 use kinglet_tensor::{CpuOptions, DType, Device, Result, Tensor};
 use std::sync::Arc;
@@ -124,7 +125,20 @@ fn quantised() -> Vec<(Form, Sizes)> {
         (Form::Gguf(ggml::Format::Q4_K, interleaved), Sizes::new(66, 256, 72)),
     ]);
     all.push((Form::FourBit(Format::Nf4, 64, true), Sizes::new(1, 320, 18)));
+    all.extend(few_rows());
     all
+}
+
+/// One to eight rows with every form of ggml's blocks: one block, fewer than a step of four and more, odd numbers of outputs.
+fn few_rows() -> impl Iterator<Item = (Form, Sizes)> {
+    let widths = |format: ggml::Format| if format.block_len() == 32 { [32, 160, 288] } else { [256, 512, 768] };
+    let orders = [RowOrder::Plain, RowOrder::Interleaved { head_dim: 6 }, RowOrder::Plain];
+    ggml::Format::ALL.into_iter().enumerate().flat_map(move |(i, format)| {
+        let sizes = widths(format).into_iter().zip([5, 18, 33]).zip(orders).enumerate();
+        sizes.map(move |(j, ((inputs, outputs), order))| {
+            (Form::Gguf(format, order), Sizes::new((i + 3 * j) % FEW_ROWS + 1, inputs, outputs))
+        })
+    })
 }
 
 /// Σ over the last dimension: x [t, k] times w [n, k] as [t, n].
@@ -132,6 +146,21 @@ fn product<S: Scalar>(x: &Array<S>, w: &Array<S>) -> Array<S> {
     Array::from_fn(&[x.shape[0], w.shape[0]], |i| {
         let products = (0..x.shape[1]).map(|k| x.at(&[i[0], k]) * w.at(&[i[1], k]));
         products.reduce(|a, b| a + b).expect("an input")
+    })
+}
+
+/// x as a product of few rows with ggml's blocks takes it. Beside 16 bits a run of 32 becomes whole multiples of a power of two s (the
+/// definition is at the head of `tensor/src/cpu/ggml/fixed.rs`), and the largest is at least 2^14 s. So an element is off by at most
+/// s / 2 <= 2^-15 of the largest, which is eps / 16 of it in f16 (2^-11), and less in bf16 (2^-8). In f32 nothing is rounded.
+fn as_integers<S: Scalar>(x: &Array<S>, form: Form) -> Array<S> {
+    const RUN: usize = 32;
+    if x.shape[0] > FEW_ROWS || !matches!(form, Form::Gguf(..)) {
+        return x.clone();
+    }
+    Array::from_fn(&x.shape, |i| {
+        let first = i[1] / RUN * RUN;
+        let run = (first..x.shape[1].min(first + RUN)).map(|k| x.at(&[i[0], k]).value().abs());
+        x.at(i).stored_within(run.fold(0.0, f64::max) / 16.0)
     })
 }
 
@@ -168,7 +197,7 @@ impl Case for Linear {
 
     fn truth<S: Scalar>(&self, inputs: &[Array<S>]) -> Array<S> {
         let weight = self.form.values(&inputs[1], self.sizes.weight());
-        plus_bias(product(&inputs[0], &weight), inputs.get(2))
+        plus_bias(product(&as_integers(&inputs[0], self.form), &weight), inputs.get(2))
     }
 
     fn run<'t>(&self, inputs: &[Var<'t>]) -> Result<Var<'t>> {
@@ -306,7 +335,7 @@ impl Case for LoraLinear {
 
     fn truth<S: Scalar>(&self, inputs: &[Array<S>]) -> Array<S> {
         let ([x, stored], adapters, bias) = self.split(inputs);
-        let base = product(x, &self.form.values(stored, self.sizes.weight()));
+        let base = product(&as_integers(x, self.form), &self.form.values(stored, self.sizes.weight()));
         let sum = adapters.fold(base, |sum, (adapter, [a, b])| {
             let more = adapter.truth(x, a, b);
             Array::from_fn(&sum.shape, |i| sum.at(i) + more.at(i))
