@@ -97,6 +97,22 @@ fn rows_keep_to_themselves() {
     }
 }
 
+/// What lies behind a row, even scales that are no numbers, is no part of it.
+#[test]
+fn rows_of_weights_keep_to_themselves() {
+    for format in Format::ALL.into_iter().filter(|f| f.block_len() == 32) {
+        for k in [32, 64, 224] {
+            let x = values(3 * k, 4);
+            let alone = blocks(format, 1, k, 5);
+            let followed = [&alone[..], &vec![0xff; alone.len()]].concat();
+            for simd in levels() {
+                let got = product(simd, format, &followed, &x, k);
+                assert_eq!(to_bits(&got[..3]), to_bits(&product(simd, format, &alone, &x, k)), "{format} {k}");
+            }
+        }
+    }
+}
+
 /// Codes, scales and x of the largest magnitudes, where sums of bytes or of pairs could overflow.
 #[test]
 fn extremes_do_not_overflow() {
