@@ -175,7 +175,7 @@ fn products_hold_a_tile(tokens: usize, dtype: DType) {
 
 #[test]
 fn a_product_decodes_one_tile_of_its_weight_at_a_time() {
-    [1, 8, 40].into_iter().for_each(|tokens| products_hold_a_tile(tokens, DType::F32));
+    [1, 8, 20, 40].into_iter().for_each(|tokens| products_hold_a_tile(tokens, DType::F32));
     products_hold_a_tile(40, DType::BF16);
 }
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Times of PyTorch's ops and of a QLoRA step on a GPU, the twin of examples/gpu_times.rs: the same shapes, the same names, one JSON object.
 
-    venv/bin/python benches/pytorch/gpu.py [--device cuda:0|cpu] [--small] [--shapes FILE]
+    .venv/bin/python benches/pytorch/gpu.py [--device cuda:0|cpu] [--small] [--shapes FILE]
 
 matmul, SDPA, bitsandbytes' NF4, torch's fused AdamW, its rms_norm and SwiGLU of two ops, as they are; the step with transformers and
 peft. An op's time is that between two CUDA events around as many calls as fill 5 ms, the median of rounds in each of which every op

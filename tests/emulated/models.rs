@@ -54,8 +54,10 @@ fn gradients() {
     }
 }
 
-/// Roundings on the way through a layer and back; independent ones add up as their square root.
-const ROUNDINGS: usize = 24;
+/// Roundings on the way through a layer and back; independent ones add up as their square root. Forward: two norms (2 each), seven
+/// products, RoPE (2), scores, their scale, exponential (2), sum, merging of tiles, quotient, silu (2), its product, two residuals; and
+/// as many back.
+const ROUNDINGS: usize = 48;
 
 /// How far two devices may be apart behind so many layers, relative: the oracle's slack times eps(dtype) times the square root of
 /// the roundings on the way.

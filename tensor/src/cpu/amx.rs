@@ -13,10 +13,6 @@ pub(super) const STEPS: usize = 32;
 /// Whether the CPU has tiles of bf16, and Linux lets this process use them: it saves their 8 KiB at a switch of threads only for
 /// those that asked, and to ask is for the whole process and for good.
 pub(super) fn is_there() -> bool {
-    const { assert!(cfg!(target_arch = "x86_64")) };
-    if cfg!(not(target_os = "linux")) {
-        return false;
-    }
     // Leaf 7: EDX bit 22 is AMX-BF16, bit 24 AMX-TILE.
     let edx = std::arch::x86_64::__cpuid_count(7, 0).edx;
     let has_bf16_tiles = edx & (1 << 22 | 1 << 24) == (1 << 22 | 1 << 24);

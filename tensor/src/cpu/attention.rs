@@ -9,6 +9,12 @@
 //! Tensors are read and written in their own type; sums are f32. Products are of f32, but of bf16 where tensors are bf16
 //! and the level multiplies that: probabilities and their gradients are then rounded to bf16 too, as on GPUs.
 //!
+//! A key that a query does not see has the weight 0, which its value is multiplied by all the same: infinity and NaN among the values of
+//! one tile are felt by all of its queries.
+//!
+//! A key that a query does not see has the weight 0, which its value is multiplied by all the same: infinity or NaN among the values
+//! of a tile is felt by queries beside those that see it.
+//!
 //! Bits: keys are taken in tiles counted from the segment's first key, so a query's result depends on its own
 //! segment alone and is the same in prefill and with a cache, on any number of threads; and, where products are of
 //! f32, at any SIMD level.

@@ -8,9 +8,10 @@
 //! Operands that are bf16, or are to be rounded to it, are packed as such where the CPU multiplies that (AVX-512 BF16, AMX): pairs of
 //! products, added up in f32. Elsewhere they are widened.
 //!
-//! Bits: the order in which an output element's products are added depends on k and the path alone, not on m, n, the element's place
-//! or the threads; and not on the SIMD level, but for packed bf16. Packed f32: chains of [`KC`] fused steps, added up block by block.
-//! So a row's result is the same in every batch that takes the same path.
+//! Bits: the order in which an output element's products are added depends on k, the options and the path alone, not on m, n, the
+//! element's place or the threads; and not on the SIMD level, but for packed bf16, whose instructions also take subnormal numbers for
+//! zero. Packed f32: chains of [`KC`] fused steps, added up block by block. So a row's result is the same in every batch that takes the
+//! same path.
 //!
 //! [`reduce`]: crate::cpu::reduce
 
@@ -44,7 +45,7 @@ use std::ops::Range;
 
 use half::{bf16, f16};
 
-use super::{Cpu, Simd, span};
+use super::{Cpu, span};
 use crate::{Error, Result};
 
 /// How many steps along k one accumulator takes before it is added to C.
@@ -145,13 +146,8 @@ pub trait Panels: Sync {
     fn pack(&self, k: Range<usize>, n: Range<usize>, nr: usize, out: &mut [f32]);
 
     /// As [`Panels::pack`] for one strip, rounded to bf16 and in pairs of steps: `out[kk / 2][col][kk % 2]`, with zeros past the last
-    /// column and past an odd last step.
-    fn pack_bf16(&self, k: Range<usize>, n: Range<usize>, nr: usize, out: &mut [bf16]) {
-        let mut wide = vec![0.0; k.len() * nr];
-        self.pack(k.clone(), n, nr, &mut wide);
-        let steps: Vec<_> = wide.into_iter().map(bf16::from_f32).collect();
-        pair_rows(Simd::detect(), &steps, nr, [nr, k.len()], nr, out);
-    }
+    /// column and past an odd last step. [`pair_columns`] and [`pair_rows`] make such strips.
+    fn pack_bf16(&self, k: Range<usize>, n: Range<usize>, nr: usize, out: &mut [bf16]);
 
     /// Writes column `n` of B, its rows `k`, as f32: for products of few rows, where packing does not pay.
     fn column(&self, n: usize, k: Range<usize>, out: &mut [f32]);
@@ -252,7 +248,7 @@ impl Default for Options {
 /// What is added to a product behind it: a low-rank term, then a bias.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct After<'a> {
-    /// scale U Vᵀ, multiplied in f32.
+    /// scale U Vᵀ, multiplied in f32; beside a 16-bit C where bf16 is multiplied as such, in two bf16 parts of each factor.
     pub low_rank: Option<LowRank<'a>>,
     /// `[n]`, added to every row.
     pub bias: Option<&'a [f32]>,

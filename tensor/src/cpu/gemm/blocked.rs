@@ -17,6 +17,8 @@ use crate::cpu::{Cpu, Simd};
 
 /// The most bytes of A, or of a dense B, that are packed at a time, and those of f32 sums beside a 16-bit C.
 const MAX_PACKED: usize = 8 << 20;
+/// The most rows of one pass: a task's sums of four strips are then 8 MiB.
+const MAX_ROWS: usize = 16_384;
 /// The most steps along k that one pass takes, so that a pass has at least 256 rows of f32.
 const MAX_PASS: usize = 8192;
 /// Bytes of A that a core keeps in L2 beside what else it needs.
@@ -74,7 +76,8 @@ fn split(simd: Simd, x: Mat, parts: [usize; 3]) -> Vec<bf16> {
     wide.chunks_exact_mut(width).enumerate().for_each(|(i, row)| x.row_into(simd, i, row));
     bf16::narrow(simd, &wide, &mut both[0]);
     bf16::widen(simd, &both[0], &mut rounded);
-    wide.iter_mut().zip(&rounded).for_each(|(x, rounded)| *x -= rounded);
+    // Infinity, and what rounds to it, has no remainder.
+    wide.iter_mut().zip(&rounded).for_each(|(x, rounded)| *x = if rounded.is_finite() { *x - rounded } else { 0.0 });
     bf16::narrow(simd, &wide, &mut both[1]);
     let mut out = vec![bf16::ZERO; 3 * len];
     for (i, out) in out.chunks_exact_mut(width).enumerate() {
@@ -104,7 +107,7 @@ fn passes<E: Packed, N: Packed>(
     let depth = even(k, kernel.block, kernel.unit);
     let pass = even(k, most, depth).min(k);
     let is_one_pass = pass == k || c.is_f32();
-    let most = MAX_PACKED / size_of::<E>() / kernel.depth(pass);
+    let most = (MAX_PACKED / size_of::<E>() / kernel.depth(pass)).min(MAX_ROWS);
     let rows = even(m, most, after.whole_panels(kernel.mr)).min(m);
     let cols = match (is_shared, is_one_pass) {
         (true, _) => even(n, most, kernel.nr).min(n),

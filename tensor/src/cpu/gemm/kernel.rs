@@ -40,7 +40,7 @@ pub(crate) struct Kernel<E: 'static = f32> {
     pub(crate) group: usize,
     /// How many steps one accumulator takes before it is added to C: of bf16 as many as there are.
     chain: usize,
-    /// Products that are cut along k at multiples of so many steps have the sums of one that is not cut.
+    /// Blocks along k are whole multiples of so many steps: of f32 they then have the sums of one that is not cut.
     pub(crate) unit: usize,
     /// The most steps along k that are packed as one block.
     pub(crate) block: usize,
@@ -91,7 +91,7 @@ impl Kernel {
                 match (m, n) {
                     (_, 0..=LANES) => kernel(TALL, LANES, tile::<TALL, 1>),
                     // A rank of 16 in whole tiles; 14 rows a tile would leave 12 of 28 empty.
-                    (15..=24, _) => kernel(FLAT, 3 * LANES, tile::<FLAT, 3>),
+                    (15..=24, _) => Kernel { block: KC, ..kernel(FLAT, 3 * LANES, tile::<FLAT, 3>) },
                     _ => kernel(MR, 2 * LANES, tile::<MR, 2>),
                 }
             }

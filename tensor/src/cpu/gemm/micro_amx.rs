@@ -23,18 +23,10 @@ pub(super) unsafe fn tile(k: usize, alpha: f32, add: bool, a: *const bf16, b: *c
     // SAFETY: the caller's, for all of this function: `k` steps of A and of B are valid, and MR rows of NR floats of C.
     unsafe {
         if alpha == 1.0 {
-            if add {
-                load(c, ldc)
-            } else {
-                clear()
-            }
-            multiply(k, a, b);
-            return store(c, ldc);
+            return multiply(k, add, a, b, c, ldc);
         }
-        clear();
-        multiply(k, a, b);
         let mut product = Block([0.0; MR * NR]);
-        store(product.0.as_mut_ptr(), NR);
+        multiply(k, false, a, b, product.0.as_mut_ptr(), NR);
         let alpha = _mm512_set1_ps(alpha);
         for (i, row) in product.0.chunks_exact(NR).enumerate() {
             for j in [0, 16] {
@@ -49,17 +41,30 @@ pub(super) unsafe fn tile(k: usize, alpha: f32, add: bool, a: *const bf16, b: *c
 #[repr(align(64))]
 struct Block([f32; MR * NR]);
 
-/// Tiles 0 to 3 += A B.
+/// C [32, 32] = A B, or C += that if `add`. Tiles 0 to 3 are the quarters of C, 4 and 5 those of A, 6 and 7 of B.
 ///
 /// # Safety
 /// As for [`tile`].
 #[inline(always)]
-unsafe fn multiply(k: usize, a: *const bf16, b: *const bf16) {
+unsafe fn multiply(k: usize, add: bool, a: *const bf16, b: *const bf16, c: *mut f32, ldc: usize) {
     debug_assert!(k > 0 && k.is_multiple_of(STEPS));
-    // SAFETY: each round reads 2 x 1 KiB of A and of B and there are k / 32 (the caller's); tiles are set up (the caller's). A
-    // load of a tile of B takes 64 bytes of every 128: one half of the columns of 16 pairs of steps.
+    // SAFETY: tiles are set up (the caller's). Each round reads 2 x 1 KiB of A and of B, and there are k / 32 (the caller's): a load of
+    // a tile of B takes 64 bytes of every 128, one half of the columns of 16 pairs of steps. 32 rows of 32 floats from `c` on are read
+    // if they are added to, and written (the caller's).
     unsafe {
         asm!(
+            "test {add:e}, {add:e}",
+            "jz 3f",
+            "tileloadd tmm0, [{c} + {row_of_c}]",
+            "tileloadd tmm1, [{c} + {row_of_c} + 64]",
+            "tileloadd tmm2, [{bottom} + {row_of_c}]",
+            "tileloadd tmm3, [{bottom} + {row_of_c} + 64]",
+            "jmp 2f",
+            "3:",
+            "tilezero tmm0",
+            "tilezero tmm1",
+            "tilezero tmm2",
+            "tilezero tmm3",
             "2:",
             "tileloadd tmm4, [{a} + {row}]",
             "tileloadd tmm6, [{b} + {pair}]",
@@ -73,63 +78,27 @@ unsafe fn multiply(k: usize, a: *const bf16, b: *const bf16) {
             "add {b}, 2048",
             "dec {rounds}",
             "jnz 2b",
+            "tilestored [{c} + {row_of_c}], tmm0",
+            "tilestored [{c} + {row_of_c} + 64], tmm1",
+            "tilestored [{bottom} + {row_of_c}], tmm2",
+            "tilestored [{bottom} + {row_of_c} + 64], tmm3",
+            add = in(reg) u32::from(add),
             a = inout(reg) a => _,
             b = inout(reg) b => _,
+            c = in(reg) c,
+            bottom = in(reg) c.add(ROWS * ldc),
+            row_of_c = in(reg) 4 * ldc,
             rounds = inout(reg) k / STEPS => _,
             row = in(reg) 64usize,
             pair = in(reg) 128usize,
-            options(nostack, readonly),
-        );
-    }
-}
-
-/// Tiles 0 to 3 = 0.
-///
-/// # Safety
-/// As for [`tile`].
-#[inline(always)]
-unsafe fn clear() {
-    // SAFETY: tiles are set up (the caller's).
-    unsafe { asm!("tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3", options(nostack, nomem)) }
-}
-
-/// Tiles 0 to 3 = C.
-///
-/// # Safety
-/// As for [`tile`].
-#[inline(always)]
-unsafe fn load(c: *const f32, ldc: usize) {
-    // SAFETY: 32 rows of 32 floats are valid from `c` on (the caller's).
-    unsafe {
-        asm!(
-            "tileloadd tmm0, [{top} + {row}]",
-            "tileloadd tmm1, [{top} + {row} + 64]",
-            "tileloadd tmm2, [{bottom} + {row}]",
-            "tileloadd tmm3, [{bottom} + {row} + 64]",
-            top = in(reg) c,
-            bottom = in(reg) c.add(ROWS * ldc),
-            row = in(reg) 4 * ldc,
-            options(nostack, readonly),
-        );
-    }
-}
-
-/// C = tiles 0 to 3.
-///
-/// # Safety
-/// As for [`tile`].
-#[inline(always)]
-unsafe fn store(c: *mut f32, ldc: usize) {
-    // SAFETY: 32 rows of 32 floats may be written from `c` on (the caller's).
-    unsafe {
-        asm!(
-            "tilestored [{top} + {row}], tmm0",
-            "tilestored [{top} + {row} + 64], tmm1",
-            "tilestored [{bottom} + {row}], tmm2",
-            "tilestored [{bottom} + {row} + 64], tmm3",
-            top = in(reg) c,
-            bottom = in(reg) c.add(ROWS * ldc),
-            row = in(reg) 4 * ldc,
+            out("tmm0") _,
+            out("tmm1") _,
+            out("tmm2") _,
+            out("tmm3") _,
+            out("tmm4") _,
+            out("tmm5") _,
+            out("tmm6") _,
+            out("tmm7") _,
             options(nostack),
         );
     }

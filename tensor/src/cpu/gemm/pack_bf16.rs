@@ -7,7 +7,7 @@ use half::bf16;
 use super::Elems;
 use super::pack::Lanes;
 use super::words::Words;
-use crate::cpu::{Simd, simd};
+use crate::cpu::{Simd, simd, span};
 use crate::dtype::Element as _;
 
 /// Steps along k that are rounded at a time before they are interleaved.
@@ -104,6 +104,15 @@ pub fn pair_rows(simd: Simd, rows: &[bf16], stride: usize, [lanes, len]: [usize;
     Steps { data: rows, stride, lanes, len }.pack(simd, [width, 2], out);
 }
 
+/// Panics unless `rows` runs of `run` elements, `stride` apart, lie within `held`, `lanes` fit `width`, and `out` has exactly the elements
+/// of a strip of `len` steps; whatever the numbers are.
+fn check([rows, stride, run, held]: [usize; 4], [lanes, len]: [usize; 2], [width, group]: [usize; 2], out: usize) {
+    let is_empty = lanes == 0 || len == 0;
+    assert!(is_empty || span(rows, stride, run).is_some_and(|needed| needed <= held), "pack: operand too short");
+    let strip = len.checked_next_multiple_of(group).and_then(|depth| depth.checked_mul(width));
+    assert!(lanes <= width && strip == Some(out), "pack: {lanes} lanes of {width}, {len} steps, into {out}");
+}
+
 /// Lanes whose steps are contiguous.
 #[derive(Clone, Copy)]
 pub(crate) struct Rows<'a> {
@@ -119,8 +128,7 @@ impl Rows<'_> {
     /// One strip: `out[kk / group][lane][kk % group]`.
     pub(crate) fn pack(self, simd: Simd, [width, group]: [usize; 2], out: &mut [bf16]) {
         let Rows { data, stride, lanes, len } = self;
-        assert!(lanes <= width && (len == 0 || lanes == 0 || (lanes - 1) * stride + len <= data.len()));
-        assert!(out.len() == len.next_multiple_of(group) * width);
+        check([lanes, stride, len, data.len()], [lanes, len], [width, group], out.len());
         if group == 2 {
             let whole = Words { start: data.as_ptr().cast(), stride: 2 * stride, lanes, len: len / 2 };
             // SAFETY: each lane holds len / 2 pairs, and `out` as many rows of `width` (asserted).
@@ -167,8 +175,7 @@ impl Steps<'_> {
     /// One strip: `out[kk / group][lane][kk % group]`.
     pub(crate) fn pack(self, simd: Simd, [width, group]: [usize; 2], out: &mut [bf16]) {
         let Steps { data, stride, lanes, len } = self;
-        assert!(lanes <= width && (len == 0 || (len - 1) * stride + lanes <= data.len()));
-        assert!(out.len() == len.next_multiple_of(group) * width);
+        check([len, stride, lanes, data.len()], [lanes, len], [width, group], out.len());
         if group == 2 {
             return zip_steps(simd, data, stride, lanes, len, width, out);
         }

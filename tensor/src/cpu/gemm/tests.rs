@@ -415,3 +415,36 @@ fn terms_behind_a_product_are_added_once() {
         }
     }
 }
+
+/// Beside a 16-bit C a low-rank term keeps 16 bits of its factors: more than f16 has.
+#[test]
+fn a_low_rank_term_keeps_sixteen_bits() {
+    let (m, n, k, r) = (40, 50, 32, 16);
+    let zero = Owned { bf16: vec![bf16::ZERO; m * k], ..Owned::new(Kind::Bf16, m, k, Order::Rows, 1) };
+    let b = Owned::new(Kind::Bf16, k, n, Order::Columns, 2);
+    let (u, v) = (Owned::new(Kind::F32, m, r, Order::Rows, 3), Owned::new(Kind::F32, n, r, Order::Rows, 4));
+    let after = After { low_rank: Some(LowRank { u: u.mat(), v: v.mat(), scale: 1.0 }), bias: None };
+    for simd in levels() {
+        let (cpu, panels) = (Cpu::single(simd), Dense::new(simd, b.mat()));
+        let mut c = vec![f16::ZERO; m * n];
+        let options = Options { round_bf16: true, ..Options::default() };
+        gemm_and(&cpu, &zero.mat(), &panels, Out::F16(&mut c), n, options, after).expect("shapes fit");
+        for (i, j) in (0..m).flat_map(|i| (0..n).map(move |j| (i, j))) {
+            let terms = (0..r).map(|kk| u.at(i, kk, false) * v.at(j, kk, false));
+            let (want, magnitude) = terms.fold((0.0, 0.0), |(s, m), t| (s + t, m + t.abs()));
+            let (got, bound) = (c[i * n + j].to_f64(), 2f64.powi(-11) * want.abs() + 2f64.powi(-16) * magnitude);
+            assert!((got - want).abs() <= bound, "{simd:?} at ({i}, {j}): {got}, not {want} within {bound}");
+        }
+    }
+}
+
+/// Numbers that no memory holds are refused, not wrapped.
+#[test]
+fn strips_of_impossible_sizes_are_refused() {
+    let (simd, x) = (Simd::detect(), vec![bf16::ONE; 8]);
+    let refused = |f: &(dyn Fn() + std::panic::RefUnwindSafe)| std::panic::catch_unwind(f).is_err();
+    assert!(refused(&|| pair_columns(simd, &[], 0, [0, 1 << 63], 2, &mut [])));
+    assert!(refused(&|| pair_columns(simd, &x, 1 << 62, [5, 2], 8, &mut [bf16::ZERO; 16])));
+    assert!(refused(&|| pair_rows(simd, &x, 1 << 62, [2, 5], 2, &mut [bf16::ZERO; 12])));
+    assert!(refused(&|| pair_rows(simd, &x, 4, [3, 2], 2, &mut [bf16::ZERO; 4])));
+}

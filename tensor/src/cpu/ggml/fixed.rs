@@ -3,7 +3,7 @@
 //! Each run of 32 elements has a power of two s, such that the largest magnitude is from 2^14 s to 2^15 s, and an element
 //! becomes the integer X = round(x / s) of 16 bits. bf16 has 8 significant bits and f16 has 11, so the largest is exact, and
 //! X never reaches 2^15; elements of bf16 down to 2^-7 of the run's largest are exact, of f16 down to 2^-4. Others are off by at most
-//! s / 2 <= 2^-15 of the largest. A run that holds a NaN or an infinity has a NaN for s, and so has whatever is made of it.
+//! s / 2 <= 2^-15 of the largest. (Below 2^-112, s stays at 2^-126.) A run that holds a NaN or an infinity has a NaN for s, and so has whatever is made of it.
 
 use crate::cpu::scratch::Buffer;
 use crate::cpu::{Cpu, simd};

@@ -8,9 +8,9 @@
 //! (run mod 4) of four more. After the last step the 16 lanes are folded in halves, as are the four, and the two results added. So
 //! all SIMD levels have the same bits, as have the kernels of CUDA devices (`cuda/kernels/matvec_gguf.cuh`).
 
+use super::Format;
 use super::fixed::{Fixed, Row};
 use super::steps::{RUNS, Step, unpack};
-use super::{Format, fixed};
 #[cfg(target_arch = "x86_64")]
 use super::{avx2, vnni};
 #[cfg(target_arch = "x86_64")]
@@ -31,7 +31,7 @@ pub fn columns<'a>(
     blocks: &'a [u8],
     stored: impl Fn(usize) -> usize + Sync + 'a,
 ) -> Option<Box<dyn Columns + 'a>> {
-    if !x.is_half || format.run() == 0 || x.k == 0 || !x.k.is_multiple_of(fixed::RUN) {
+    if !x.is_half || format.run() == 0 || x.k == 0 || !x.k.is_multiple_of(format.block_len()) {
         return None;
     }
     let bytes = x.k / format.block_len() * format.block_bytes();
@@ -56,7 +56,9 @@ pub(super) struct Rows<'a> {
 impl Rows<'_> {
     /// Row `j`, with whatever lies behind it.
     pub(super) fn from(&self, j: usize) -> &[u8] {
-        &self.blocks[(self.stored)(j) * self.bytes..]
+        let row = &self.blocks[(self.stored)(j) * self.bytes..];
+        assert!(row.len() >= self.bytes, "row {j} of a matrix in blocks has {} bytes of {}", row.len(), self.bytes);
+        row
     }
 }
 
