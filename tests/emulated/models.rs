@@ -54,10 +54,11 @@ fn gradients() {
     }
 }
 
-/// Roundings on the way through a layer and back; independent ones add up as their square root. Forward: two norms (2 each), seven
-/// products, RoPE (2), scores, their scale, exponential (2), sum, merging of tiles, quotient, silu (2), its product, two residuals; and
-/// as many back.
-const ROUNDINGS: usize = 48;
+/// Roundings on the way through a layer and back; independent ones add up as their square root. Forward 26: two norms (2 each), seven
+/// linear layers, RoPE (2), scores and their scale, exponential (2), its sum, what it weights, merging of tiles, quotient, silu (2), its
+/// product, two residuals. Backward 34: those but for the softmax's (20), the scores once more (4), and from the weights' gradients to
+/// the queries' ten: dP, the row's sum of dy · out (2), their difference, its products with P and the scale, dQ, and RoPE's turn (3).
+const ROUNDINGS: usize = 60;
 
 /// How far two devices may be apart behind so many layers, relative: the oracle's slack times eps(dtype) times the square root of
 /// the roundings on the way.
