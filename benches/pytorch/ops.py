@@ -159,9 +159,10 @@ class Ops:
 def seconds(run, at_least: float) -> float:
     """The median of calls that take `at_least` seconds together, at least three, after one to warm up."""
     run()
-    times = []
-    while len(times) < 3 or sum(times) < at_least:
+    times, whole = [], 0.0
+    while len(times) < 3 or whole < at_least:
         start = time.perf_counter()
         run()
         times.append(time.perf_counter() - start)
+        whole += times[-1]
     return statistics.median(times)

@@ -19,7 +19,7 @@ pub(crate) struct Choice<'a> {
 /// More than any machine has; starting them would take minutes.
 const MAX_THREADS: usize = 1024;
 
-/// The chosen device, with the SIMD level of KINGLET_SIMD (portable, avx2 or avx512) if that is set.
+/// The chosen device, with the SIMD level of KINGLET_SIMD if that is set.
 ///
 /// # Errors
 /// When it is not there, or kernels that were given do not fit.
@@ -105,7 +105,7 @@ fn compiler_options() -> CompilerOptions {
 
 /// The SIMD level that the environment asks for; `None` is the best.
 pub(crate) fn simd() -> Result<Option<Simd>> {
-    let Some(name) = std::env::var_os("KINGLET_SIMD") else { return Ok(None) };
+    let Some(name) = std::env::var_os("KINGLET_SIMD").filter(|name| !name.is_empty()) else { return Ok(None) };
     let level = Level::named(&name.to_string_lossy()).map_err(|e| e.context("KINGLET_SIMD"))?;
     Simd::new(level).map(Some)
 }

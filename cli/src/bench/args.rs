@@ -32,7 +32,7 @@ pub(crate) struct Common {
     #[arg(long, value_name = "N")]
     pub(crate) threads: Option<usize>,
     /// How often each side runs, in turns; medians count [default: 5; 3 where each run is a process]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = positive)]
     pub(crate) rounds: Option<usize>,
     /// The Python that has PyTorch [default: .venv/bin/python, which scripts/setup-pytorch makes]
     #[arg(long, value_name = "PATH")]
@@ -67,6 +67,22 @@ pub(crate) struct OpArgs {
     pub(crate) quick: bool,
     #[command(flatten)]
     pub(crate) common: Common,
+}
+
+fn positive(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|&n| n > 0).ok_or_else(|| "must be a positive number".into())
+}
+
+impl Common {
+    /// Makes the folder of the results, so that one that cannot be made is told of before anything is measured.
+    ///
+    /// # Errors
+    /// When a file is in its way, or the system refuses.
+    pub(crate) fn make_output(&self) -> kinglet_tensor::Result<()> {
+        let Some(folder) = &self.output else { return Ok(()) };
+        std::fs::create_dir_all(folder)
+            .map_err(|e| kinglet_tensor::Error::io(format!("--output {}", folder.display()), e))
+    }
 }
 
 /// Sizes as `--shape` takes them.
@@ -124,7 +140,7 @@ pub(crate) struct StepArgs {
     #[arg(long, value_name = "WHAT", value_parser = sweep)]
     pub(crate) sweep: Option<Sweep>,
     /// Print the time of each kernel, of kinglet alone
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["output", "json", "rounds", "python"])]
     pub(crate) trace: bool,
     #[command(flatten)]
     pub(crate) common: Common,

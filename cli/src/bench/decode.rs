@@ -6,7 +6,7 @@ use crate::bench::args::DecodeArgs;
 use crate::bench::measure::{self, DecodeJob, Job, model_name};
 use crate::bench::process::{self, Answer, Process};
 use crate::bench::pytorch::Pytorch;
-use crate::bench::report::{Report, Row};
+use crate::bench::report::{Failures, Report, Row};
 use crate::bench::{check_model, machine, threads};
 use crate::console::note;
 use crate::device::{self, Choice};
@@ -63,12 +63,13 @@ pub(crate) fn run(args: &DecodeArgs, stop: &AtomicBool) -> Result<()> {
         return Err(Error::invalid("--prompt-tokens must be at least 1, --new-tokens at least 2"));
     }
     check_model(&args.model)?;
+    args.common.make_output()?;
     let device = device::open(&Choice { threads: args.common.threads, ..Choice::default() })?;
     let threads = threads(&device)?;
     let mut notes = Vec::new();
     let pytorch = Pytorch::find(&args.common, threads, &mut notes, stop)?;
     let mut about = machine::describe(&device);
-    let rounds = args.common.rounds.unwrap_or(3).max(1);
+    let rounds = args.common.rounds.unwrap_or(3);
     about.insert("threads".into(), threads.into());
     about.insert("rounds".into(), rounds.into());
     if let Some(pytorch) = &pytorch {
@@ -76,7 +77,7 @@ pub(crate) fn run(args: &DecodeArgs, stop: &AtomicBool) -> Result<()> {
     }
     notes.push("MiB peak is the peak of resident memory (VmHWM), mapped pages included".into());
     let peers = peers(args, pytorch.as_ref(), &mut notes, stop)?;
-    let mut rows = Vec::new();
+    let (mut rows, mut failures) = (Vec::new(), Failures::default());
     for &quant in &args.quant {
         for &dtype in &args.dtype {
             let job = DecodeJob {
@@ -88,10 +89,14 @@ pub(crate) fn run(args: &DecodeArgs, stop: &AtomicBool) -> Result<()> {
                 threads,
                 spawned: 0.0,
             };
-            rows.extend(measure(&job, &peers, rounds, &mut notes, stop)?);
+            match measure(&job, &peers, rounds, &mut notes, stop) {
+                Ok(measured) => rows.extend(measured),
+                Err(error) => failures.add(&name(&job), error, stop, &mut notes)?,
+            }
         }
     }
-    Report { bench: "decode", about, rows, notes }.publish(&args.common)
+    Report { bench: "decode", about, rows, notes }.publish(&args.common)?;
+    failures.end()
 }
 
 fn peers<'a>(

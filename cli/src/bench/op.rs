@@ -6,7 +6,7 @@ use crate::bench::jobs::{Job, OpName, Work, select};
 use crate::bench::ops::{Prepared, prepare};
 use crate::bench::process::{Answer, Process, check};
 use crate::bench::pytorch::Pytorch;
-use crate::bench::report::{Report, Row, median};
+use crate::bench::report::{Failures, Report, Row, median};
 use crate::bench::{machine, threads};
 use crate::console::note;
 use crate::device::{self, Choice};
@@ -28,13 +28,14 @@ const CALM: Duration = Duration::from_millis(30);
 /// When the options have no sense, or a side fails.
 pub(crate) fn run(args: &OpArgs, stop: &AtomicBool) -> Result<()> {
     let jobs = select(args)?;
+    args.common.make_output()?;
     let device = device::open(&Choice { threads: args.common.threads, ..Choice::default() })?;
     let threads = threads(&device)?;
     let mut notes = Vec::new();
     let pytorch = Pytorch::find(&args.common, threads, &mut notes, stop)?;
     let mut about = machine::describe(&device);
     about.insert("threads".into(), threads.into());
-    let rounds = args.common.rounds.unwrap_or(if args.quick { 2 } else { 5 }).max(1);
+    let rounds = args.common.rounds.unwrap_or(if args.quick { 2 } else { 5 });
     about.insert("rounds".into(), rounds.into());
     if let Some(pytorch) = &pytorch {
         about.insert("versions".into(), pytorch.versions.clone());
@@ -52,13 +53,17 @@ pub(crate) fn run(args: &OpArgs, stop: &AtomicBool) -> Result<()> {
         notes,
         stop,
     };
-    let mut rows = Vec::new();
+    let (mut rows, mut failures) = (Vec::new(), Failures::default());
     for (i, job) in jobs.iter().enumerate() {
         note(format!("{}/{} {}", i + 1, jobs.len(), job.name()));
-        rows.push(bench.measure(job)?);
+        match bench.measure(job) {
+            Ok(row) => rows.push(row),
+            Err(error) => failures.add(&job.name(), error, stop, &mut bench.notes)?,
+        }
     }
     about.insert("peak".into(), bench.peaks.json());
-    Report { bench: "op", about, rows, notes: bench.notes }.publish(&args.common)
+    Report { bench: "op", about, rows, notes: bench.notes }.publish(&args.common)?;
+    failures.end()
 }
 
 /// What stays the same from job to job.
@@ -148,11 +153,12 @@ fn modes(job: &Job, tuned: &'static str) -> Vec<(&'static str, &'static str)> {
 /// The median of calls that take `at_least` seconds together, at least three, after one to warm up: as ops.py does it.
 fn seconds(run: &mut Prepared, at_least: f64) -> Result<f64> {
     run()?;
-    let mut times = Vec::new();
-    while times.len() < 3 || times.iter().sum::<f64>() < at_least {
+    let (mut times, mut whole) = (Vec::new(), 0.0);
+    while times.len() < 3 || whole < at_least {
         let start = Instant::now();
         run()?;
         times.push(start.elapsed().as_secs_f64());
+        whole += times[times.len() - 1];
     }
     Ok(median(&times))
 }

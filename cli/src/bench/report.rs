@@ -2,11 +2,13 @@
 
 use crate::bench::args::Common;
 use crate::bench::machine;
-use crate::console::out;
+use crate::bench::process::check;
+use crate::console::{note, out};
 use kinglet_models::fs::{Disk, write_file_atomic};
 use kinglet_tensor::{Error, Result};
 use serde_json::{Map, Value, json};
 use std::io::Write;
+use std::sync::atomic::AtomicBool;
 
 /// What both sides measured of one job, in one unit.
 #[derive(Clone, Debug)]
@@ -147,11 +149,12 @@ impl Report {
         text
     }
 
-    /// Prints the report and writes it where the options say.
+    /// Prints the report, then writes it where the options say.
     ///
     /// # Errors
     /// When it cannot be written.
     pub(crate) fn publish(&self, options: &Common) -> Result<()> {
+        out(if options.json { format!("{:#}", self.json()) } else { self.markdown().trim_end().to_string() })?;
         if let Some(folder) = &options.output {
             let json = format!("{:#}\n", self.json());
             for (extension, text) in [("json", json), ("md", self.markdown())] {
@@ -161,7 +164,32 @@ impl Report {
                 })?;
             }
         }
-        out(if options.json { format!("{:#}", self.json()) } else { self.markdown().trim_end().to_string() })
+        Ok(())
+    }
+}
+
+/// Jobs that kinglet itself failed at: the rows of the others are shown all the same.
+#[derive(Default)]
+pub(crate) struct Failures(Vec<Error>);
+
+impl Failures {
+    /// Takes note of one.
+    ///
+    /// # Errors
+    /// When the run is to end.
+    pub(crate) fn add(&mut self, job: &str, error: Error, stop: &AtomicBool, notes: &mut Vec<String>) -> Result<()> {
+        check(stop)?;
+        let error = error.context(job);
+        note(&error);
+        notes.push(format!("not measured: {error}"));
+        self.0.push(error);
+        Ok(())
+    }
+
+    /// # Errors
+    /// The first of them.
+    pub(crate) fn end(self) -> Result<()> {
+        self.0.into_iter().next().map_or(Ok(()), Err)
     }
 }
 

@@ -5,7 +5,7 @@ use crate::bench::args::{StepArgs, Subject, Sweep};
 use crate::bench::measure::{self, Job, StepJob, model_name};
 use crate::bench::process::{Answer, Process, check};
 use crate::bench::pytorch::Pytorch;
-use crate::bench::report::{Report, Row};
+use crate::bench::report::{Failures, Report, Row};
 use crate::bench::shapes::RandomShape;
 use crate::bench::{check_model, machine, threads};
 use crate::console::{note, out};
@@ -27,12 +27,13 @@ pub(crate) fn run(args: &StepArgs, stop: &AtomicBool) -> Result<()> {
     let threads = threads(&device)?;
     let jobs = jobs(args, threads)?;
     args.subject.model.as_deref().map_or(Ok(()), check_model)?;
+    args.common.make_output()?;
     if args.trace {
         return jobs.iter().try_for_each(|(_, job)| trace(job, stop));
     }
     let mut notes = Vec::new();
     let pytorch = Pytorch::find(&args.common, threads, &mut notes, stop)?;
-    let rounds = args.common.rounds.unwrap_or(3).max(1);
+    let rounds = args.common.rounds.unwrap_or(3);
     let mut about = machine::describe(&device);
     about.insert("threads".into(), threads.into());
     about.insert("rounds".into(), rounds.into());
@@ -43,15 +44,20 @@ pub(crate) fn run(args: &StepArgs, stop: &AtomicBool) -> Result<()> {
         folder = args.subject.model.as_deref().map(|model| pytorch.folder(model, stop)).transpose()?;
     }
     notes.push("MiB peak is the peak of resident memory (VmHWM), mapped pages included; of random weights, after they were made".into());
-    let mut rows = Vec::new();
+    let (mut rows, mut failures) = (Vec::new(), Failures::default());
     for (i, (name, job)) in jobs.iter().enumerate() {
         note(format!("{}/{} {name}", i + 1, jobs.len()));
         let theirs = StepJob { model: folder.clone().or_else(|| job.model.clone()), ..job.clone() };
-        let (measured, skipped) = measure(name, job, pytorch.as_ref().map(|p| (p, &theirs)), rounds, stop)?;
-        rows.extend(measured);
-        notes.extend(skipped);
+        match measure(name, job, pytorch.as_ref().map(|p| (p, &theirs)), rounds, stop) {
+            Ok((measured, skipped)) => {
+                rows.extend(measured);
+                notes.extend(skipped);
+            }
+            Err(error) => failures.add(name, error, stop, &mut notes)?,
+        }
     }
-    Report { bench: "step", about, rows, notes }.publish(&args.common)
+    Report { bench: "step", about, rows, notes }.publish(&args.common)?;
+    failures.end()
 }
 
 /// The jobs that the options ask for, with their names.
