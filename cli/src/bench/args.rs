@@ -140,7 +140,7 @@ pub(crate) struct StepArgs {
     #[arg(long, value_name = "WHAT", value_parser = sweep)]
     pub(crate) sweep: Option<Sweep>,
     /// Print the time of each kernel, of kinglet alone
-    #[arg(long, conflicts_with_all = ["output", "json", "rounds", "python"])]
+    #[arg(long, conflicts_with_all = ["output", "json"])]
     pub(crate) trace: bool,
     #[command(flatten)]
     pub(crate) common: Common,
