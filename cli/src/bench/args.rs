@@ -114,8 +114,8 @@ pub(crate) struct Subject {
 pub(crate) struct StepArgs {
     #[command(flatten)]
     pub(crate) subject: Subject,
-    /// full, lora or qlora, separated by commas. Without this, --dtype, --batch and --gradient-checkpointing: the ten
-    /// steps of the README's table
+    /// full, lora or qlora, separated by commas. Without this, --dtype, --batch and --gradient-checkpointing: ten usual
+    /// steps
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     pub(crate) method: Vec<Method>,
     /// f32 or bf16, separated by commas [default: f32]

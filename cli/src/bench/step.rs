@@ -261,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn without_settings_it_is_the_table_of_the_readme() {
+    fn without_settings_it_is_ten_usual_steps() {
         let names = names("--random-shape 135m").unwrap();
         assert_eq!(names.len(), 10);
         assert_eq!(names[0], "135m full f32, 1 x 512, 2 threads");
