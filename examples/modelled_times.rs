@@ -12,7 +12,10 @@
 //! And it counts instructions of PTX, of which the assembler drops a quarter to a third (moves, address arithmetic): where
 //! `issue` is the roof, a real GPU is faster.
 
-use kinglet::quant::{Direction, FourBit, Weight, nf4};
+use kinglet::autograd::{Grads, ParamSet, Tape};
+use kinglet::optim::{AdamW, AdamWOptions};
+use kinglet::quant::{Direction, FourBit, GgufMatrix, Lora, RowOrder, Weight, ggml, linear_lora, nf4};
+use kinglet::tensor::cpu::sample::Choice;
 use kinglet::tensor::ops::{self, KvView, Mask, Segments, Targets, Term, Wants};
 use kinglet::tensor::philox::Key;
 use kinglet::tensor::{DType, Device, EmulatorOptions, Result, Tensor};
@@ -101,13 +104,52 @@ fn attention(tokens: usize, backward: bool, device: &Device) -> Result<()> {
     Ok(())
 }
 
-fn four_bit(rows: usize, k: usize, device: &Device) -> Result<()> {
+/// One query of each of four heads with all keys of their key head, as when a token is written.
+fn decode_attention(keys: usize, device: &Device) -> Result<()> {
+    let q = normal(&[1, 4, 128], DType::BF16, device)?;
+    let x = normal(&[keys, 1, 128], DType::BF16, device)?;
+    let (kv, segments) = (KvView { k: &x, v: &x }, Segments::one(1, keys)?);
+    segments.to_device(device)?;
+    forget(device);
+    ops::attention(&q, kv, &segments, Mask::Causal, 0.1).map(drop)
+}
+
+/// Q4_K blocks, 144 bytes for 256 elements.
+fn ggml_blocks(rows: usize, dtype: DType, k: usize, device: &Device) -> Result<()> {
+    let blocks = Tensor::full(36.0, &[2112 * k / 256 * 144], DType::U8, device)?;
+    let weight = GgufMatrix::new(ggml::Format::Q4_K, [2112, k], RowOrder::Plain, blocks)?;
+    let x = normal(&[rows, k], dtype, device)?;
+    forget(device);
+    Weight::Gguf(weight).matmul(&x, Direction::Forward).map(drop)
+}
+
+/// A layer with an adapter of rank 16, forward.
+fn with_adapter(k: usize, device: &Device) -> Result<()> {
+    let weight = Arc::new(Weight::Dense(normal(&[1536, k], DType::BF16, device)?));
+    let (a, b) = (normal(&[16, k], DType::F32, device)?, normal(&[1536, 16], DType::F32, device)?);
+    let tape = Tape::new();
+    let x = tape.leaf(normal(&[2816, k], DType::BF16, device)?);
+    let lora = Lora { a: tape.leaf(a), b: tape.leaf(b), scale: 1.0, dropout: None };
+    forget(device);
+    linear_lora(&x, &weight, None, &[lora]).map(drop)
+}
+
+/// A step over one parameter of `len` elements, the norm of its gradient included.
+fn adamw(len: usize, device: &Device) -> Result<()> {
+    let mut set = ParamSet::new(vec![("w".into(), normal(&[len], DType::F32, device)?)], device)?;
+    let (grads, mut adamw) = (Grads::new(&set)?, AdamW::new(&set, AdamWOptions::default())?);
+    adamw.begin(1e-3)?;
+    forget(device);
+    adamw.apply(&mut set, &grads, None).map(drop)
+}
+
+fn four_bit(rows: usize, dtype: DType, k: usize, device: &Device) -> Result<()> {
     let weight = FourBit::quantize(&normal(&[2112, k], DType::BF16, device)?, nf4::Format::Nf4, 64, true)?;
     if rows == 0 {
         forget(device);
         return weight.dequantize(DType::BF16).map(drop);
     }
-    let x = normal(&[rows, k], DType::BF16, device)?;
+    let x = normal(&[rows, k], dtype, device)?;
     forget(device);
     Weight::FourBit(Arc::new(weight)).matmul(&x, Direction::Forward).map(drop)
 }
@@ -167,7 +209,7 @@ const JOBS: &[Job] = &[
         bytes: (0.516 + 2.0) * 14336.0 * 4096.0,
         flops: 0.0,
         published: "",
-        run: |d, k| four_bit(0, k, d),
+        run: |d, k| four_bit(0, DType::BF16, k, d),
     },
     Job {
         name: "NF4 linear, 1 row",
@@ -177,7 +219,7 @@ const JOBS: &[Job] = &[
         bytes: 0.516 * 14336.0 * 4096.0,
         flops: 2.0 * 14336.0 * 4096.0,
         published: "",
-        run: |d, k| four_bit(1, k, d),
+        run: |d, k| four_bit(1, DType::BF16, k, d),
     },
     Job {
         name: "NF4 linear, 64 rows",
@@ -187,7 +229,7 @@ const JOBS: &[Job] = &[
         bytes: 0.516 * 14336.0 * 4096.0,
         flops: 2.0 * 64.0 * 14336.0 * 4096.0,
         published: "",
-        run: |d, k| four_bit(64, k, d),
+        run: |d, k| four_bit(64, DType::BF16, k, d),
     },
     Job {
         name: "RMSNorm bf16",
@@ -232,6 +274,107 @@ const JOBS: &[Job] = &[
             forget(d);
             let term = Term { x: &x, weight: &weight, wants: Wants { x: true, weight: false } };
             ops::linear_cross_entropy(&[term], &targets, 128.0).map(drop)
+        },
+    },
+    Job {
+        name: "NF4 linear beside f32, 64 rows",
+        real: "64 x 14336 x 4096",
+        factor: 14336.0 / 2112.0,
+        depths: [256, 512, 4096],
+        bytes: 0.516 * 14336.0 * 4096.0,
+        flops: 2.0 * 64.0 * 14336.0 * 4096.0,
+        published: "",
+        run: |d, k| four_bit(64, DType::F32, k, d),
+    },
+    Job {
+        name: "Q4_K linear, 1 row, in integers",
+        real: "1 x 14336 x 4096",
+        factor: 14336.0 / 2112.0,
+        depths: [512, 1024, 4096],
+        bytes: 0.5625 * 14336.0 * 4096.0,
+        flops: 2.0 * 14336.0 * 4096.0,
+        published: "",
+        run: |d, k| ggml_blocks(1, DType::BF16, k, d),
+    },
+    Job {
+        name: "Q4_K linear, 64 rows",
+        real: "64 x 14336 x 4096",
+        factor: 14336.0 / 2112.0,
+        depths: [512, 1024, 4096],
+        bytes: 0.5625 * 14336.0 * 4096.0,
+        flops: 2.0 * 64.0 * 14336.0 * 4096.0,
+        published: "",
+        run: |d, k| ggml_blocks(64, DType::BF16, k, d),
+    },
+    Job {
+        name: "Q4_K linear beside f32, 64 rows",
+        real: "64 x 14336 x 4096",
+        factor: 14336.0 / 2112.0,
+        depths: [512, 1024, 4096],
+        bytes: 0.5625 * 14336.0 * 4096.0,
+        flops: 2.0 * 64.0 * 14336.0 * 4096.0,
+        published: "",
+        run: |d, k| ggml_blocks(64, DType::F32, k, d),
+    },
+    Job {
+        name: "linear with an adapter of rank 16, bf16",
+        real: "4096 x 4096 x 4096",
+        factor: 4096.0 * 4096.0 / (1536.0 * 2816.0),
+        depths: [128, 256, 4096],
+        bytes: 3.0 * 2.0 * 4096.0 * 4096.0,
+        flops: 2.0 * 4096.0 * 4096.0 * (4096.0 + 32.0),
+        published: "",
+        run: |d, k| with_adapter(k, d),
+    },
+    Job {
+        name: "attention of one query, d 128, bf16",
+        real: "32 heads, 8 of keys, 8192 keys",
+        factor: 8.0,
+        depths: [1024, 2048, 8192],
+        bytes: 2.0 * 2.0 * 8.0 * 8192.0 * 128.0,
+        flops: 4.0 * 32.0 * 8192.0 * 128.0,
+        published: "",
+        run: |d, keys| decode_attention(keys, d),
+    },
+    Job {
+        name: "RoPE bf16",
+        real: "4096 tokens, 32 heads of 128",
+        factor: 4096.0 / 64.0,
+        depths: [4, 8, 32],
+        bytes: 2.0 * 2.0 * 4096.0 * 32.0 * 128.0,
+        flops: 0.0,
+        published: "",
+        run: |d, heads| {
+            let positions = Tensor::from_vec((0..64).collect::<Vec<i32>>(), &[64], d)?;
+            let (cos, sin) = ops::rope_table(&positions, &[0.5; 64], 1.0)?;
+            let x = normal(&[64, heads, 128], DType::BF16, d)?;
+            forget(d);
+            ops::rope(&x, &cos, &sin).map(drop)
+        },
+    },
+    Job {
+        name: "AdamW f32, with the gradient's norm",
+        real: "100 million",
+        factor: 1.0,
+        depths: [1 << 16, 1 << 17, 100_000_000],
+        bytes: (7.0 + 1.0) * 4.0 * 1e8,
+        flops: 0.0,
+        published: "",
+        run: |d, len| adamw(len, d),
+    },
+    Job {
+        name: "sampling, top-k and top-p",
+        real: "1 x 128256",
+        factor: 1.0,
+        depths: [8192, 16_384, 128_256],
+        bytes: 4.0 * 128_256.0,
+        flops: 0.0,
+        published: "",
+        run: |d, vocabulary| {
+            let logits = normal(&[1, vocabulary], DType::F32, d)?;
+            forget(d);
+            let choice = Choice { temperature: 0.7, top_k: 50, top_p: 0.9, key: Key::derive(&[1]), step: 0 };
+            ops::sample(&logits, &choice).map(drop)
         },
     },
 ];
