@@ -42,7 +42,6 @@ impl Matvec {
             return self.run_in_integers(cuda, x, out, options);
         }
         let (m, k) = x.dims2("linear")?;
-        let n = out.shape()[1];
         // Several rows come in f32, which holds the 16-bit types, as does one of f16: they are short beside the weight.
         let is_bf16 = m == 1 && x.dtype() == DType::BF16;
         let x = &aligned(if is_bf16 { x.clone() } else { x.to_dtype(DType::F32)? }.contiguous()?)?;
@@ -51,30 +50,34 @@ impl Matvec {
         if m == 1 {
             args.push(Arg::U32(is_bf16.into()));
         }
-        args.extend([
-            Arg::U32(options.round_bf16.into()),
-            cuda::written(out)?,
-            type_code(out.dtype())?,
-            Arg::F32(options.alpha),
-            Arg::U32((options.accumulate == Accumulate::Add).into()),
-        ]);
-        if m > 1 {
-            args.push(cuda::number(m)?);
-        }
-        args.extend([cuda::number(n)?, cuda::number(k)?]);
-        cuda::start(cuda, self.module, &self.entry, n.div_ceil(BLOCK_ROWS), BLOCK, &args)
+        args.push(Arg::U32(options.round_bf16.into()));
+        self.start(cuda, args, [m, k], out, options)
     }
+
     /// As [`Matvec::run`], for x of 16 bits.
     fn run_in_integers(&self, cuda: &Cuda, x: &Tensor, out: &TensorMut<'_>, options: Options) -> Result<()> {
-        let ((m, k), n) = (x.dims2("linear")?, out.shape()[1]);
+        let (m, k) = x.dims2("linear")?;
         let (x, runs) = (x.contiguous()?, m * k / RUN);
         let mut integers = x.device().alloc(&[runs * RUN_BYTES], DType::U8)?;
         let args = [cuda::read(&x)?, type_code(x.dtype())?, cuda::written(&integers.view())?, cuda::count(runs)];
         cuda::over_rows(cuda, self.module, "round_gguf", runs, &args)?;
         let integers = integers.finish();
         let mut args = self.weight.clone();
+        args.push(cuda::read(&integers)?);
+        self.start(cuda, args, [m, k], out, options)
+    }
+
+    /// Starts the kernel for m rows of k, whose first `args` are its operands.
+    fn start(
+        &self,
+        cuda: &Cuda,
+        mut args: Vec<Arg<'_>>,
+        [m, k]: [usize; 2],
+        out: &TensorMut<'_>,
+        options: Options,
+    ) -> Result<()> {
+        let n = out.shape()[1];
         args.extend([
-            cuda::read(&integers)?,
             cuda::written(out)?,
             type_code(out.dtype())?,
             Arg::F32(options.alpha),

@@ -7,7 +7,7 @@ use crate::bench::measure::{self, DecodeJob, Job, model_name};
 use crate::bench::process::{self, Answer, Process};
 use crate::bench::pytorch::Pytorch;
 use crate::bench::report::{Failures, Report, Row};
-use crate::bench::{check_model, machine, threads};
+use crate::bench::{Setting, check_model, machine, threads};
 use crate::console::note;
 use crate::device::{self, Choice};
 use kinglet_tensor::{Error, Result};
@@ -66,15 +66,7 @@ pub(crate) fn run(args: &DecodeArgs, stop: &AtomicBool) -> Result<()> {
     args.common.make_output()?;
     let device = device::open(&Choice { threads: args.common.threads, ..Choice::default() })?;
     let threads = threads(&device)?;
-    let mut notes = Vec::new();
-    let pytorch = Pytorch::find(&args.common, threads, &mut notes, stop)?;
-    let mut about = machine::describe(&device);
-    let rounds = args.common.rounds.unwrap_or(3);
-    about.insert("threads".into(), threads.into());
-    about.insert("rounds".into(), rounds.into());
-    if let Some(pytorch) = &pytorch {
-        about.insert("versions".into(), pytorch.versions.clone());
-    }
+    let Setting { pytorch, rounds, about, mut notes } = Setting::new(&args.common, &device, 3, stop)?;
     notes.push("MiB peak is the peak of resident memory (VmHWM), mapped pages included".into());
     let peers = peers(args, pytorch.as_ref(), &mut notes, stop)?;
     let (mut rows, mut failures) = (Vec::new(), Failures::default());

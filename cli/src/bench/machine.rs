@@ -1,5 +1,6 @@
 //! What a measurement was made on: the machine, versions, the date, the memory of a process.
 
+use kinglet_data::template::civil_from_days;
 use kinglet_tensor::Device;
 use serde_json::{Map, Value, json};
 use std::path::Path;
@@ -72,21 +73,8 @@ pub(crate) fn unix_time() -> f64 {
 
 /// Today in UTC, such as 2026-01-31.
 pub(crate) fn date() -> String {
-    let (year, month, day) = civil((unix_time() / 86400.0) as i64);
+    let (year, month, day) = civil_from_days((unix_time() / 86400.0) as i64);
     format!("{year:04}-{month:02}-{day:02}")
-}
-
-/// The date of a day since 1970-01-01 in the Gregorian calendar: Howard Hinnant, "chrono-Compatible Low-Level Date
-/// Algorithms".
-fn civil(days: i64) -> (i64, i64, i64) {
-    let z = days + 719_468;
-    let era = z.div_euclid(146_097);
-    let day_of_era = z.rem_euclid(146_097);
-    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let shifted = (5 * day_of_year + 2) / 153; // months from March
-    let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
-    (year_of_era + era * 400 + i64::from(month <= 2), month, day_of_year - (153 * shifted + 2) / 5 + 1)
 }
 
 /// The most memory that a process had resident, in MiB: Linux's VmHWM, mapped pages included. `None` elsewhere, or when
@@ -125,10 +113,10 @@ mod tests {
 
     #[test]
     fn days_become_dates() {
-        assert_eq!(civil(0), (1970, 1, 1));
-        assert_eq!(civil(-1), (1969, 12, 31));
-        assert_eq!(civil(11_016), (2000, 2, 29));
-        assert_eq!(civil(20_779), (2026, 11, 22));
+        assert_eq!(civil_from_days(0), (1970, 1, 1));
+        assert_eq!(civil_from_days(-1), (1969, 12, 31));
+        assert_eq!(civil_from_days(11_016), (2000, 2, 29));
+        assert_eq!(civil_from_days(20_779), (2026, 11, 22));
     }
 
     #[test]

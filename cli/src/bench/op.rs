@@ -7,7 +7,7 @@ use crate::bench::ops::{Prepared, prepare};
 use crate::bench::process::{Answer, Process, check};
 use crate::bench::pytorch::Pytorch;
 use crate::bench::report::{Failures, Report, Row, median};
-use crate::bench::{machine, threads};
+use crate::bench::{Setting, machine, threads};
 use crate::console::note;
 use crate::device::{self, Choice};
 use kinglet_tensor::cpu::Cpu;
@@ -31,16 +31,9 @@ pub(crate) fn run(args: &OpArgs, stop: &AtomicBool) -> Result<()> {
     args.common.make_output()?;
     let device = device::open(&Choice { threads: args.common.threads, ..Choice::default() })?;
     let threads = threads(&device)?;
-    let mut notes = Vec::new();
-    let pytorch = Pytorch::find(&args.common, threads, &mut notes, stop)?;
-    let mut about = machine::describe(&device);
-    about.insert("threads".into(), threads.into());
-    let rounds = args.common.rounds.unwrap_or(if args.quick { 2 } else { 5 });
-    about.insert("rounds".into(), rounds.into());
-    if let Some(pytorch) = &pytorch {
-        about.insert("versions".into(), pytorch.versions.clone());
-        notes.push(pytorch.tuned.clone());
-    }
+    let usual_rounds = if args.quick { 2 } else { 5 };
+    let Setting { pytorch, rounds, mut about, mut notes } = Setting::new(&args.common, &device, usual_rounds, stop)?;
+    notes.extend(pytorch.as_ref().map(|pytorch| pytorch.tuned.clone()));
     let cpu = device.as_cpu()?;
     let mut bench = Bench {
         device: &device,

@@ -7,7 +7,7 @@ use crate::bench::process::{Answer, Process, check};
 use crate::bench::pytorch::Pytorch;
 use crate::bench::report::{Failures, Report, Row};
 use crate::bench::shapes::RandomShape;
-use crate::bench::{check_model, machine, threads};
+use crate::bench::{Setting, check_model, machine, threads};
 use crate::console::{note, out};
 use crate::device::{self, Choice};
 use kinglet_models::fs::read_text;
@@ -31,15 +31,9 @@ pub(crate) fn run(args: &StepArgs, stop: &AtomicBool) -> Result<()> {
     if args.trace {
         return jobs.iter().try_for_each(|(_, job)| trace(job, stop));
     }
-    let mut notes = Vec::new();
-    let pytorch = Pytorch::find(&args.common, threads, &mut notes, stop)?;
-    let rounds = args.common.rounds.unwrap_or(3);
-    let mut about = machine::describe(&device);
-    about.insert("threads".into(), threads.into());
-    about.insert("rounds".into(), rounds.into());
+    let Setting { pytorch, rounds, about, mut notes } = Setting::new(&args.common, &device, 3, stop)?;
     let mut folder = None;
     if let Some(pytorch) = &pytorch {
-        about.insert("versions".into(), pytorch.versions.clone());
         notes.push(pytorch.tuned.clone());
         folder = args.subject.model.as_deref().map(|model| pytorch.folder(model, stop)).transpose()?;
     }

@@ -21,6 +21,7 @@ pub use apart::Renderer;
 use render::{DEFAULT, MAX_TEMPLATE_BYTES, Program, named_sources};
 pub(crate) use serve::Chat;
 pub use serve::{MEMORY_LIMIT, serve};
+pub use strftime::civil_from_days;
 
 /// The names by which templates know the special tokens.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

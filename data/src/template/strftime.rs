@@ -75,7 +75,8 @@ pub(super) fn strftime(format: &str, unix_seconds: i64) -> Result<String, String
 
 /// Year, month and day of a count of days since 1970 (Hinnant, "chrono-compatible low-level date
 /// algorithms").
-fn civil_from_days(days: i64) -> (i64, i64, i64) {
+#[must_use]
+pub fn civil_from_days(days: i64) -> (i64, i64, i64) {
     let shifted = days + 719_468;
     let era = shifted.div_euclid(146_097);
     let day_of_era = shifted.rem_euclid(146_097);
