@@ -28,7 +28,9 @@ const IN_L2: usize = 3 << 19;
 const MANY_ROWS: usize = 1024;
 /// With fewer strips than this, rows are cut into tasks too, each of which packs its strip anew.
 const MANY_STRIPS: usize = 16;
-/// The most strips that one task takes: rows of C are then written by the half kilobyte.
+/// Tasks for each thread, where there are strips enough for that.
+const TASKS: usize = 4;
+/// The most strips that one task takes where A stays in L2: rows of C are then written by the half kilobyte.
 const MAX_STRIPS: usize = 4;
 /// Rows of A that one task packs.
 const PACKED_ROWS: usize = 96;
@@ -204,14 +206,18 @@ impl<N: Packed> Behind<'_, N> {
     }
 
     /// Rows of `sums`, which are as long as `cols`, += scale U V[cols]ᵀ + bias[cols].
-    fn add(&self, cpu: &Cpu, packed_u: &[N], cols: Range<usize>, sums: &mut [f32]) {
+    ///
+    /// # Safety
+    /// As for [`Kernel::multiply_held`].
+    unsafe fn add(&self, cpu: &Cpu, packed_u: &[N], cols: Range<usize>, sums: &mut [f32]) {
         let (m, n) = (sums.len() / cols.len(), cols.len());
         if let Some(LowRank { v, scale, .. }) = self.after.low_rank {
             let mut packed_v = cpu.scratch_of(self.kernel.packed_b(n, v.cols));
             let b = Dense::new(cpu.simd(), v.transposed());
             N::pack_b(cpu.simd(), self.kernel, &b, 0..v.cols, cols.clone(), false, &mut packed_v);
             let shape = Shape { m, n, k: v.cols, alpha: scale, add: true };
-            self.kernel.multiply(shape, packed_u, &packed_v, sums, n);
+            // SAFETY: the caller's.
+            unsafe { self.kernel.multiply_held(shape, packed_u, &packed_v, sums, n) };
         }
         if let Some(bias) = self.after.bias {
             for row in sums.chunks_exact_mut(n) {
@@ -288,18 +294,27 @@ impl<E: Packed, N: Packed> Part<'_, E, N> {
         let [rows, cols] = match shared {
             Some(_) => [even(m, tile, mr), even(n, tile, nr)],
             None if n.div_ceil(nr) < MANY_STRIPS => [even(m, tile, mr), nr],
-            None => [m, nr * (n / nr / MANY_STRIPS).clamp(1, MAX_STRIPS)],
+            None => {
+                // What does not fit into L2 passes by once for all strips of a task.
+                let most = if self.k.len() * m * size_of::<E>() < IN_L2 { MAX_STRIPS } else { 2 * MAX_STRIPS };
+                [m, nr * (n / nr / (TASKS * self.cpu.threads())).clamp(1, most)]
+            }
         };
         let down = m.div_ceil(rows);
         self.cpu.run(down * n.div_ceil(cols), |task| {
             let (i, j) = (task % down * rows, task / down * cols);
-            self.rectangle(i..m.min(i + rows), j..n.min(j + cols), packed_a, b, shared, c);
+            let (rows, cols) = (i..m.min(i + rows), j..n.min(j + cols));
+            // SAFETY: within `held`; the tasks' rectangles are apart.
+            self.kernel.held(|| unsafe { self.rectangle(rows, cols, packed_a, b, shared, c) });
         });
     }
 
     /// A rectangle of the part, which nobody else touches, block by block along k. Sums are formed beside it, in rows without gaps:
     /// C's may lie a page apart, or be of 16 bits.
-    fn rectangle(
+    ///
+    /// # Safety
+    /// As for [`Kernel::multiply_held`]; nothing else accesses the rectangle of C meanwhile.
+    unsafe fn rectangle(
         &self,
         rows: Range<usize>,
         cols: Range<usize>,
@@ -319,7 +334,7 @@ impl<E: Packed, N: Packed> Part<'_, E, N> {
         // The order of additions of f32: C as it was, then block after block. What is in 16 bits is added to at the end.
         let goes_on = c.is_f32() && (self.k.start > 0 || options.accumulate == Accumulate::Add);
         if goes_on {
-            // SAFETY: the rectangle is this task's alone.
+            // SAFETY: the caller's.
             unsafe { c.load(place, &mut sums, n) };
         }
         let mut add = goes_on;
@@ -329,23 +344,26 @@ impl<E: Packed, N: Packed> Part<'_, E, N> {
             let shape = Shape { m, n, k: block.len(), alpha: options.alpha, add };
             if let Some(all) = shared {
                 let b = &all[padded_n * block.start + cols.start * depth..];
-                kernel.multiply(shape, a, b, &mut sums, n);
+                // SAFETY: the caller's.
+                unsafe { kernel.multiply_held(shape, a, b, &mut sums, n) };
             } else {
                 for j in (0..n).step_by(kernel.nr) {
                     let width = kernel.nr.min(n - j);
                     let strip = &mut strip[..kernel.packed_b(1, block.len())];
                     self.pack_b(b, &block, cols.start + j..cols.start + j + width, strip);
-                    kernel.multiply(Shape { n: width, ..shape }, a, strip, &mut sums[j..], n);
+                    // SAFETY: the caller's.
+                    unsafe { kernel.multiply_held(Shape { n: width, ..shape }, a, strip, &mut sums[j..], n) };
                 }
             }
             add = true;
         }
         if let Some((after, packed_u)) = self.after {
             let packed_u = &packed_u[rows.start * after.depth()..];
-            after.add(cpu, packed_u, place[1]..place[1] + n, &mut sums);
+            // SAFETY: the caller's; the kernel of the term has tiles only where this one has.
+            unsafe { after.add(cpu, packed_u, place[1]..place[1] + n, &mut sums) };
         }
         let accumulate = if c.is_f32() { Accumulate::Store } else { options.accumulate };
-        // SAFETY: as above.
+        // SAFETY: the caller's.
         unsafe { c.store(cpu.simd(), place, &sums, n, accumulate) };
     }
 }

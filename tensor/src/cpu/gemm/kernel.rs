@@ -106,13 +106,13 @@ impl Kernel<bf16> {
     /// `None` where the level has no products of bf16: operands are widened there.
     pub(crate) fn of_bf16(simd: Simd) -> Option<Self> {
         #[cfg(target_arch = "x86_64")]
-        let kernel = |mr, nr, group, tiles, tile| Kernel {
+        let kernel = |mr, nr, group, block, tiles, tile| Kernel {
             mr,
             nr,
             group,
             chain: usize::MAX,
             unit: group,
-            block: 512,
+            block,
             tile_of_task: 448,
             tiles,
             tile,
@@ -121,12 +121,13 @@ impl Kernel<bf16> {
             #[cfg(target_arch = "x86_64")]
             Level::Amx => {
                 use micro_amx::{GROUP, MR, NR, tile};
-                Some(kernel(MR, NR, GROUP, true, tile))
+                // A strip of 640 steps and the lines that pass by fit into 48 KiB of L1.
+                Some(kernel(MR, NR, GROUP, 640, true, tile))
             }
             #[cfg(target_arch = "x86_64")]
             Level::Avx512Bf16 => {
                 use micro_avx512bf16::{GROUP, MR, NR, tile};
-                Some(kernel(MR, NR, GROUP, false, tile))
+                Some(kernel(MR, NR, GROUP, 512, false, tile))
             }
             _ => None,
         }
@@ -151,44 +152,41 @@ impl<E: Copy> Kernel<E> {
 
     /// The product of packed operands into `c`, rows `ldc` apart.
     pub(crate) fn multiply(&self, shape: Shape, a: &[E], b: &[E], c: &mut [f32], ldc: usize) {
-        let fits = shape.n <= ldc && span(shape.m, ldc, shape.n).is_some_and(|needed| needed <= c.len());
-        assert!(shape.m == 0 || shape.n == 0 || fits);
-        // SAFETY: the assertion keeps all rows inside `c`, which is borrowed mutably.
-        unsafe { self.multiply_at(shape, a, b, c.as_mut_ptr(), ldc) }
+        // SAFETY: within `held`.
+        self.held(|| unsafe { self.multiply_held(shape, a, b, c, ldc) });
     }
 
-    /// [`Kernel::multiply`] into a rectangle whose rows other threads may write beside.
+    /// [`Kernel::multiply`] for callers that have many small products.
     ///
     /// # Safety
-    /// `c` is valid for reads and writes of m rows of n floats, `ldc` apart, which nothing else accesses
-    /// meanwhile.
-    pub(crate) unsafe fn multiply_at(&self, shape: Shape, a: &[E], b: &[E], c: *mut f32, ldc: usize) {
+    /// The calling thread is within [`Kernel::held`] of this kernel, or of another with the same [`Simd`] and tiles.
+    pub(super) unsafe fn multiply_held(&self, shape: Shape, a: &[E], b: &[E], c: &mut [f32], ldc: usize) {
         let Shape { m, n, .. } = shape;
         let k = self.depth(shape.k);
         let holds = |x: &[E], lanes: usize, width: usize| {
             let needed = lanes.checked_next_multiple_of(width).and_then(|lanes| lanes.checked_mul(k));
             needed.is_some_and(|needed| needed <= x.len())
         };
-        assert!(holds(a, m, self.mr) && holds(b, n, self.nr));
-        self.held(|| {
-            for k0 in (0..k).step_by(self.chain) {
-                let step = Shape { k: self.chain.min(k - k0), add: shape.add || k0 > 0, ..shape };
-                for j in (0..n).step_by(self.nr) {
-                    let strip = b[j * k + k0 * self.nr..].as_ptr();
-                    for i in (0..m).step_by(self.mr) {
-                        let panel = a[i * k + k0 * self.mr..].as_ptr();
-                        let part = Shape { m: self.mr.min(m - i), n: self.nr.min(n - j), ..step };
-                        // SAFETY: panel and strip hold `step.k` steps (asserted above: whole panels of k steps); the
-                        // rectangle (i, j) of `part`'s size lies inside the caller's.
-                        unsafe { self.tile_at(part, panel, strip, c.add(i * ldc + j), ldc) }
-                    }
+        assert!(holds(a, m, self.mr) && holds(b, n, self.nr), "gemm: packed operands too short");
+        let fits = n <= ldc && span(m, ldc, n).is_some_and(|needed| needed <= c.len());
+        assert!(m == 0 || n == 0 || fits, "gemm: sums too short");
+        for k0 in (0..k).step_by(self.chain) {
+            let step = Shape { k: self.chain.min(k - k0), add: shape.add || k0 > 0, ..shape };
+            for j in (0..n).step_by(self.nr) {
+                let strip = b[j * k + k0 * self.nr..].as_ptr();
+                for i in (0..m).step_by(self.mr) {
+                    let panel = a[i * k + k0 * self.mr..].as_ptr();
+                    let part = Shape { m: self.mr.min(m - i), n: self.nr.min(n - j), ..step };
+                    // SAFETY: panel and strip hold `step.k` steps (asserted above: whole panels of k steps); the rectangle (i, j) of
+                    // `part`'s size lies inside `c` (asserted), which is borrowed mutably.
+                    unsafe { self.tile_at(part, panel, strip, c.as_mut_ptr().add(i * ldc + j), ldc) }
                 }
             }
-        });
+        }
     }
 
     /// Runs `f` with what the kernel's instructions need set up on this thread.
-    fn held(&self, f: impl FnOnce()) {
+    pub(super) fn held(&self, f: impl FnOnce()) {
         #[cfg(target_arch = "x86_64")]
         if self.tiles {
             // SAFETY: a kernel with tiles is made from a `Simd` that proves AMX.

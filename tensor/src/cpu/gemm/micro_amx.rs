@@ -41,7 +41,8 @@ pub(super) unsafe fn tile(k: usize, alpha: f32, add: bool, a: *const bf16, b: *c
 #[repr(align(64))]
 struct Block([f32; MR * NR]);
 
-/// C [32, 32] = A B, or C += that if `add`. Tiles 0 to 3 are the quarters of C, 4 and 5 those of A, 6 and 7 of B.
+/// C [32, 32] = A B, or C += that if `add`. Tiles 0 to 3 are the quarters of C, 4 and 5 those of A, 6 and 7 of B. A streams past from
+/// L2 while a strip of B stays in L1; `tileloaddt1` says so, and A's lines do not push the strip out.
 ///
 /// # Safety
 /// As for [`tile`].
@@ -66,12 +67,12 @@ unsafe fn multiply(k: usize, add: bool, a: *const bf16, b: *const bf16, c: *mut 
             "tilezero tmm2",
             "tilezero tmm3",
             "2:",
-            "tileloadd tmm4, [{a} + {row}]",
+            "tileloaddt1 tmm4, [{a} + {row}]",
             "tileloadd tmm6, [{b} + {pair}]",
             "tdpbf16ps tmm0, tmm4, tmm6",
             "tileloadd tmm7, [{b} + {pair} + 64]",
             "tdpbf16ps tmm1, tmm4, tmm7",
-            "tileloadd tmm5, [{a} + {row} + 1024]",
+            "tileloaddt1 tmm5, [{a} + {row} + 1024]",
             "tdpbf16ps tmm2, tmm5, tmm6",
             "tdpbf16ps tmm3, tmm5, tmm7",
             "add {a}, 2048",
