@@ -9,6 +9,7 @@ use kinglet_quant::{FourBit, GgufMatrix, RowOrder, Weight, bnb, ggml, nf4};
 use kinglet_tensor::ops::Mask;
 use kinglet_tensor::philox::Key;
 use kinglet_tensor::{CpuOptions, DType, Device, Error, Result, Tensor, ops};
+use std::cell::RefCell;
 use std::sync::Arc;
 
 /// How to hold a model's weights.
@@ -55,7 +56,10 @@ impl Decoder {
             Ok(_) => options.device.clone(),
             Err(_) => Device::cpu(CpuOptions { threads: Some(1), ..CpuOptions::default() })?,
         };
-        let model = build(&source.config, &Files { source, device: &options.device, host: &host }, options)?;
+        let files = Files { source, device: &options.device, host: &host, released: RefCell::default() };
+        let model = build(&source.config, &files, options)?;
+        // Once more: who read a tensor after its neighbour was released brought back pages of that.
+        files.released.borrow().iter().for_each(|entry| source.weights.release(entry));
         source.check_unchanged()?;
         Ok(model)
     }
@@ -174,6 +178,8 @@ struct Files<'a> {
     device: &'a Device,
     /// `device`, or one that can read values for it.
     host: &'a Device,
+    /// What is not needed any more.
+    released: RefCell<Vec<&'a Entry>>,
 }
 
 impl Files<'_> {
@@ -205,7 +211,7 @@ impl Files<'_> {
 
     /// bitsandbytes' 4-bit blocks, if the file holds them under this name.
     fn four_bit(&self, name: &str) -> Result<Option<FourBit>> {
-        let on_host = Files { device: self.host, ..*self };
+        let on_host = Files { device: self.host, released: RefCell::default(), ..*self };
         let found = bnb::read(name, |n| on_host.source.weights.entries.get(n).map(|e| on_host.plain(e)).transpose())?;
         found.map(|weight| if weight.device() == self.device { Ok(weight) } else { weight.to(self.device) }).transpose()
     }
@@ -247,6 +253,7 @@ impl Tensors for Files<'_> {
     fn release(&self, name: &str) {
         if let Some(tensor) = self.source.find(name) {
             self.source.weights.release(tensor.entry);
+            self.released.borrow_mut().push(tensor.entry);
         }
     }
 }

@@ -62,6 +62,10 @@ impl AsRef<[u8]> for Bytes {
     }
 }
 
+/// Bytes up to which a tensor is copied. A page of the map that is touched may bring all of its folio of the page cache with it, up to
+/// 2 MiB: a norm that is read at each step would keep weights resident that have been quantised and are not needed any more.
+const SMALL: usize = 64 << 10;
+
 impl WeightFiles {
     /// The tensor `name`.
     ///
@@ -74,8 +78,8 @@ impl WeightFiles {
         })
     }
 
-    /// The bytes of `entry`, faulted in. They are the file's own; only a tensor that the file holds
-    /// unaligned is copied, once per call.
+    /// The bytes of `entry`, faulted in. They are the file's own; only a tensor that the file holds unaligned, and a small one, are
+    /// copied, once per call.
     ///
     /// # Errors
     /// When the file no longer has these bytes, or the copy does not fit in memory.
@@ -85,7 +89,7 @@ impl WeightFiles {
     pub fn bytes(&self, entry: &Entry) -> Result<Bytes> {
         let file = &self.files[entry.file];
         file.populate(entry.range.clone()).map_err(|e| e.context(format!("tensor {:?}", entry.name)))?;
-        if entry.is_aligned() {
+        if entry.is_aligned() && entry.range.len() > SMALL {
             return Ok(Bytes { owner: file.clone(), range: entry.range.clone() });
         }
         let mut copy = AlignedBytes::zeroed(entry.range.len(), format_args!("tensor {:?}", entry.name))?;

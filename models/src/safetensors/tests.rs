@@ -168,6 +168,21 @@ fn unaligned_tensors_are_copied_to_where_they_may_lie() {
     std::fs::remove_file(&path).unwrap();
 }
 
+/// A small tensor that stayed in the map would bring its neighbours' pages back whenever it is read.
+#[test]
+fn large_tensors_stay_in_the_file_and_small_ones_are_copied() {
+    let header = r#"{"small":{"dtype":"U8","shape":[65536],"data_offsets":[0,65536]},"large":{"dtype":"U8","shape":[65540],"data_offsets":[65536,131076]}}"#;
+    let path = folder("small").with_extension("safetensors");
+    std::fs::write(&path, file(header, 131_076)).unwrap();
+    let weights = open_file(&path, Mapped::open).unwrap();
+    let twice = |name: &str| [(); 2].map(|()| weights.bytes(weights.get(name).unwrap()).unwrap());
+    let [small, large] = ["small", "large"].map(twice);
+    assert_ne!(small[0].as_ref().as_ptr(), small[1].as_ref().as_ptr());
+    assert_eq!(large[0].as_ref().as_ptr(), large[1].as_ref().as_ptr());
+    assert!(small.iter().all(|small| small.as_ref().iter().enumerate().all(|(i, byte)| *byte == i as u8)));
+    std::fs::remove_file(&path).unwrap();
+}
+
 #[test]
 fn hostile_indexes_are_refused() {
     let path = folder("index");
