@@ -8,11 +8,10 @@
 //! The model is a roofline of six roofs, and the time is that of the lowest: bytes that must move through device memory at 87% of
 //! its peak (what copies reach), sectors through L2, operations of the tensor cores (65% of peak on Hopper: the ceiling of
 //! `mma.sync`), scalar float operations, warp instructions (four a cycle and multiprocessor), passes through shared memory
-//! (one a cycle and multiprocessor). It knows no latency, no tail of the last wave, no launch, and
-//! takes kernels that follow each other in a row for one: in these a real GPU takes longer.
-//! And it counts instructions of PTX, of which the assembler drops a quarter to a third (moves, address arithmetic): where
-//! `issue` is the roof, a real GPU is faster. It knows no L1 either: sectors count as often as they are asked for, so where `L2` is the roof
-//! of rows that a warp reads several times, a real GPU is faster too.
+//! (one a cycle and multiprocessor). It knows no latency, no tail of the last wave, no launch, and takes kernels that follow each
+//! other in a row for one: in these a real GPU takes longer. And it counts instructions of PTX, of which the assembler drops a
+//! quarter to a third (moves, address arithmetic), and sectors as often as they are asked for, as if there were no L1: where
+//! `issue` is the roof, or `L2` that of a kernel that reads its rows several times, a real GPU is faster.
 //!
 //! Another kernel is another [`Job`] in the list of its kind.
 
