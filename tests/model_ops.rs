@@ -75,6 +75,12 @@ fn what_a_caller_gets_wrong_is_an_error_that_names_it() {
     for p in [-0.1, 1.0, f32::NAN] {
         assert!(ops::dropout(&x, p, Key([0; 2])).is_err_and(|e| e.is_invalid()));
     }
+    let add_into = |shape: &[usize], dtype, x: &Tensor| {
+        ops::add_dropout(x, 0.5, Key([0; 2]), d.alloc(shape, dtype).unwrap().view())
+    };
+    assert!(add_into(&[6, 4], DType::F32, &x).is_err_and(|e| e.is_shape()));
+    assert!(add_into(&[4, 6], DType::I32, &x).is_err_and(|e| e.is_dtype()));
+    assert!(add_into(&[4, 6], DType::F32, &x.to_dtype(DType::BF16).unwrap()).is_err_and(|e| e.is_dtype()));
     let (cos, sin) = ops::rope_table(&vector(&[0, 1], &d), &[1.0], 1.0).unwrap();
     assert!(ops::rope(&random(&[3, 1, 2], 4, &d), &cos, &sin).is_err_and(|e| e.is_shape()));
     assert!(ops::rope(&random(&[2, 1, 1], 4, &d), &cos, &sin).is_err_and(|e| e.is_shape()));

@@ -36,8 +36,8 @@ const RUN_BY: [(&str, &str); 17] = [
     ("extreme", "reduce"),
     // Zeroes what `add_scaled` adds to.
     ("fill", "add_scaled"),
-    // The adapter's part of dx, when there is dropout.
-    ("accumulate", "linear"),
+    // Adding what drops nothing.
+    ("accumulate", "dropout"),
     ("broadcast_to", "views"),
     ("flip", "views"),
     ("narrow", "views"),

@@ -1,10 +1,9 @@
 #!/usr/bin/env python3
-"""Times of PyTorch's ops and of a QLoRA step on a GPU, the twin of examples/gpu_times.rs: the same shapes, the same names, one JSON object.
+"""Times of PyTorch's ops and of a QLoRA step on a GPU, the twin of examples/gpu_times: the same shapes, the same names, one JSON object.
 
     .venv/bin/python benches/pytorch/gpu.py [--device cuda:0|cpu] [--small] [--shapes FILE]
 
-matmul, SDPA, bitsandbytes' NF4, torch's fused AdamW, its rms_norm and SwiGLU of two ops, as they are; the step with transformers and
-peft. An op's time is that between two CUDA events around as many calls as fill 5 ms, the median of rounds in each of which every op
+The ops are in gpu_ops.py; the step is that of transformers and peft. An op's time is that between two CUDA events around as many calls as fill 5 ms, the median of rounds in each of which every op
 has its turn; the step is wall time between synchronisations. With `--device cpu --small` the times mean nothing, but the path is
 known to run. It has not run on a GPU yet.
 """
@@ -12,19 +11,17 @@ known to run. It has not run on a GPU yet.
 import argparse
 import gc
 import json
-import math
 import statistics
 import time
 from pathlib import Path
 
 import bitsandbytes
 import torch
-import torch.nn.functional as F
+from gpu_ops import BF16, OPS, Data
 from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 from transformers import AutoConfig, AutoModelForCausalLM
 
 SHAPES = Path(__file__).resolve().parents[1] / "shapes"
-BF16 = torch.bfloat16
 
 
 class Clock:
@@ -52,40 +49,10 @@ class Clock:
 
 
 def jobs(shapes: dict, device: str):
-    """Name and call of every op."""
-    normal = lambda *shape, dtype=BF16: torch.randn(*shape, dtype=dtype, device=device)
-    words = shapes["copy"] // 4
-    source = normal(words, dtype=torch.float32)
-    yield f"copy {words} f32", source.clone
-    for m, n, k in shapes["matmul"]:
-        a, b = normal(m, k), normal(n, k).t()
-        yield f"matmul bf16 {m}x{n}x{k}", lambda a=a, b=b: a @ b
-    yield from attention(shapes["attention"], normal)
-    rows, width = shapes["nf4"]
-    blocks, state = bitsandbytes.functional.quantize_4bit(normal(rows, width), blocksize=64, quant_type="nf4", compress_statistics=True)
-    yield f"NF4 dequantise {rows}x{width}", lambda: bitsandbytes.functional.dequantize_4bit(blocks, state)
-    parameter = torch.full((shapes["adamw"],), 0.5, device=device, requires_grad=True)
-    parameter.grad = torch.full_like(parameter, 0.3)
-    yield f"AdamW {shapes['adamw']}", torch.optim.AdamW([parameter], lr=1e-3, fused=True).step
-    rows, width = shapes["rms_norm"]
-    x, weight = normal(rows, width), normal(width)
-    yield f"RMSNorm bf16 {rows}x{width}", lambda: F.rms_norm(x, (width,), weight, 1e-5)
-    rows, width = shapes["swiglu"]
-    gate, up = normal(rows, width), normal(rows, width)
-    yield f"SwiGLU bf16 {rows}x{width}", lambda: F.silu(gate) * up
-
-
-def attention(a: dict, normal):
-    """Causal attention of rows of one length, and its gradients."""
-    rows, length, heads, kv_heads, head_dim = a["rows"], a["length"], a["heads"], a["kv_heads"], a["head_dim"]
-    q = normal(rows, heads, length, head_dim).requires_grad_()
-    k, v = (normal(rows, kv_heads, length, head_dim).requires_grad_() for _ in range(2))
-    forward = lambda: F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=1 / math.sqrt(head_dim), enable_gqa=True)
-    out = forward()
-    gradient = torch.randn_like(out)
-    name = lambda what: f"attention {what} bf16 {rows}x{length}, {heads}/{kv_heads} heads of {head_dim}"
-    yield name("forward"), torch.no_grad()(forward)
-    yield name("backward"), lambda: torch.autograd.grad(out, (q, k, v), gradient, retain_graph=True)
+    """Name and call of every op that PyTorch has; the others kinglet has alone."""
+    for op, lists in shapes["ops"].items():
+        for sizes in lists if op in OPS else []:
+            yield f"{op} {'x'.join(map(str, sizes))}", OPS[op](Data(device), *sizes)
 
 
 def time_of(call, count: int, clock: Clock) -> float:

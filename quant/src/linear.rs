@@ -227,11 +227,11 @@ fn input_gradient(dy: &Tensor, x: &Tensor, weight: &Weight, du: &Tensor, parts: 
     weight.matmul_into(dy, Direction::Backward, dx.view(), Accumulate::Store, 1.0)?;
     for part in parts {
         let (du, a) = (part.columns(du)?, Weight::Dense(part.a.clone()));
-        if part.dropout.is_none() {
-            a.matmul_into(&du, Direction::Backward, dx.view(), Accumulate::Add, 1.0)?;
-        } else {
-            let through = a.matmul(&du, Direction::Backward)?;
-            ops::accumulate(&mut dx.view(), &drop_out(&through, part.dropout)?)?;
+        match part.dropout {
+            Some((p, key)) if p > 0.0 => {
+                ops::add_dropout(&a.matmul(&du, Direction::Backward)?, p, key, dx.view())?;
+            }
+            _ => a.matmul_into(&du, Direction::Backward, dx.view(), Accumulate::Add, 1.0)?,
         }
     }
     Ok(dx.finish())

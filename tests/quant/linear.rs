@@ -99,3 +99,32 @@ fn a_frozen_weight_passes_the_gradient_on_and_adapters_learn_with_their_own_drop
         }
     }
 }
+
+/// What dropout costs in the gradient of the input: a product of x's size in f32, whatever x is, and nothing else of that size. The
+/// mask is applied where the product is added.
+#[test]
+fn dropout_needs_one_product_beside_the_gradient_of_the_input() {
+    let (tokens, features, rank) = (1024, 512, 8);
+    for dtype in [DType::F32, DType::BF16] {
+        let device = Device::meta();
+        let zeros = |shape: &[usize], dtype| Tensor::zeros(shape, dtype, &device).unwrap();
+        let tape = Tape::new();
+        let x = tape.leaf(zeros(&[tokens, features], dtype));
+        let adapter = |i: u64| Lora {
+            a: tape.constant(zeros(&[rank, features], DType::F32)),
+            b: tape.constant(zeros(&[16, rank], DType::F32)),
+            scale: 1.0,
+            dropout: Some((0.5, Key::derive(&[i]))),
+        };
+        let weight = Arc::new(Weight::Dense(zeros(&[16, features], dtype)));
+        let y = linear_lora(&x, &weight, None, &[adapter(1), adapter(2)]).unwrap();
+        let seed = zeros(&[tokens, 16], dtype);
+        let before = device.memory().live;
+        device.reset_peak();
+        tape.backward_from(&[(&y, seed)], &mut Grads::none()).unwrap();
+        let (dx, product) = (tokens * features * dtype.size(), tokens * features * 4);
+        let narrow = 8 * tokens * 2 * rank;
+        let peak = device.memory().peak - before;
+        assert!((dx + product..dx + product + narrow).contains(&peak), "{dtype}: {peak} bytes at the peak");
+    }
+}

@@ -34,7 +34,7 @@ pub use cat::{cat, pad, stack};
 pub use compare::{Compare, compare, where_};
 pub use copy::{copy, copy_into, fill};
 pub use cross_entropy::{cross_entropy, cross_entropy_backward};
-pub use dropout::dropout;
+pub use dropout::{add_dropout, dropout};
 pub use embedding::{check_stray_ids, embedding, embedding_backward, stray_id};
 pub use gather::{gather, index_add, index_select, scatter_add};
 pub use layer_norm::{layer_norm, layer_norm_backward, layer_norm_backward_weight};

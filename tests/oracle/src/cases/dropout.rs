@@ -2,8 +2,12 @@
 
 use crate::{Array, Case, Input, Scalar, float};
 use kinglet_autograd::{Var, ops};
-use kinglet_tensor::Result;
 use kinglet_tensor::philox::Key;
+use kinglet_tensor::{DType, Result, ops as tensor_ops};
+
+/// Shapes and probabilities.
+const CASES: [(&[usize], f32); 5] =
+    [(&[1], 0.5), (&[9, 7], 0.0), (&[9, 7], 0.1), (&[3, 4, 5], 0.999), (&[131, 129], 0.25)];
 
 /// Elements dropped with probability `p`.
 #[derive(Clone, Debug)]
@@ -22,9 +26,7 @@ impl Case for Dropout {
     const NAME: &'static str = "dropout";
 
     fn instances() -> Vec<Self> {
-        let cases: [(&[usize], f32); 5] =
-            [(&[1], 0.5), (&[9, 7], 0.0), (&[9, 7], 0.1), (&[3, 4, 5], 0.999), (&[131, 129], 0.25)];
-        cases.map(|(shape, p)| Dropout { shape, p }).to_vec()
+        CASES.map(|(shape, p)| Dropout { shape, p }).to_vec()
     }
 
     fn inputs(&self) -> Vec<Input> {
@@ -37,6 +39,41 @@ impl Case for Dropout {
 
     fn run<'t>(&self, inputs: &[Var<'t>]) -> Result<Var<'t>> {
         ops::dropout(&inputs[0], self.p, Self::key())
+    }
+}
+
+/// out += dropout(x), as the gradient of a linear layer's input gets its adapters' terms; `wide`: x is f32 whatever `out` is.
+#[derive(Clone, Debug)]
+pub struct AddDropout {
+    shape: &'static [usize],
+    p: f32,
+    wide: bool,
+}
+
+impl Case for AddDropout {
+    const NAME: &'static str = "dropout";
+
+    fn instances() -> Vec<Self> {
+        let each = |(shape, p)| [false, true].map(|wide| AddDropout { shape, p, wide });
+        CASES.into_iter().flat_map(each).collect()
+    }
+
+    fn inputs(&self) -> Vec<Input> {
+        let (out, x) = (float("out", self.shape).frozen(), float("x", self.shape).frozen());
+        vec![out, if self.wide { x.always(DType::F32) } else { x }]
+    }
+
+    fn truth<S: Scalar>(&self, inputs: &[Array<S>]) -> Array<S> {
+        let dropped = dropped(&inputs[1], self.p, Dropout::key());
+        Array::from_fn(self.shape, |i| inputs[0].at(i) + dropped.at(i))
+    }
+
+    fn run<'t>(&self, inputs: &[Var<'t>]) -> Result<Var<'t>> {
+        let (old, x) = (inputs[0].value(), inputs[1].value());
+        let mut out = x.device().alloc(self.shape, old.dtype())?;
+        tensor_ops::copy_into(old, out.view())?;
+        tensor_ops::add_dropout(x, self.p, Dropout::key(), out.view())?;
+        Ok(inputs[0].tape().constant(out.finish()))
     }
 }
 

@@ -41,7 +41,7 @@ macro_rules! for_each_case {
             compare: Compare, Where;
             copy: Contiguous, ToDtype;
             cross_entropy: CrossEntropy;
-            dropout: Dropout;
+            dropout: Dropout, AddDropout;
             embedding: Embedding;
             gather: Gather, IndexSelect, ScatterAdd;
             layer_norm: LayerNorm;
