@@ -33,6 +33,19 @@ impl Absmax<'_> {
             Absmax::Nested { codes, absmax, map, offset } => map[codes[i] as usize] * absmax[i / ABSMAX_BLOCK] + offset,
         }
     }
+
+    /// The scales of blocks `first`, `first + 1`, ..
+    pub(super) fn write(&self, first: usize, out: &mut [f32]) {
+        match *self {
+            Absmax::Plain(absmax) => out.copy_from_slice(&absmax[first..][..out.len()]),
+            Absmax::Nested { codes, absmax, map, offset } => {
+                let codes = &codes[first..][..out.len()];
+                for (i, (out, &code)) in out.iter_mut().zip(codes).enumerate() {
+                    *out = map[code as usize] * absmax[(first + i) / ABSMAX_BLOCK] + offset;
+                }
+            }
+        }
+    }
 }
 
 /// The mean, summed in f64 from first to last; 0 of none. The offset of a double quantisation.
