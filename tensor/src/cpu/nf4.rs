@@ -9,6 +9,8 @@ mod absmax;
 mod decode;
 #[cfg(target_arch = "x86_64")]
 mod few_rows;
+#[cfg(target_arch = "x86_64")]
+mod few_rows_bf16;
 
 pub use absmax::{ABSMAX_BLOCK, Absmax, DYNAMIC_MAP, mean, quantize_absmax};
 
