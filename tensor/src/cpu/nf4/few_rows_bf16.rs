@@ -111,7 +111,11 @@ fn add_group<const M: usize>(
     x: [&[[bf16; CHUNK]]; M],
     sums: &mut [__m512; M],
 ) {
-    for (chunk, (codes, &scale)) in codes.iter().zip(scales).enumerate() {
+    // All as long, so that nothing is checked in the loop.
+    let n = codes.len();
+    let (scales, x) = (&scales[..n], x.map(|x| &x[..n]));
+    for chunk in 0..n {
+        let codes = &codes[chunk];
         _mm_prefetch::<_MM_HINT_T0>(codes.as_ptr().wrapping_add(AHEAD).cast());
         // SAFETY: a load of exactly the codes.
         let words = _mm512_cvtepu8_epi16(unsafe { _mm256_loadu_si256(codes.as_ptr().cast()) });
@@ -123,7 +127,7 @@ fn add_group<const M: usize>(
             let (first, last) = unsafe { (_mm512_loadu_si512(x.cast()), _mm512_loadu_si512(x.add(CHUNK / 2).cast())) };
             let products = _mm512_dpbf16_ps(_mm512_setzero_ps(), even, as_pairs(first));
             let products = _mm512_dpbf16_ps(products, odd, as_pairs(last));
-            sums[i] = _mm512_fmadd_ps(products, _mm512_set1_ps(scale), sums[i]);
+            sums[i] = _mm512_fmadd_ps(products, _mm512_set1_ps(scales[chunk]), sums[i]);
         }
     }
 }
