@@ -1,10 +1,9 @@
 //! Root-mean-square norm (Zhang and Sennrich, 2019): y = x / sqrt(mean(x²) + eps) · w over the last dimension; of one
 //! tensor, or of the sum of two, as after a residual connection.
 
-use super::binary::add_to;
 use super::sum_to;
-use crate::cpu::reduce::dot_body;
-use crate::cpu::{Cpu, Simd, math, rows_per_task, simd};
+use crate::cpu::reduce::{LANES, fold};
+use crate::cpu::{Cpu, math, rows_per_task, simd};
 use crate::cuda::{self, Arg, Cuda};
 use crate::{DType, Error, Float, Result, Tensor, TensorMut, dispatch, kernel, same_device};
 
@@ -193,21 +192,10 @@ fn forward<T: Float>(cpu: &Cpu, x: &[T], weight: &[f32], eps: f32, out: &mut [T]
     let (simd, width) = (cpu.simd(), weight.len());
     let len = width * rows_per_task(width);
     cpu.chunks(out, len, |i, out| {
-        let mut scratch = [const { Vec::new() }; 2];
         let x = &x[i * len..][..out.len()];
         for (x, y) in x.chunks_exact(width).zip(out.chunks_exact_mut(width)) {
-            forward_row(simd, x, weight, eps, y, &mut scratch);
+            forward_row(simd, x, weight, eps, y);
         }
-    });
-}
-
-/// y = round(x r) w with r = 1 / sqrt(mean(x²) + eps)
-fn forward_row<T: Float>(simd: Simd, x: &[T], weight: &[f32], eps: f32, y: &mut [T], [xs, ys]: &mut [Vec<f32>; 2]) {
-    let x = T::as_f32(simd, x, xs);
-    T::write_f32(simd, y, ys, |y| {
-        normalise(simd, x, eps, y);
-        T::round(simd, y);
-        scale(simd, weight, y);
     });
 }
 
@@ -225,15 +213,12 @@ fn add_forward<T: Float>(cpu: &Cpu, x: &[T], residual: &[T], weight: &[f32], eps
     let (simd, width) = (cpu.simd(), weight.len());
     let len = width * rows_per_task(width);
     cpu.chunks2((sum, len), (out, len), |i, sum, out| {
-        let (mut xs, mut residuals, mut sums) = (Vec::new(), Vec::new(), Vec::new());
-        let mut scratch = [const { Vec::new() }; 2];
         let (x, residual) = (&x[i * len..][..out.len()], &residual[i * len..][..out.len()]);
         let terms = x.chunks_exact(width).zip(residual.chunks_exact(width));
         let outputs = sum.chunks_exact_mut(width).zip(out.chunks_exact_mut(width));
         for ((x, residual), (sum, y)) in terms.zip(outputs) {
-            let (x, residual) = (T::as_f32(simd, x, &mut xs), T::as_f32(simd, residual, &mut residuals));
-            T::write_f32(simd, sum, &mut sums, |sum| add(simd, x, residual, sum));
-            forward_row(simd, sum, weight, eps, y, &mut scratch);
+            add(simd, x, residual, sum);
+            forward_row(simd, sum, weight, eps, y);
         }
     });
 }
@@ -260,18 +245,13 @@ fn backward<T: Float>(cpu: &Cpu, before: Option<&[T]>, dy: &[T], x: &[T], weight
     let (simd, width) = (cpu.simd(), weight.len());
     let len = width * rows_per_task(width);
     cpu.chunks(out, len, |i, out| {
-        let (mut befores, mut dys, mut xs, mut dxs) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for (k, dx) in out.chunks_exact_mut(width).enumerate() {
             let start = i * len + k * width;
             let row = start..start + width;
-            let (dy, x) = (T::as_f32(simd, &dy[row.clone()], &mut dys), T::as_f32(simd, &x[row.clone()], &mut xs));
-            T::write_f32(simd, dx, &mut dxs, |dx| {
-                backward_row(simd, dy, x, weight, eps, dx);
-                if let Some(before) = before {
-                    T::round(simd, dx);
-                    add_to(simd, T::as_f32(simd, &before[row], &mut befores), dx);
-                }
-            });
+            backward_row(simd, &dy[row.clone()], &x[row.clone()], weight, eps, dx);
+            if let Some(before) = before {
+                add_to(simd, &before[row], dx);
+            }
         }
     });
 }
@@ -288,11 +268,9 @@ fn backward_weight_cpu(cpu: &Cpu, mut args: RmsNormBackwardWeightArgs<'_>) -> Re
 fn backward_weight<T: Float>(cpu: &Cpu, dy: &[T], x: &[T], width: usize, eps: f32, partial: &mut [f32]) {
     let (simd, len) = (cpu.simd(), width * rows_per_task(width));
     cpu.chunks(partial, width, |i, sum| {
-        let (mut dys, mut xs) = (Vec::new(), Vec::new());
         sum.fill(0.0);
         let rows = i * len..x.len().min((i + 1) * len);
         for (dy, x) in dy[rows.clone()].chunks_exact(width).zip(x[rows].chunks_exact(width)) {
-            let (dy, x) = (T::as_f32(simd, dy, &mut dys), T::as_f32(simd, x, &mut xs));
             backward_weight_row(simd, dy, x, eps, sum);
         }
     });
@@ -375,52 +353,97 @@ fn backward_weight_cuda(cuda: &Cuda, args: RmsNormBackwardWeightArgs<'_>) -> Res
     cuda::start(cuda, "rms_norm", &entry, partial.shape()[0], cuda::THREADS, &args)
 }
 
+/// Σx² and Σ(dy w)x of a row, each as [`crate::cpu::reduce::dot`] adds it up.
+#[inline(always)]
+fn sums<T: Float>(dy: &[T], x: &[T], w: &[f32]) -> [f32; 2] {
+    let mut lanes = [[0.0; LANES]; 2];
+    let mut add = |dy: &[T; LANES], x: &[T; LANES], w: &[f32; LANES]| {
+        for i in 0..LANES {
+            let (g, x) = (dy[i].wide() * w[i], x[i].wide());
+            lanes[0][i] = x.mul_add(x, lanes[0][i]);
+            lanes[1][i] = g.mul_add(x, lanes[1][i]);
+        }
+    };
+    let ((dy, dy_rest), (x, x_rest), (w, w_rest)) = (dy.as_chunks(), x.as_chunks(), w.as_chunks());
+    for ((dy, x), w) in dy.iter().zip(x).zip(w) {
+        add(dy, x, w);
+    }
+    if !x_rest.is_empty() {
+        add(&filled_up(dy_rest), &filled_up(x_rest), &filled_up(w_rest));
+    }
+    lanes.map(|lanes| fold(lanes, |a, b| a + b))
+}
+
+/// Σx², as above.
+#[inline(always)]
+fn sum_of_squares<T: Float>(x: &[T]) -> f32 {
+    let mut lanes = [0.0; LANES];
+    let mut add = |x: &[T; LANES]| {
+        for i in 0..LANES {
+            let x = x[i].wide();
+            lanes[i] = x.mul_add(x, lanes[i]);
+        }
+    };
+    let (chunks, rest) = x.as_chunks();
+    chunks.iter().for_each(&mut add);
+    if !rest.is_empty() {
+        add(&filled_up(rest));
+    }
+    fold(lanes, |a, b| a + b)
+}
+
+/// `x`, and zeros behind it.
+#[inline(always)]
+fn filled_up<T: Float>(x: &[T]) -> [T; LANES] {
+    let mut all = [T::zeroed(); LANES];
+    all[..x.len()].copy_from_slice(x);
+    all
+}
+
 /// 1 / sqrt(mean(x²) + eps)
 #[inline(always)]
-fn inverse_rms(x: &[f32], eps: f32) -> f32 {
-    math::rsqrt(dot_body(x, x) / x.len() as f32 + eps)
+fn inverse_rms(sum_of_squares: f32, width: usize, eps: f32) -> f32 {
+    math::rsqrt(sum_of_squares / width as f32 + eps)
 }
 
 simd! {
     /// sum = x + residual
-    fn add(x: &[f32], residual: &[f32], sum: &mut [f32]) {
-        for ((sum, &x), &residual) in sum.iter_mut().zip(x).zip(residual) {
-            *sum = x + residual;
+    fn add<T: Float>(x: &[T], residual: &[T], sum: &mut [T]) {
+        for ((sum, x), residual) in sum.iter_mut().zip(x).zip(residual) {
+            *sum = T::from_f32(x.wide() + residual.wide());
         }
     }
 
-    /// y = x r with r = 1 / sqrt(mean(x²) + eps)
-    fn normalise(x: &[f32], eps: f32, y: &mut [f32]) {
-        let r = inverse_rms(x, eps);
-        for (y, &x) in y.iter_mut().zip(x) {
-            *y = x * r;
+    /// y += before
+    fn add_to<T: Float>(before: &[T], y: &mut [T]) {
+        for (y, before) in y.iter_mut().zip(before) {
+            *y = T::from_f32(y.wide() + before.wide());
         }
     }
 
-    /// y = y w
-    fn scale(w: &[f32], y: &mut [f32]) {
-        for (y, &w) in y.iter_mut().zip(w) {
-            *y *= w;
+    /// y = round(x r) w with r = 1 / sqrt(mean(x²) + eps)
+    fn forward_row<T: Float>(x: &[T], w: &[f32], eps: f32, y: &mut [T]) {
+        let r = inverse_rms(sum_of_squares(x), x.len(), eps);
+        for ((y, x), &w) in y.iter_mut().zip(x).zip(w) {
+            *y = T::from_f32(T::from_f32(x.wide() * r).wide() * w);
         }
     }
 
     /// With g = dy w and n = x r: dx = r (g - n mean(g n)).
-    fn backward_row(dy: &[f32], x: &[f32], w: &[f32], eps: f32, dx: &mut [f32]) {
-        let r = inverse_rms(x, eps);
-        for ((g, &dy), &w) in dx.iter_mut().zip(dy).zip(w) {
-            *g = dy * w;
-        }
-        let mean = dot_body(dx, x) * r / x.len() as f32;
-        for (g, &x) in dx.iter_mut().zip(x) {
-            *g = r * (-mean * r).mul_add(x, *g);
+    fn backward_row<T: Float>(dy: &[T], x: &[T], w: &[f32], eps: f32, dx: &mut [T]) {
+        let [squares, products] = sums(dy, x, w);
+        let r = inverse_rms(squares, x.len(), eps);
+        let mean = products * r / x.len() as f32;
+        for (((dx, dy), x), &w) in dx.iter_mut().zip(dy).zip(x).zip(w) {
+            *dx = T::from_f32(r * (-mean * r).mul_add(x.wide(), dy.wide() * w));
         }
     }
 
     /// dw += dy x r
-    fn backward_weight_row(dy: &[f32], x: &[f32], eps: f32, dw: &mut [f32]) {
-        let r = inverse_rms(x, eps);
-        for ((dw, &dy), &x) in dw.iter_mut().zip(dy).zip(x) {
-            *dw = dy.mul_add(x * r, *dw);
+    fn backward_weight_row<T: Float>(dy: &[T], x: &[T], eps: f32, dw: &mut [f32]) {
+        let r = inverse_rms(sum_of_squares(x), x.len(), eps);
+        for ((dw, dy), x) in dw.iter_mut().zip(dy).zip(x) {
+            *dw = dy.wide().mul_add(x.wide() * r, *dw);
         }
     }
 }
