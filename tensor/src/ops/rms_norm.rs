@@ -1,11 +1,13 @@
 //! Root-mean-square norm (Zhang and Sennrich, 2019): y = x / sqrt(mean(x²) + eps) · w over the last dimension; of one
 //! tensor, or of the sum of two, as after a residual connection.
 
+mod rows;
+
 use super::sum_to;
-use crate::cpu::reduce::{LANES, fold};
-use crate::cpu::{Cpu, math, rows_per_task, simd};
+use crate::cpu::{Cpu, rows_per_task};
 use crate::cuda::{self, Arg, Cuda};
 use crate::{DType, Error, Float, Result, Tensor, TensorMut, dispatch, kernel, same_device};
+use rows::{add, add_to, backward_both_row, backward_row, backward_weight_row, forward_row};
 
 /// Arguments of [`RMS_NORM`]: out = x / sqrt(mean(x²) + eps) · weight over the last dimension.
 pub struct RmsNormArgs<'a> {
@@ -83,6 +85,25 @@ pub struct AddRmsNormBackwardArgs<'a> {
 }
 kernel!(pub ADD_RMS_NORM_BACKWARD = "add_rms_norm_backward", AddRmsNormBackwardArgs, add_backward_cpu, add_backward_cuda);
 
+/// Arguments of [`RMS_NORM_BACKWARD_BOTH`]: [`RMS_NORM_BACKWARD`] or [`ADD_RMS_NORM_BACKWARD`], and [`RMS_NORM_BACKWARD_WEIGHT`].
+pub struct RmsNormBackwardBothArgs<'a> {
+    /// What else the gradient of `x` has, to be added: shape and dtype of `x`, contiguous.
+    pub d_sum: Option<&'a Tensor>,
+    /// The gradient of the output: shape and dtype of `x`, contiguous.
+    pub dy: &'a Tensor,
+    /// [.., d], any float dtype, contiguous.
+    pub x: &'a Tensor,
+    /// `[d]`, f32, contiguous.
+    pub weight: &'a Tensor,
+    /// Added to the mean of squares.
+    pub eps: f32,
+    /// Shape and dtype of `x`.
+    pub out: TensorMut<'a>,
+    /// One sum a task: [tasks, d], f32. The op adds them up.
+    pub partial: TensorMut<'a>,
+}
+kernel!(pub RMS_NORM_BACKWARD_BOTH = "rms_norm_backward_both", RmsNormBackwardBothArgs, backward_both_cpu, backward_both_cuda);
+
 /// `x` [.., d] normalised over its last dimension and scaled by `weight` `[d]`, which may have another float dtype.
 /// As Hugging Face's LlamaRMSNorm: computed in f32, rounded to the dtype of `x`, then scaled.
 ///
@@ -121,6 +142,33 @@ pub fn rms_norm_backward_weight(dy: &Tensor, x: &Tensor, eps: f32) -> Result<Ten
     device
         .run(&RMS_NORM_BACKWARD_WEIGHT, RmsNormBackwardWeightArgs { dy: &dy, x: &x, eps, partial: partial.view() })?;
     sum_to(&partial.finish(), &[width])
+}
+
+/// [`rms_norm_backward`], or [`add_rms_norm_backward`] where `d_sum` is given, and [`rms_norm_backward_weight`], in one pass over
+/// memory on a CPU: the bits of the two ops.
+///
+/// # Errors
+/// As these.
+pub fn rms_norm_backward_both(
+    d_sum: Option<&Tensor>,
+    dy: &Tensor,
+    x: &Tensor,
+    weight: &Tensor,
+    eps: f32,
+) -> Result<(Tensor, Tensor)> {
+    const OP: &str = "rms_norm_backward_both";
+    let device = same_device(OP, &[d_sum.unwrap_or(dy), dy, x, weight])?;
+    let (rows, width) = x.dims_rows(OP)?;
+    let weight = wide_weight(OP, x, weight)?;
+    let d_sum = d_sum.map(|d_sum| like(OP, d_sum, x)).transpose()?;
+    let (dy, x) = (like(OP, dy, x)?, x.contiguous()?);
+    let mut out = device.alloc(x.shape(), x.dtype())?;
+    let mut partial = device.alloc(&[rows.div_ceil(rows_per_task(width)), width], DType::F32)?;
+    let (d_sum, out_view, partial_view) = (d_sum.as_ref(), out.view(), partial.view());
+    let args =
+        RmsNormBackwardBothArgs { d_sum, dy: &dy, x: &x, weight: &weight, eps, out: out_view, partial: partial_view };
+    device.run(&RMS_NORM_BACKWARD_BOTH, args)?;
+    Ok((out.finish(), sum_to(&partial.finish(), &[width])?))
 }
 
 /// `x` + `residual`, which have one shape [.., d] and float dtype, and [`rms_norm`] of that sum: the bits of the two
@@ -276,6 +324,42 @@ fn backward_weight<T: Float>(cpu: &Cpu, dy: &[T], x: &[T], width: usize, eps: f3
     });
 }
 
+fn backward_both_cpu(cpu: &Cpu, mut args: RmsNormBackwardBothArgs<'_>) -> Result<()> {
+    let (weight, eps) = (args.weight.as_slice::<f32>()?, args.eps);
+    dispatch!(float args.x.dtype(), "rms_norm_backward_both", T => {
+        let d_sum = args.d_sum.map(Tensor::as_slice).transpose()?;
+        let (out, partial) = (args.out.as_mut_slice()?, args.partial.as_mut_slice()?);
+        backward_both::<T>(cpu, d_sum, args.dy.as_slice()?, args.x.as_slice()?, weight, eps, out, partial);
+        Ok(())
+    })
+}
+
+#[allow(clippy::too_many_arguments)] // two kernels in one
+fn backward_both<T: Float>(
+    cpu: &Cpu,
+    before: Option<&[T]>,
+    dy: &[T],
+    x: &[T],
+    weight: &[f32],
+    eps: f32,
+    out: &mut [T],
+    partial: &mut [f32],
+) {
+    let (simd, width) = (cpu.simd(), weight.len());
+    let len = width * rows_per_task(width);
+    cpu.chunks2((out, len), (partial, width), |i, out, dw| {
+        dw.fill(0.0);
+        for (k, dx) in out.chunks_exact_mut(width).enumerate() {
+            let start = i * len + k * width;
+            let row = start..start + width;
+            backward_both_row(simd, &dy[row.clone()], &x[row.clone()], weight, eps, dx, dw);
+            if let Some(before) = before {
+                add_to(simd, &before[row], dx);
+            }
+        }
+    });
+}
+
 fn forward_cuda(cuda: &Cuda, args: RmsNormArgs<'_>) -> Result<()> {
     let RmsNormArgs { x, weight, eps, out } = args;
     let (rows, width) = x.dims_rows("rms_norm")?;
@@ -353,97 +437,12 @@ fn backward_weight_cuda(cuda: &Cuda, args: RmsNormBackwardWeightArgs<'_>) -> Res
     cuda::start(cuda, "rms_norm", &entry, partial.shape()[0], cuda::THREADS, &args)
 }
 
-/// Σx² and Σ(dy w)x of a row, each as [`crate::cpu::reduce::dot`] adds it up.
-#[inline(always)]
-fn sums<T: Float>(dy: &[T], x: &[T], w: &[f32]) -> [f32; 2] {
-    let mut lanes = [[0.0; LANES]; 2];
-    let mut add = |dy: &[T; LANES], x: &[T; LANES], w: &[f32; LANES]| {
-        for i in 0..LANES {
-            let (g, x) = (dy[i].wide() * w[i], x[i].wide());
-            lanes[0][i] = x.mul_add(x, lanes[0][i]);
-            lanes[1][i] = g.mul_add(x, lanes[1][i]);
-        }
-    };
-    let ((dy, dy_rest), (x, x_rest), (w, w_rest)) = (dy.as_chunks(), x.as_chunks(), w.as_chunks());
-    for ((dy, x), w) in dy.iter().zip(x).zip(w) {
-        add(dy, x, w);
+/// The two kernels, one after the other.
+fn backward_both_cuda(cuda: &Cuda, args: RmsNormBackwardBothArgs<'_>) -> Result<()> {
+    let RmsNormBackwardBothArgs { d_sum, dy, x, weight, eps, out, partial } = args;
+    match d_sum {
+        Some(d_sum) => add_backward_cuda(cuda, AddRmsNormBackwardArgs { d_sum, dy, sum: x, weight, eps, out })?,
+        None => backward_cuda(cuda, RmsNormBackwardArgs { dy, x, weight, eps, out })?,
     }
-    if !x_rest.is_empty() {
-        add(&filled_up(dy_rest), &filled_up(x_rest), &filled_up(w_rest));
-    }
-    lanes.map(|lanes| fold(lanes, |a, b| a + b))
-}
-
-/// Σx², as above.
-#[inline(always)]
-fn sum_of_squares<T: Float>(x: &[T]) -> f32 {
-    let mut lanes = [0.0; LANES];
-    let mut add = |x: &[T; LANES]| {
-        for i in 0..LANES {
-            let x = x[i].wide();
-            lanes[i] = x.mul_add(x, lanes[i]);
-        }
-    };
-    let (chunks, rest) = x.as_chunks();
-    chunks.iter().for_each(&mut add);
-    if !rest.is_empty() {
-        add(&filled_up(rest));
-    }
-    fold(lanes, |a, b| a + b)
-}
-
-/// `x`, and zeros behind it.
-#[inline(always)]
-fn filled_up<T: Float>(x: &[T]) -> [T; LANES] {
-    let mut all = [T::zeroed(); LANES];
-    all[..x.len()].copy_from_slice(x);
-    all
-}
-
-/// 1 / sqrt(mean(x²) + eps)
-#[inline(always)]
-fn inverse_rms(sum_of_squares: f32, width: usize, eps: f32) -> f32 {
-    math::rsqrt(sum_of_squares / width as f32 + eps)
-}
-
-simd! {
-    /// sum = x + residual
-    fn add<T: Float>(x: &[T], residual: &[T], sum: &mut [T]) {
-        for ((sum, x), residual) in sum.iter_mut().zip(x).zip(residual) {
-            *sum = T::from_f32(x.wide() + residual.wide());
-        }
-    }
-
-    /// y += before
-    fn add_to<T: Float>(before: &[T], y: &mut [T]) {
-        for (y, before) in y.iter_mut().zip(before) {
-            *y = T::from_f32(y.wide() + before.wide());
-        }
-    }
-
-    /// y = round(x r) w with r = 1 / sqrt(mean(x²) + eps)
-    fn forward_row<T: Float>(x: &[T], w: &[f32], eps: f32, y: &mut [T]) {
-        let r = inverse_rms(sum_of_squares(x), x.len(), eps);
-        for ((y, x), &w) in y.iter_mut().zip(x).zip(w) {
-            *y = T::from_f32(T::from_f32(x.wide() * r).wide() * w);
-        }
-    }
-
-    /// With g = dy w and n = x r: dx = r (g - n mean(g n)).
-    fn backward_row<T: Float>(dy: &[T], x: &[T], w: &[f32], eps: f32, dx: &mut [T]) {
-        let [squares, products] = sums(dy, x, w);
-        let r = inverse_rms(squares, x.len(), eps);
-        let mean = products * r / x.len() as f32;
-        for (((dx, dy), x), &w) in dx.iter_mut().zip(dy).zip(x).zip(w) {
-            *dx = T::from_f32(r * (-mean * r).mul_add(x.wide(), dy.wide() * w));
-        }
-    }
-
-    /// dw += dy x r
-    fn backward_weight_row<T: Float>(dy: &[T], x: &[T], eps: f32, dw: &mut [f32]) {
-        let r = inverse_rms(sum_of_squares(x), x.len(), eps);
-        for ((dw, dy), x) in dw.iter_mut().zip(dy).zip(x) {
-            *dw = dy.wide().mul_add(x.wide() * r, *dw);
-        }
-    }
+    backward_weight_cuda(cuda, RmsNormBackwardWeightArgs { dy, x, eps, partial })
 }
