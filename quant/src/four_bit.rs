@@ -10,7 +10,7 @@ use kinglet_tensor::cpu::gemm::{Columns, FewRows, Panels};
 use kinglet_tensor::cpu::nf4::{self, ABSMAX_BLOCK, Absmax, BLOCK_SIZES, Blocks, DYNAMIC_MAP, Format};
 use kinglet_tensor::cpu::{Cpu, Simd};
 use kinglet_tensor::cuda::{self, Arg, Cuda, Flag};
-use kinglet_tensor::{DType, Device, Element, Error, Result, Tensor, TensorMut, dispatch, kernel, ops};
+use kinglet_tensor::{DType, Device, Error, Float, Result, Tensor, TensorMut, dispatch, kernel, ops};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -413,9 +413,13 @@ pub struct Dequantize4bitArgs<'a> {
 kernel!(pub DEQUANTIZE_4BIT = "dequantize_4bit", Dequantize4bitArgs, dequantize_cpu, dequantize_cuda);
 
 fn dequantize_cpu(cpu: &Cpu, mut args: Dequantize4bitArgs<'_>) -> Result<()> {
-    let blocks = args.weight.blocks()?;
+    let (blocks, simd) = (args.weight.blocks()?, cpu.simd());
+    if args.out.dtype() == DType::BF16 {
+        cpu.chunks(args.out.as_mut_slice()?, TASK, |i, out| blocks.decode_bf16(simd, i * TASK, out));
+        return Ok(());
+    }
     dispatch!(float args.out.dtype(), "dequantize", T => {
-        decode_chunks(cpu, args.out.as_mut_slice::<T>()?, |start, out| blocks.decode(cpu.simd(), start, out));
+        decode_chunks(cpu, args.out.as_mut_slice::<T>()?, |start, out| blocks.decode(simd, start, out));
         Ok(())
     })
 }
@@ -458,16 +462,16 @@ pub(crate) fn embed_cuda(cuda: &Cuda, weight: &FourBit, ids: &Tensor, out: &Tens
 const CUDA_BLOCK: usize = 2048;
 
 /// Elements that one task decodes: whole blocks of every kind.
+const TASK: usize = 1 << 15;
+/// Elements that are in f32 at a time.
 const CHUNK: usize = 4096;
 
 /// Fills `out` chunk by chunk: `decode` writes the f32 values from a flat index on, which are then rounded.
-pub(crate) fn decode_chunks<T: Element>(cpu: &Cpu, out: &mut [T], decode: impl Fn(usize, &mut [f32]) + Sync + Send) {
-    cpu.chunks(out, CHUNK, |i, out| {
-        let mut values = [0.0; CHUNK];
-        let values = &mut values[..out.len()];
-        decode(i * CHUNK, values);
-        for (out, &value) in out.iter_mut().zip(values.iter()) {
-            *out = T::from_f32(value);
+pub(crate) fn decode_chunks<T: Float>(cpu: &Cpu, out: &mut [T], decode: impl Fn(usize, &mut [f32]) + Sync + Send) {
+    cpu.chunks(out, TASK, |i, out| {
+        let mut wide = Vec::new();
+        for (j, out) in out.chunks_mut(CHUNK).enumerate() {
+            T::write_f32(cpu.simd(), out, &mut wide, |values| decode(i * TASK + j * CHUNK, values));
         }
     });
 }

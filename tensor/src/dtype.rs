@@ -91,8 +91,10 @@ pub trait Element: bytemuck::Pod + PartialEq + Send + Sync + std::fmt::Debug + s
 }
 
 /// An [`Element`] that gradients can flow through. Kernels are written over rows of f32 and read and write the other
-/// float types through these conversions, which `cpu::convert` implements.
+/// float types through these conversions, which `cpu::convert` implements; or over elements, which they convert in registers.
 pub trait Float: Element {
+    /// [`Element::to_f32`] in as few operations as there are: a signalling NaN stays one, which any arithmetic makes quiet.
+    fn wide(self) -> f32;
     /// Rounds `x` to the values of this type.
     fn round(simd: Simd, x: &mut [f32]);
     /// `x` as f32: itself, or a copy in `scratch`.

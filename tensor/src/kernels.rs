@@ -33,7 +33,8 @@ pub use crate::ops::random::{Distribution, RANDOM, RandomArgs};
 pub use crate::ops::reduce::{ARGMAX, ArgmaxArgs, EXTREME_BACKWARD, ExtremeBackwardArgs, REDUCE, ReduceArgs};
 pub use crate::ops::rms_norm::{
     ADD_RMS_NORM, ADD_RMS_NORM_BACKWARD, AddRmsNormArgs, AddRmsNormBackwardArgs, RMS_NORM, RMS_NORM_BACKWARD,
-    RMS_NORM_BACKWARD_WEIGHT, RmsNormArgs, RmsNormBackwardArgs, RmsNormBackwardWeightArgs,
+    RMS_NORM_BACKWARD_BOTH, RMS_NORM_BACKWARD_WEIGHT, RmsNormArgs, RmsNormBackwardArgs, RmsNormBackwardBothArgs,
+    RmsNormBackwardWeightArgs,
 };
 pub use crate::ops::rope::{ROPE, ROPE_TABLE, RopeArgs, RopeTableArgs};
 pub use crate::ops::sample::{SAMPLE, SampleArgs};

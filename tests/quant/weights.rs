@@ -10,6 +10,7 @@ use kinglet_quant::nf4::Format;
 use kinglet_quant::{
     Direction, FourBit, GgufMatrix, Lora, RowOrder, Weight, embed, linear, linear_lora, linear_trained,
 };
+use kinglet_tensor::cpu::Level;
 use kinglet_tensor::cpu::gemm::{FEW_ROWS, Panels};
 use kinglet_tensor::{CpuOptions, DType, Device, Tensor};
 
@@ -129,8 +130,12 @@ fn products_are_those_with_the_dense_matrix() {
                     let x = dense(rows, inputs, &device);
                     // Few rows of bf16 are multiplied with blocks in integers, of which the oracle has the truth.
                     let blocks = matches!(&weight, Weight::Gguf(w) if w.format().block_len() > 1);
-                    let in_integers = blocks && rows <= FEW_ROWS && direction == Direction::Forward;
-                    let dtypes = if in_integers { &[DType::F32][..] } else { &[DType::F32, DType::BF16] };
+                    // And beside NF4 by dot products of pairs, where there are such, which are scaled after they are added up.
+                    let level = device.as_cpu().unwrap().simd().level();
+                    let pairs = matches!(&weight, Weight::FourBit(_)) && level >= Level::Avx512Bf16;
+                    let few_rows = rows <= FEW_ROWS && direction == Direction::Forward;
+                    let dtypes =
+                        if (blocks || pairs) && few_rows { &[DType::F32][..] } else { &[DType::F32, DType::BF16] };
                     for x in dtypes.iter().map(|&dtype| x.to_dtype(dtype).unwrap()) {
                         let got = weight.matmul(&x, direction).unwrap().to_dtype(DType::F32).unwrap();
                         let want = dense_weight.matmul(&x, direction).unwrap().to_dtype(DType::F32).unwrap();

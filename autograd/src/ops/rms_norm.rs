@@ -33,13 +33,20 @@ fn record_norm<'t>(op: &'static str, x: &Var<'t>, weight: &Var<'t>, eps: f32, y:
     let record = x.tape.record(op, &inputs, y).save(saved);
     record.recipe(move |saved| ops::rms_norm(saved.tensor(0)?, saved.tensor(1)?, eps)).rule(move |dy, saved, sink| {
         let (x, weight) = (saved.tensor(0)?, saved.tensor(1)?);
+        let (wants_weight, mut d_weight) = (sink.wants(1), None);
         // Beside the norm there is mostly a residual connection, whose gradient is here already.
         sink.add_to(0, |d_sum| match d_sum {
+            _ if wants_weight => {
+                let (dx, dw) = ops::rms_norm_backward_both(d_sum, dy, x, weight, eps)?;
+                d_weight = Some(dw);
+                Ok(dx)
+            }
             Some(d_sum) => ops::add_rms_norm_backward(d_sum, dy, x, weight, eps),
             None => ops::rms_norm_backward(dy, x, weight, eps),
         })?;
-        if sink.wants(1) {
-            sink.add(1, ops::rms_norm_backward_weight(dy, x, eps)?)?;
+        if wants_weight {
+            let d_weight = d_weight.map_or_else(|| ops::rms_norm_backward_weight(dy, x, eps), Ok)?;
+            sink.add(1, d_weight)?;
         }
         Ok(())
     })

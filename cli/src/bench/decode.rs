@@ -142,7 +142,7 @@ fn measure(
     let name = name(job);
     note(&name);
     let columns: Vec<_> = peers.iter().map(|peer| (peer.column(), Vec::new())).collect();
-    let row = |(unit, _)| Row { job: name.clone(), unit, ours: vec![], shares: vec![], peers: columns.clone() };
+    let row = |(unit, _)| Row { peers: columns.clone(), ..Row::new(name.clone(), unit) };
     let mut rows: Vec<Row> = METRICS.into_iter().map(row).collect();
     let mut peers: Vec<&Peer<'_>> = peers.iter().collect();
     for _ in 0..rounds {

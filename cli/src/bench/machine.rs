@@ -13,6 +13,9 @@ pub(crate) fn describe(device: &Device) -> Map<String, Value> {
     about.insert("cpu".into(), cpu_model().into());
     about.insert("cores".into(), std::thread::available_parallelism().map_or(0, usize::from).into());
     about.insert("memory_gib".into(), memory_gib().into());
+    if let Some(bytes) = last_cache() {
+        about.insert("last_cache_mib".into(), (bytes as f64 / 1024.0 / 1024.0).into());
+    }
     about.insert("os".into(), kernel().into());
     let level = device.as_cpu().map(|cpu| cpu.simd().level().name());
     about.insert("simd".into(), level.unwrap_or_default().into());
@@ -42,6 +45,16 @@ fn memory_gib() -> f64 {
     let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:")).unwrap_or_default();
     let kib: f64 = line.split_whitespace().next().and_then(|n| n.parse().ok()).unwrap_or(0.0);
     (kib / 1024.0 / 1024.0 * 10.0).round() / 10.0
+}
+
+/// Bytes of the largest cache that a core sees, shared or its own; `None` where the system does not tell.
+pub(crate) fn last_cache() -> Option<usize> {
+    let folder = std::fs::read_dir("/sys/devices/system/cpu/cpu0/cache").ok()?;
+    let size = |entry: std::io::Result<std::fs::DirEntry>| {
+        let text = std::fs::read_to_string(entry.ok()?.path().join("size")).ok()?;
+        text.trim().strip_suffix('K')?.parse::<usize>().ok().map(|kib| kib << 10)
+    };
+    folder.filter_map(size).max()
 }
 
 fn kernel() -> String {
@@ -104,6 +117,7 @@ pub(crate) fn peaks(
         "read_gbs": giga(bandwidth.read),
         "copy_gbs": giga(bandwidth.copy),
         "triad_gbs": giga(bandwidth.triad),
+        "update_gbs": giga(bandwidth.update),
     })
 }
 

@@ -37,7 +37,7 @@ pub(crate) fn run(args: &OpArgs, stop: &AtomicBool) -> Result<()> {
     let cpu = device.as_cpu()?;
     let mut bench = Bench {
         device: &device,
-        peaks: Peaks::new(cpu, if args.quick { SHORT_STREAM } else { STREAM }),
+        peaks: Peaks::new(cpu, if args.quick { SHORT_STREAM } else { STREAM })?,
         worker: pytorch.as_ref().map(Pytorch::start).transpose()?,
         tuned: pytorch.as_ref().map_or("", |pytorch| pytorch.tuned_column),
         threads,
@@ -78,7 +78,8 @@ impl Bench<'_> {
     fn measure(&mut self, job: &Job) -> Result<Row> {
         let work = job.work();
         let mut ours = prepare(job, self.device)?;
-        let mut row = Row { job: job.name(), unit: work.unit(), ours: vec![], shares: vec![], peers: vec![] };
+        let mut row = Row::new(job.name(), work.unit());
+        row.in_cache = matches!(work, Work::Bytes(bytes) if bytes < self.peaks.last_cache);
         let mut modes = if self.worker.is_some() { modes(job, self.tuned) } else { Vec::new() };
         row.peers = modes.iter().map(|(_, column)| (*column, Vec::new())).collect();
         for _ in 0..self.rounds {
@@ -162,24 +163,31 @@ struct Peaks<'a> {
     streams: Streams,
     f32: Vec<f64>,
     bf16: Vec<f64>,
+    /// Of whole streams.
     bandwidth: Vec<peak::Bandwidth>,
+    /// Bytes of the last cache; what moves fewer lies in it.
+    last_cache: f64,
 }
 
 impl<'a> Peaks<'a> {
-    fn new(cpu: &'a Cpu, stream: usize) -> Self {
-        let mut peaks = Peaks { cpu, streams: Streams::new(cpu, stream), f32: vec![], bf16: vec![], bandwidth: vec![] };
+    fn new(cpu: &'a Cpu, stream: usize) -> Result<Self> {
+        let streams = Streams::new(cpu, stream)?;
+        let last_cache = machine::last_cache().map_or(0.0, |bytes| bytes as f64);
+        let mut peaks = Peaks { cpu, streams, f32: vec![], bf16: vec![], bandwidth: vec![], last_cache };
         // Each at least once, for the report.
         peaks.f32.push(peak::f32_flops(cpu));
         peaks.bf16.extend(peak::bf16_flops(cpu));
-        peaks.bandwidth.push(peaks.streams.measure(cpu));
-        peaks
+        peaks.bandwidth.push(peaks.streams.measure(cpu, usize::MAX));
+        Ok(peaks)
     }
 
     /// The peak of just now that bounds a job, in the unit of its speed; `None` where the machine has no such instruction.
     fn of(&mut self, job: &Job, work: Work) -> Option<f64> {
         let found = match (work, job.dtype) {
+            // What a job moves in cache is a share of what streams of its size move there.
+            (Work::Bytes(bytes), _) if bytes < self.last_cache => self.streams.measure(self.cpu, bytes as usize).best(),
             (Work::Bytes(_), _) => {
-                let bandwidth = self.streams.measure(self.cpu);
+                let bandwidth = self.streams.measure(self.cpu, usize::MAX);
                 self.bandwidth.push(bandwidth);
                 bandwidth.best()
             }
@@ -200,7 +208,12 @@ impl<'a> Peaks<'a> {
     /// The medians over the run.
     fn json(&self) -> Value {
         let of = |pick: fn(&peak::Bandwidth) -> f64| median(&self.bandwidth.iter().map(pick).collect::<Vec<_>>());
-        let bandwidth = peak::Bandwidth { read: of(|b| b.read), copy: of(|b| b.copy), triad: of(|b| b.triad) };
+        let bandwidth = peak::Bandwidth {
+            read: of(|b| b.read),
+            copy: of(|b| b.copy),
+            triad: of(|b| b.triad),
+            update: of(|b| b.update),
+        };
         let bf16 = (!self.bf16.is_empty()).then(|| median(&self.bf16));
         machine::peaks(median(&self.f32), bf16, &bandwidth)
     }

@@ -148,8 +148,7 @@ fn rms_norm(make: &Inputs<'_>, rows: usize, width: usize) -> Result<Prepared> {
     let (x, dy, weight) = (make.normal(&[rows, width], 0)?, make.normal(&[rows, width], 1)?, make.normal(&[width], 2)?);
     Ok(Box::new(move || {
         ops::rms_norm(&x, &weight, EPS)?;
-        ops::rms_norm_backward(&dy, &x, &weight, EPS)?;
-        ops::rms_norm_backward_weight(&dy, &x, EPS).map(drop)
+        ops::rms_norm_backward_both(None, &dy, &x, &weight, EPS).map(drop)
     }))
 }
 

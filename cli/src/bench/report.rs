@@ -19,6 +19,8 @@ pub(crate) struct Row {
     pub(crate) ours: Vec<f64>,
     /// Shares of the peak that was measured in the same round; empty where there is none.
     pub(crate) shares: Vec<f64>,
+    /// Whether the bytes that a job moves fit into the last cache: then so did those of the peak.
+    pub(crate) in_cache: bool,
     /// The others', under the names of their columns, one a round.
     pub(crate) peers: Vec<(&'static str, Vec<f64>)>,
 }
@@ -46,6 +48,11 @@ pub(crate) fn median(values: &[f64]) -> f64 {
 }
 
 impl Row {
+    /// A row without figures.
+    pub(crate) fn new(job: String, unit: &'static str) -> Self {
+        Row { job, unit, ours: Vec::new(), shares: Vec::new(), in_cache: false, peers: Vec::new() }
+    }
+
     /// The median over the rounds of ours over theirs: what drifts within a run falls out of it.
     fn ratio(&self, theirs: &[f64]) -> f64 {
         let ratios: Vec<f64> = self.ours.iter().zip(theirs).map(|(ours, theirs)| ours / theirs).collect();
@@ -65,6 +72,7 @@ impl Row {
             "unit": self.unit,
             "kinglet": samples(&self.ours),
             "share_of_peak": share,
+            "in_cache": self.in_cache,
             "peers": peers,
         })
     }
@@ -121,7 +129,8 @@ impl Report {
         for row in &self.rows {
             let mut line = vec![row.job.clone(), row.unit.to_string(), shown(median(&row.ours)), spread(&row.ours)];
             if with_shares {
-                let share = format!("{:.0}%", 100.0 * median(&row.shares));
+                let place = if row.in_cache { " in cache" } else { "" };
+                let share = format!("{:.0}%{place}", 100.0 * median(&row.shares));
                 line.push(if row.shares.is_empty() { String::new() } else { share });
             }
             for name in &columns {
@@ -250,11 +259,10 @@ mod tests {
 
     fn report() -> Report {
         let row = |job: &str, shares: Vec<f64>, peers| Row {
-            job: job.into(),
-            unit: "GFLOP/s",
             ours: vec![10.0, 30.0, 20.0],
             shares,
             peers,
+            ..Row::new(job.into(), "GFLOP/s")
         };
         let rows = vec![
             row("a", vec![0.5, 0.6, 0.7], vec![("PyTorch", vec![10.0, 10.0, 10.0])]),
@@ -286,6 +294,14 @@ mod tests {
 ";
         assert_eq!(report().table(), expected);
         assert!(report().markdown().contains("- one thing\n"));
+    }
+
+    #[test]
+    fn a_share_of_what_caches_move_says_so() {
+        let mut report = report();
+        report.rows[0].in_cache = true;
+        assert!(report.table().contains(" 60% in cache |"), "{}", report.table());
+        assert_eq!(report.json()["rows"][0]["in_cache"], true);
     }
 
     #[test]

@@ -182,7 +182,7 @@ fn measure(
 ) -> Result<(Vec<Row>, Vec<String>)> {
     let mut modes = pytorch.map_or_else(Vec::new, |(pytorch, _)| modes(ours, pytorch.tuned_column));
     let columns: Vec<_> = modes.iter().map(|(_, column)| (*column, Vec::new())).collect();
-    let row = |(unit, _)| Row { job: name.into(), unit, ours: vec![], shares: vec![], peers: columns.clone() };
+    let row = |(unit, _)| Row { peers: columns.clone(), ..Row::new(name.into(), unit) };
     let mut rows: Vec<Row> = METRICS.into_iter().map(row).collect();
     let mut skipped = Vec::new();
     for _ in 0..rounds {

@@ -2,7 +2,8 @@
 //! included, but without branches, so that loops over them vectorise.
 //!
 //! A kernel that is written once over f32 rows serves all float types through [`Float`]: `as_f32` reads a row,
-//! `write_f32` writes one, and for f32 itself neither copies anything.
+//! `write_f32` writes one, and for f32 itself neither copies anything. One that goes over its elements once converts them in
+//! registers, by `wide` and `from_f32`.
 
 #[cfg(target_arch = "x86_64")]
 use super::Level;
@@ -178,6 +179,10 @@ fn sized(scratch: &mut Vec<f32>, len: usize) -> &mut [f32] {
 }
 
 impl Float for f32 {
+    #[inline(always)]
+    fn wide(self) -> f32 {
+        self
+    }
     fn round(_: Simd, _: &mut [f32]) {}
     fn as_f32<'a>(_: Simd, x: &'a [f32], _: &'a mut Vec<f32>) -> &'a [f32] {
         x
@@ -188,8 +193,12 @@ impl Float for f32 {
 }
 
 macro_rules! sixteen_bits {
-    ($t:ty, $widen:ident, $narrow:ident, $round:ident) => {
+    ($t:ty, $wide:expr, $widen:ident, $narrow:ident, $round:ident) => {
         impl Float for $t {
+            #[inline(always)]
+            fn wide(self) -> f32 {
+                $wide(self)
+            }
             fn round(simd: Simd, x: &mut [f32]) {
                 $round(simd, x);
             }
@@ -206,8 +215,8 @@ macro_rules! sixteen_bits {
         }
     };
 }
-sixteen_bits!(bf16, widen_bf16, narrow_bf16, round_bf16);
-sixteen_bits!(f16, widen_f16, narrow_f16, round_f16);
+sixteen_bits!(bf16, |x: bf16| f32::from_bits(u32::from(x.to_bits()) << 16), widen_bf16, narrow_bf16, round_bf16);
+sixteen_bits!(f16, f16_to_f32, widen_f16, narrow_f16, round_f16);
 
 #[cfg(test)]
 mod tests {

@@ -7,8 +7,11 @@
 
 mod absmax;
 mod decode;
+mod encode;
 #[cfg(target_arch = "x86_64")]
 mod few_rows;
+#[cfg(target_arch = "x86_64")]
+mod few_rows_bf16;
 
 pub use absmax::{ABSMAX_BLOCK, Absmax, DYNAMIC_MAP, mean, quantize_absmax};
 
@@ -187,14 +190,15 @@ fn quantize_tile<T: Copy + Into<f32>>(
     }
     let blocks = values[..x.len()].chunks_mut(blocksize).zip(codes.chunks_mut(blocksize / 2));
     for ((values, codes), absmax) in blocks.zip(absmax.iter_mut()) {
-        *absmax = quantize_block(simd, format, values.len() == blocksize, values, codes);
+        *absmax = scale_block(simd, values.len() == blocksize, values);
+        encode::encode(simd, format, values, codes);
     }
     absmax.iter().all(|a| a.is_finite())
 }
 
 simd! {
-    /// Quantises one block and returns its absmax. `values` is left scaled to [-1, 1].
-    fn quantize_block(format: Format, whole: bool, values: &mut [f32], codes: &mut [u8]) -> f32 {
+    /// Scales one block to [-1, 1] and returns its absmax.
+    fn scale_block(whole: bool, values: &mut [f32]) -> f32 {
         let absmax = max_magnitude(values);
         let divisor = absmax.max(TINY);
         // The reference multiplies whole blocks by the reciprocal; a last, shorter one it divides, and
@@ -203,7 +207,6 @@ simd! {
         for v in values.iter_mut() {
             *v = if whole { *v * reciprocal } else { *v / divisor };
         }
-        encode(format, values, codes);
         if whole || !absmax.is_finite() { absmax } else { divisor }
     }
 }
@@ -214,21 +217,4 @@ simd! {
 fn max_magnitude(x: &[f32]) -> f32 {
     let bits = x.iter().map(|v| v.to_bits() & 0x7fff_ffff).max();
     f32::from_bits(bits.unwrap_or(0))
-}
-
-/// The codes of values scaled to [-1, 1], two a byte.
-#[inline(always)]
-fn encode(format: Format, values: &[f32], codes: &mut [u8]) {
-    const STEP: usize = 256;
-    let (thresholds, order) = (format.thresholds(), format.order());
-    for (values, codes) in values.chunks(STEP).zip(codes.chunks_mut(STEP / 2)) {
-        // What lies past an odd end is the rank of zero.
-        let mut ranks = [thresholds.iter().filter(|&&t| 0.0 > t).count() as u32; STEP];
-        for (rank, &value) in ranks.iter_mut().zip(values) {
-            *rank = thresholds.iter().map(|&t| u32::from(value > t)).sum();
-        }
-        for (code, pair) in codes.iter_mut().zip(ranks.as_chunks::<2>().0) {
-            *code = order[pair[0] as usize] << 4 | order[pair[1] as usize];
-        }
-    }
 }

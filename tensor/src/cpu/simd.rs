@@ -97,25 +97,26 @@ fn has(level: Level) -> bool {
 
 /// Compiles one function body for every SIMD level and picks at run time; the first argument of the
 /// resulting function is a [`Simd`]. The body is plain Rust over slices that LLVM vectorises; it must
-/// say `mul_add` where it wants a fused multiply-add, so that all levels give the same bits.
+/// say `mul_add` where it wants a fused multiply-add, so that all levels give the same bits. It may be generic over one type, such
+/// as a [`Float`](crate::Float) that it reads and writes in registers.
 macro_rules! simd {
-    ($($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block)*) => {$(
+    ($($(#[$meta:meta])* $vis:vis fn $name:ident$(<$T:ident: $bound:path>)?($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block)*) => {$(
         $(#[$meta])*
         #[allow(clippy::too_many_arguments, unsafe_code)]
-        $vis fn $name(simd: $crate::cpu::Simd, $($arg: $ty),*) $(-> $ret)? {
+        $vis fn $name$(<$T: $bound>)?(simd: $crate::cpu::Simd, $($arg: $ty),*) $(-> $ret)? {
             #[inline(always)]
             #[allow(clippy::too_many_arguments)]
-            fn body($($arg: $ty),*) $(-> $ret)? $body
+            fn body$(<$T: $bound>)?($($arg: $ty),*) $(-> $ret)? $body
 
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
             #[allow(clippy::too_many_arguments)]
-            fn avx512($($arg: $ty),*) $(-> $ret)? { body($($arg),*) }
+            fn avx512$(<$T: $bound>)?($($arg: $ty),*) $(-> $ret)? { body($($arg),*) }
 
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx2,fma,f16c")]
             #[allow(clippy::too_many_arguments)]
-            fn avx2($($arg: $ty),*) $(-> $ret)? { body($($arg),*) }
+            fn avx2$(<$T: $bound>)?($($arg: $ty),*) $(-> $ret)? { body($($arg),*) }
 
             match simd.level() {
                 // SAFETY: a `Simd` of this level is only made after these features were detected.

@@ -44,7 +44,9 @@ pub use linear_cross_entropy::{
 pub use matmul::{matmul, matmul_into, matmul_into_in_any_order, product_into, product_with};
 pub use random::{normal, uniform};
 pub use reduce::{Reduce, argmax, extreme_backward, kept_shape, reduce, sum_to};
-pub use rms_norm::{add_rms_norm, add_rms_norm_backward, rms_norm, rms_norm_backward, rms_norm_backward_weight};
+pub use rms_norm::{
+    add_rms_norm, add_rms_norm_backward, rms_norm, rms_norm_backward, rms_norm_backward_both, rms_norm_backward_weight,
+};
 pub use rope::{rope, rope_backward, rope_table};
 pub use sample::sample;
 pub use scale::{add_scaled, scale};

@@ -1,12 +1,13 @@
 //! Root-mean-square norm (Zhang and Sennrich, 2019): y = x / sqrt(mean(x²) + eps) · w over the last dimension; of one
 //! tensor, or of the sum of two, as after a residual connection.
 
-use super::binary::add_to;
+mod rows;
+
 use super::sum_to;
-use crate::cpu::reduce::dot_body;
-use crate::cpu::{Cpu, Simd, math, rows_per_task, simd};
+use crate::cpu::{Cpu, rows_per_task};
 use crate::cuda::{self, Arg, Cuda};
 use crate::{DType, Error, Float, Result, Tensor, TensorMut, dispatch, kernel, same_device};
+use rows::{add, add_to, backward_both_row, backward_row, backward_weight_row, forward_row};
 
 /// Arguments of [`RMS_NORM`]: out = x / sqrt(mean(x²) + eps) · weight over the last dimension.
 pub struct RmsNormArgs<'a> {
@@ -84,6 +85,25 @@ pub struct AddRmsNormBackwardArgs<'a> {
 }
 kernel!(pub ADD_RMS_NORM_BACKWARD = "add_rms_norm_backward", AddRmsNormBackwardArgs, add_backward_cpu, add_backward_cuda);
 
+/// Arguments of [`RMS_NORM_BACKWARD_BOTH`]: [`RMS_NORM_BACKWARD`] or [`ADD_RMS_NORM_BACKWARD`], and [`RMS_NORM_BACKWARD_WEIGHT`].
+pub struct RmsNormBackwardBothArgs<'a> {
+    /// What else the gradient of `x` has, to be added: shape and dtype of `x`, contiguous.
+    pub d_sum: Option<&'a Tensor>,
+    /// The gradient of the output: shape and dtype of `x`, contiguous.
+    pub dy: &'a Tensor,
+    /// [.., d], any float dtype, contiguous.
+    pub x: &'a Tensor,
+    /// `[d]`, f32, contiguous.
+    pub weight: &'a Tensor,
+    /// Added to the mean of squares.
+    pub eps: f32,
+    /// Shape and dtype of `x`.
+    pub out: TensorMut<'a>,
+    /// One sum a task: [tasks, d], f32. The op adds them up.
+    pub partial: TensorMut<'a>,
+}
+kernel!(pub RMS_NORM_BACKWARD_BOTH = "rms_norm_backward_both", RmsNormBackwardBothArgs, backward_both_cpu, backward_both_cuda);
+
 /// `x` [.., d] normalised over its last dimension and scaled by `weight` `[d]`, which may have another float dtype.
 /// As Hugging Face's LlamaRMSNorm: computed in f32, rounded to the dtype of `x`, then scaled.
 ///
@@ -122,6 +142,33 @@ pub fn rms_norm_backward_weight(dy: &Tensor, x: &Tensor, eps: f32) -> Result<Ten
     device
         .run(&RMS_NORM_BACKWARD_WEIGHT, RmsNormBackwardWeightArgs { dy: &dy, x: &x, eps, partial: partial.view() })?;
     sum_to(&partial.finish(), &[width])
+}
+
+/// [`rms_norm_backward`], or [`add_rms_norm_backward`] where `d_sum` is given, and [`rms_norm_backward_weight`], in one pass over
+/// memory on a CPU: the bits of the two ops.
+///
+/// # Errors
+/// As these.
+pub fn rms_norm_backward_both(
+    d_sum: Option<&Tensor>,
+    dy: &Tensor,
+    x: &Tensor,
+    weight: &Tensor,
+    eps: f32,
+) -> Result<(Tensor, Tensor)> {
+    const OP: &str = "rms_norm_backward_both";
+    let device = same_device(OP, &[d_sum.unwrap_or(dy), dy, x, weight])?;
+    let (rows, width) = x.dims_rows(OP)?;
+    let weight = wide_weight(OP, x, weight)?;
+    let d_sum = d_sum.map(|d_sum| like(OP, d_sum, x)).transpose()?;
+    let (dy, x) = (like(OP, dy, x)?, x.contiguous()?);
+    let mut out = device.alloc(x.shape(), x.dtype())?;
+    let mut partial = device.alloc(&[rows.div_ceil(rows_per_task(width)), width], DType::F32)?;
+    let (d_sum, out_view, partial_view) = (d_sum.as_ref(), out.view(), partial.view());
+    let args =
+        RmsNormBackwardBothArgs { d_sum, dy: &dy, x: &x, weight: &weight, eps, out: out_view, partial: partial_view };
+    device.run(&RMS_NORM_BACKWARD_BOTH, args)?;
+    Ok((out.finish(), sum_to(&partial.finish(), &[width])?))
 }
 
 /// `x` + `residual`, which have one shape [.., d] and float dtype, and [`rms_norm`] of that sum: the bits of the two
@@ -193,21 +240,10 @@ fn forward<T: Float>(cpu: &Cpu, x: &[T], weight: &[f32], eps: f32, out: &mut [T]
     let (simd, width) = (cpu.simd(), weight.len());
     let len = width * rows_per_task(width);
     cpu.chunks(out, len, |i, out| {
-        let mut scratch = [const { Vec::new() }; 2];
         let x = &x[i * len..][..out.len()];
         for (x, y) in x.chunks_exact(width).zip(out.chunks_exact_mut(width)) {
-            forward_row(simd, x, weight, eps, y, &mut scratch);
+            forward_row(simd, x, weight, eps, y);
         }
-    });
-}
-
-/// y = round(x r) w with r = 1 / sqrt(mean(x²) + eps)
-fn forward_row<T: Float>(simd: Simd, x: &[T], weight: &[f32], eps: f32, y: &mut [T], [xs, ys]: &mut [Vec<f32>; 2]) {
-    let x = T::as_f32(simd, x, xs);
-    T::write_f32(simd, y, ys, |y| {
-        normalise(simd, x, eps, y);
-        T::round(simd, y);
-        scale(simd, weight, y);
     });
 }
 
@@ -225,15 +261,12 @@ fn add_forward<T: Float>(cpu: &Cpu, x: &[T], residual: &[T], weight: &[f32], eps
     let (simd, width) = (cpu.simd(), weight.len());
     let len = width * rows_per_task(width);
     cpu.chunks2((sum, len), (out, len), |i, sum, out| {
-        let (mut xs, mut residuals, mut sums) = (Vec::new(), Vec::new(), Vec::new());
-        let mut scratch = [const { Vec::new() }; 2];
         let (x, residual) = (&x[i * len..][..out.len()], &residual[i * len..][..out.len()]);
         let terms = x.chunks_exact(width).zip(residual.chunks_exact(width));
         let outputs = sum.chunks_exact_mut(width).zip(out.chunks_exact_mut(width));
         for ((x, residual), (sum, y)) in terms.zip(outputs) {
-            let (x, residual) = (T::as_f32(simd, x, &mut xs), T::as_f32(simd, residual, &mut residuals));
-            T::write_f32(simd, sum, &mut sums, |sum| add(simd, x, residual, sum));
-            forward_row(simd, sum, weight, eps, y, &mut scratch);
+            add(simd, x, residual, sum);
+            forward_row(simd, sum, weight, eps, y);
         }
     });
 }
@@ -260,18 +293,13 @@ fn backward<T: Float>(cpu: &Cpu, before: Option<&[T]>, dy: &[T], x: &[T], weight
     let (simd, width) = (cpu.simd(), weight.len());
     let len = width * rows_per_task(width);
     cpu.chunks(out, len, |i, out| {
-        let (mut befores, mut dys, mut xs, mut dxs) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for (k, dx) in out.chunks_exact_mut(width).enumerate() {
             let start = i * len + k * width;
             let row = start..start + width;
-            let (dy, x) = (T::as_f32(simd, &dy[row.clone()], &mut dys), T::as_f32(simd, &x[row.clone()], &mut xs));
-            T::write_f32(simd, dx, &mut dxs, |dx| {
-                backward_row(simd, dy, x, weight, eps, dx);
-                if let Some(before) = before {
-                    T::round(simd, dx);
-                    add_to(simd, T::as_f32(simd, &before[row], &mut befores), dx);
-                }
-            });
+            backward_row(simd, &dy[row.clone()], &x[row.clone()], weight, eps, dx);
+            if let Some(before) = before {
+                add_to(simd, &before[row], dx);
+            }
         }
     });
 }
@@ -288,12 +316,46 @@ fn backward_weight_cpu(cpu: &Cpu, mut args: RmsNormBackwardWeightArgs<'_>) -> Re
 fn backward_weight<T: Float>(cpu: &Cpu, dy: &[T], x: &[T], width: usize, eps: f32, partial: &mut [f32]) {
     let (simd, len) = (cpu.simd(), width * rows_per_task(width));
     cpu.chunks(partial, width, |i, sum| {
-        let (mut dys, mut xs) = (Vec::new(), Vec::new());
         sum.fill(0.0);
         let rows = i * len..x.len().min((i + 1) * len);
         for (dy, x) in dy[rows.clone()].chunks_exact(width).zip(x[rows].chunks_exact(width)) {
-            let (dy, x) = (T::as_f32(simd, dy, &mut dys), T::as_f32(simd, x, &mut xs));
             backward_weight_row(simd, dy, x, eps, sum);
+        }
+    });
+}
+
+fn backward_both_cpu(cpu: &Cpu, mut args: RmsNormBackwardBothArgs<'_>) -> Result<()> {
+    let (weight, eps) = (args.weight.as_slice::<f32>()?, args.eps);
+    dispatch!(float args.x.dtype(), "rms_norm_backward_both", T => {
+        let d_sum = args.d_sum.map(Tensor::as_slice).transpose()?;
+        let (out, partial) = (args.out.as_mut_slice()?, args.partial.as_mut_slice()?);
+        backward_both::<T>(cpu, d_sum, args.dy.as_slice()?, args.x.as_slice()?, weight, eps, out, partial);
+        Ok(())
+    })
+}
+
+#[allow(clippy::too_many_arguments)] // two kernels in one
+fn backward_both<T: Float>(
+    cpu: &Cpu,
+    before: Option<&[T]>,
+    dy: &[T],
+    x: &[T],
+    weight: &[f32],
+    eps: f32,
+    out: &mut [T],
+    partial: &mut [f32],
+) {
+    let (simd, width) = (cpu.simd(), weight.len());
+    let len = width * rows_per_task(width);
+    cpu.chunks2((out, len), (partial, width), |i, out, dw| {
+        dw.fill(0.0);
+        for (k, dx) in out.chunks_exact_mut(width).enumerate() {
+            let start = i * len + k * width;
+            let row = start..start + width;
+            backward_both_row(simd, &dy[row.clone()], &x[row.clone()], weight, eps, dx, dw);
+            if let Some(before) = before {
+                add_to(simd, &before[row], dx);
+            }
         }
     });
 }
@@ -375,52 +437,12 @@ fn backward_weight_cuda(cuda: &Cuda, args: RmsNormBackwardWeightArgs<'_>) -> Res
     cuda::start(cuda, "rms_norm", &entry, partial.shape()[0], cuda::THREADS, &args)
 }
 
-/// 1 / sqrt(mean(x²) + eps)
-#[inline(always)]
-fn inverse_rms(x: &[f32], eps: f32) -> f32 {
-    math::rsqrt(dot_body(x, x) / x.len() as f32 + eps)
-}
-
-simd! {
-    /// sum = x + residual
-    fn add(x: &[f32], residual: &[f32], sum: &mut [f32]) {
-        for ((sum, &x), &residual) in sum.iter_mut().zip(x).zip(residual) {
-            *sum = x + residual;
-        }
+/// The two kernels, one after the other.
+fn backward_both_cuda(cuda: &Cuda, args: RmsNormBackwardBothArgs<'_>) -> Result<()> {
+    let RmsNormBackwardBothArgs { d_sum, dy, x, weight, eps, out, partial } = args;
+    match d_sum {
+        Some(d_sum) => add_backward_cuda(cuda, AddRmsNormBackwardArgs { d_sum, dy, sum: x, weight, eps, out })?,
+        None => backward_cuda(cuda, RmsNormBackwardArgs { dy, x, weight, eps, out })?,
     }
-
-    /// y = x r with r = 1 / sqrt(mean(x²) + eps)
-    fn normalise(x: &[f32], eps: f32, y: &mut [f32]) {
-        let r = inverse_rms(x, eps);
-        for (y, &x) in y.iter_mut().zip(x) {
-            *y = x * r;
-        }
-    }
-
-    /// y = y w
-    fn scale(w: &[f32], y: &mut [f32]) {
-        for (y, &w) in y.iter_mut().zip(w) {
-            *y *= w;
-        }
-    }
-
-    /// With g = dy w and n = x r: dx = r (g - n mean(g n)).
-    fn backward_row(dy: &[f32], x: &[f32], w: &[f32], eps: f32, dx: &mut [f32]) {
-        let r = inverse_rms(x, eps);
-        for ((g, &dy), &w) in dx.iter_mut().zip(dy).zip(w) {
-            *g = dy * w;
-        }
-        let mean = dot_body(dx, x) * r / x.len() as f32;
-        for (g, &x) in dx.iter_mut().zip(x) {
-            *g = r * (-mean * r).mul_add(x, *g);
-        }
-    }
-
-    /// dw += dy x r
-    fn backward_weight_row(dy: &[f32], x: &[f32], eps: f32, dw: &mut [f32]) {
-        let r = inverse_rms(x, eps);
-        for ((dw, &dy), &x) in dw.iter_mut().zip(dy).zip(x) {
-            *dw = dy.mul_add(x * r, *dw);
-        }
-    }
+    backward_weight_cuda(cuda, RmsNormBackwardWeightArgs { dy, x, eps, partial })
 }

@@ -159,13 +159,11 @@ fn rope_tokens<T: Float>(
     let (simd, token) = (cpu.simd(), heads * width);
     let rows = rows_per_task(token);
     cpu.chunks(out, rows * token, |i, out| {
-        let (mut xs, mut ys) = (Vec::new(), Vec::new());
         let x = &x[i * rows * token..][..out.len()];
         for (t, (x, y)) in x.chunks_exact(token).zip(out.chunks_exact_mut(token)).enumerate() {
             let at = (i * rows + t) * angles..(i * rows + t + 1) * angles;
             let (cos, sin) = (&cos[at.clone()], &sin[at]);
-            let x = T::as_f32(simd, x, &mut xs);
-            T::write_f32(simd, y, &mut ys, |y| rope_token(simd, x, cos, sin, sign, width, y));
+            rope_token(simd, x, cos, sin, sign, width, y);
         }
     });
 }
@@ -188,6 +186,16 @@ fn rope_cuda(cuda: &Cuda, args: RopeArgs<'_>) -> Result<()> {
     cuda::over_threads(cuda, "rope", &format!("rope_{}", x.dtype()), tokens * heads * (width - angles), &args)
 }
 
+/// (a, b) -> (a cos - b sin, b cos + a sin)
+#[inline(always)]
+fn turn<T: Float>(a: &[T], b: &[T], cos: &[f32], sin: &[f32], sign: f32, ya: &mut [T], yb: &mut [T]) {
+    for (((((a, b), c), s), ya), yb) in a.iter().zip(b).zip(cos).zip(sin).zip(ya).zip(yb) {
+        let (a, b, s) = (a.wide(), b.wide(), sign * s);
+        *ya = T::from_f32(a.mul_add(*c, -(b * s)));
+        *yb = T::from_f32(b.mul_add(*c, a * s));
+    }
+}
+
 simd! {
     /// cos and sin of position · frequency, scaled.
     fn angles(position: f32, inv_freq: &[f32], scaling: f32, cos: &mut [f32], sin: &mut [f32]) {
@@ -197,18 +205,21 @@ simd! {
         }
     }
 
-    /// (a, b) -> (a cos - b sin, b cos + a sin) for the two halves a, b of each head.
-    fn rope_token(x: &[f32], cos: &[f32], sin: &[f32], sign: f32, width: usize, y: &mut [f32]) {
+    /// [`turn`] of the two halves a, b of each head.
+    fn rope_token<T: Float>(x: &[T], cos: &[f32], sin: &[f32], sign: f32, width: usize, y: &mut [T]) {
         let n = cos.len();
         for (x, y) in x.chunks_exact(width).zip(y.chunks_exact_mut(width)) {
             let (a, b) = (&x[..n], &x[n..2 * n]);
             let (ya, rest) = y.split_at_mut(n);
             let (yb, rest) = rest.split_at_mut(n);
-            for i in 0..n {
-                let (c, s) = (cos[i], sign * sin[i]);
-                ya[i] = a[i].mul_add(c, -(b[i] * s));
-                yb[i] = b[i].mul_add(c, a[i] * s);
+            // In whole registers of known length: heads are short, and what compilers make of a loop takes 64 at once.
+            let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<16>(), b.as_chunks::<16>());
+            let ((ya, ya_rest), (yb, yb_rest)) = (ya.as_chunks_mut::<16>(), yb.as_chunks_mut::<16>());
+            let ((c, c_rest), (s, s_rest)) = (cos.as_chunks::<16>(), sin.as_chunks::<16>());
+            for ((((a, b), (c, s)), ya), yb) in a.iter().zip(b).zip(c.iter().zip(s)).zip(ya).zip(yb) {
+                turn(a, b, c, s, sign, ya, yb);
             }
+            turn(a_rest, b_rest, c_rest, s_rest, sign, ya_rest, yb_rest);
             rest.copy_from_slice(&x[2 * n..]);
         }
     }

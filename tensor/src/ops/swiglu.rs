@@ -32,8 +32,6 @@ kernel!(pub SWIGLU_BACKWARD = "swiglu_backward", SwigluBackwardArgs, backward_cp
 
 /// Elements handed to one task.
 const CHUNK: usize = 1 << 14;
-/// Elements that are in f32 at a time: all operands of them stay in L1.
-const BLOCK: usize = 1 << 10;
 
 /// silu(`gate`) · `up`, computed in f32 and rounded once. Both have one shape and float dtype.
 ///
@@ -83,12 +81,8 @@ fn forward_cpu(cpu: &Cpu, mut args: SwigluArgs<'_>) -> Result<()> {
 fn forward<T: Float>(cpu: &Cpu, gate: &[T], up: &[T], out: &mut [T]) {
     let simd = cpu.simd();
     cpu.chunks(out, CHUNK, |i, out| {
-        let (mut gs, mut us, mut ys) = (Vec::new(), Vec::new(), Vec::new());
-        for (start, out) in (i * CHUNK..).step_by(BLOCK).zip(out.chunks_mut(BLOCK)) {
-            let gate = T::as_f32(simd, &gate[start..][..out.len()], &mut gs);
-            let up = T::as_f32(simd, &up[start..][..out.len()], &mut us);
-            T::write_f32(simd, out, &mut ys, |y| forward_slice(simd, gate, up, y));
-        }
+        let part = i * CHUNK..i * CHUNK + out.len();
+        forward_slice(simd, &gate[part.clone()], &up[part], out);
     });
 }
 
@@ -103,18 +97,8 @@ fn backward_cpu(cpu: &Cpu, mut args: SwigluBackwardArgs<'_>) -> Result<()> {
 fn backward<T: Float>(cpu: &Cpu, dy: &[T], gate: &[T], up: &[T], d_gate: &mut [T], d_up: &mut [T]) {
     let simd = cpu.simd();
     cpu.chunks2((d_gate, CHUNK), (d_up, CHUNK), |i, d_gate, d_up| {
-        let (mut dys, mut gs, mut us) = (Vec::new(), Vec::new(), Vec::new());
-        let (mut dgs, mut dus) = (Vec::new(), Vec::new());
-        let pieces = d_gate.chunks_mut(BLOCK).zip(d_up.chunks_mut(BLOCK));
-        for (start, (d_gate, d_up)) in (i * CHUNK..).step_by(BLOCK).zip(pieces) {
-            let part = start..start + d_up.len();
-            let dy = T::as_f32(simd, &dy[part.clone()], &mut dys);
-            let gate = T::as_f32(simd, &gate[part.clone()], &mut gs);
-            let up = T::as_f32(simd, &up[part], &mut us);
-            T::write_f32(simd, d_gate, &mut dgs, |d_gate| {
-                T::write_f32(simd, d_up, &mut dus, |d_up| backward_slice(simd, dy, gate, up, d_gate, d_up));
-            });
-        }
+        let part = i * CHUNK..i * CHUNK + d_up.len();
+        backward_slice(simd, &dy[part.clone()], &gate[part.clone()], &up[part], d_gate, d_up);
     });
 }
 
@@ -138,18 +122,20 @@ fn backward_cuda(cuda: &Cuda, args: SwigluBackwardArgs<'_>) -> Result<()> {
 }
 
 simd! {
-    fn forward_slice(gate: &[f32], up: &[f32], y: &mut [f32]) {
-        for ((y, &g), &u) in y.iter_mut().zip(gate).zip(up) {
-            *y = g * math::sigmoid(g) * u;
+    fn forward_slice<T: Float>(gate: &[T], up: &[T], y: &mut [T]) {
+        for ((y, g), u) in y.iter_mut().zip(gate).zip(up) {
+            let (g, u) = (g.wide(), u.wide());
+            *y = T::from_f32(g * math::sigmoid(g) * u);
         }
     }
 
     /// With s = sigmoid(g): d_up = dy g s, d_gate = dy u s (1 + g (1 - s)).
-    fn backward_slice(dy: &[f32], gate: &[f32], up: &[f32], d_gate: &mut [f32], d_up: &mut [f32]) {
-        for ((((d_gate, d_up), &dy), &g), &u) in d_gate.iter_mut().zip(d_up).zip(dy).zip(gate).zip(up) {
+    fn backward_slice<T: Float>(dy: &[T], gate: &[T], up: &[T], d_gate: &mut [T], d_up: &mut [T]) {
+        for ((((d_gate, d_up), dy), g), u) in d_gate.iter_mut().zip(d_up).zip(dy).zip(gate).zip(up) {
+            let (dy, g, u) = (dy.wide(), g.wide(), u.wide());
             let s = math::sigmoid(g);
-            *d_up = dy * (g * s);
-            *d_gate = dy * u * (s * g.mul_add(1.0 - s, 1.0));
+            *d_up = T::from_f32(dy * (g * s));
+            *d_gate = T::from_f32(dy * u * (s * g.mul_add(1.0 - s, 1.0)));
         }
     }
 }

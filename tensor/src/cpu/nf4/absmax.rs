@@ -33,6 +33,29 @@ impl Absmax<'_> {
             Absmax::Nested { codes, absmax, map, offset } => map[codes[i] as usize] * absmax[i / ABSMAX_BLOCK] + offset,
         }
     }
+
+    /// The scales of blocks `first`, `first + 1`, ..
+    #[inline]
+    pub(super) fn write(&self, first: usize, out: &mut [f32]) {
+        match *self {
+            Absmax::Plain(absmax) => out.copy_from_slice(&absmax[first..][..out.len()]),
+            Absmax::Nested { codes, absmax, map, offset } => {
+                let (mut codes, mut out) = (&codes[first..][..out.len()], out);
+                let mut run = ABSMAX_BLOCK - first % ABSMAX_BLOCK;
+                for &absmax in &absmax[first / ABSMAX_BLOCK..] {
+                    let n = run.min(out.len());
+                    let (now, later) = out.split_at_mut(n);
+                    for (out, &code) in now.iter_mut().zip(codes) {
+                        *out = map[code as usize] * absmax + offset;
+                    }
+                    (codes, out, run) = (&codes[n..], later, ABSMAX_BLOCK);
+                    if out.is_empty() {
+                        break;
+                    }
+                }
+            }
+        }
+    }
 }
 
 /// The mean, summed in f64 from first to last; 0 of none. The offset of a double quantisation.

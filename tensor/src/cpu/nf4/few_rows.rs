@@ -1,11 +1,12 @@
-//! Products of few rows with 4-bit blocks, decoded in registers: with the bits of decoding first (`gemm/rows.rs`), whose 64 lanes
+//! Products of few rows with 4-bit blocks, decoded in registers. Where the CPU multiplies pairs of bf16 and they are to be rounded to that,
+//! [`few_rows_bf16`] does it; here are the others, with the bits of decoding first (`gemm/rows.rs`), whose 64 lanes
 //! are kept, an element's lane being its place modulo 64.
 //!
 //! 64 codes are 16 words of 16 bits. Widened, a word's four codes are looked up by the permute of a table of 16 floats, which reads the
 //! low four bits of an index: shifted by 0, 4, 8 and 12. So register j has elements 4 i + [1, 0, 3, 2][j] of the 64, as two elements
 //! lie in a byte with the first in the high nibble, and rows of x are laid out alike before.
 
-use super::Blocks;
+use super::{Blocks, few_rows_bf16};
 use crate::cpu::convert::avx512::round_bf16;
 use crate::cpu::gemm::{Columns, FewRows};
 use crate::cpu::scratch::Buffer;
@@ -14,13 +15,13 @@ use std::arch::x86_64::*;
 use std::ops::Range;
 
 /// Codes that are looked up together.
-const CHUNK: usize = 64;
+pub(super) const CHUNK: usize = 64;
 /// Which of four neighbours each register has.
 const ORDER: [usize; 4] = [1, 0, 3, 2];
 /// Rows of x that are multiplied at once.
-const MOST_ROWS: usize = 4;
+pub(super) const MOST_ROWS: usize = 4;
 /// How far ahead memory is asked for.
-const AHEAD: usize = 2048;
+pub(super) const AHEAD: usize = 2048;
 
 /// The product of few rows with columns of Wᵀ, where the CPU has AVX-512 and rows of W are whole blocks of whole chunks.
 #[must_use]
@@ -28,6 +29,9 @@ pub(super) fn columns<'a>(blocks: Blocks<'a>, x: FewRows<'a>) -> Option<Box<dyn 
     let whole = blocks.blocksize.is_multiple_of(CHUNK) && x.k.is_multiple_of(blocks.blocksize) && x.k > 0;
     if x.cpu.simd().level() < Level::Avx512 || !whole {
         return None;
+    }
+    if x.round_bf16 && x.cpu.simd().level() >= Level::Avx512Bf16 {
+        return Some(few_rows_bf16::columns(blocks, x));
     }
     let mut ordered = x.cpu.scratch(x.rows.len());
     for (x, out) in x.rows.as_chunks::<CHUNK>().0.iter().zip(ordered.as_chunks_mut::<CHUNK>().0) {
@@ -134,7 +138,7 @@ fn fold(sums: &[__m512; 4]) -> f32 {
 
 #[inline]
 #[target_feature(enable = "avx512f,avx512dq")]
-fn fold_register(sums: __m512) -> f32 {
+pub(super) fn fold_register(sums: __m512) -> f32 {
     let eight = _mm256_add_ps(_mm512_castps512_ps256(sums), _mm512_extractf32x8_ps::<1>(sums));
     let four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
     let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
@@ -146,13 +150,14 @@ mod tests {
     use crate::cpu::gemm::FewRows;
     use crate::cpu::nf4::{Absmax, Blocks, Format};
     use crate::cpu::reduce::dot;
-    use crate::cpu::{Cpu, Simd};
+    use crate::cpu::{Cpu, Level, Simd};
     use half::bf16;
 
     /// The bits of decoding, and rounding, first.
     #[test]
     fn has_the_bits_of_decoded_weights() {
-        let cpu = Cpu::single(Simd::detect());
+        let simds = [Level::Avx512, Level::Portable].into_iter().filter_map(|level| Simd::new(level).ok());
+        let cpu = Cpu::single(simds.into_iter().next().expect("portable"));
         for (format, blocksize, k) in
             [(Format::Nf4, 64, 64), (Format::Nf4, 64, 576), (Format::Fp4, 128, 256), (Format::Nf4, 1024, 2048)]
         {
@@ -166,7 +171,7 @@ mod tests {
                 for round_bf16 in [false, true] {
                     let x = FewRows { cpu: &cpu, rows: &rows, m, k, is_half: round_bf16, round_bf16 };
                     let Some(columns) = blocks.few_rows(x) else {
-                        assert!(cpu.simd().level() < crate::cpu::Level::Avx512, "{cpu:?} decodes in registers");
+                        assert!(cpu.simd().level() < Level::Avx512, "{cpu:?} decodes in registers");
                         continue;
                     };
                     let mut got = vec![f32::NAN; (n - 1) * m];

@@ -125,6 +125,9 @@ fn quantised() -> Vec<(Form, Sizes)> {
         (Form::Gguf(ggml::Format::Q4_K, interleaved), Sizes::new(66, 256, 72)),
     ]);
     all.push((Form::FourBit(Format::Nf4, 64, true), Sizes::new(1, 320, 18)));
+    // Few rows of blocks that no row straddles; of more than 64 times 64 elements.
+    all.push((Form::FourBit(Format::Fp4, 128, false), Sizes::new(3, 256, 7)));
+    all.push((Form::FourBit(Format::Nf4, 64, true), Sizes::new(6, 4160, 5)));
     all.extend(few_rows());
     all
 }
