@@ -1,10 +1,10 @@
 //! The forward pass. Rows are lanes: scores are `[key][row]`, so that the softmax of a row runs down a column, and the
 //! exponentials lie as the product with the values reads them.
 //!
-//! Keys and values are packed a tile at a time, once for all rows. Then a task takes a block of rows and walks over the
-//! tiles that they see. Segments with few rows (decoding) are cut along their keys instead, with the same bits.
+//! A task takes a run of rows of one head. It packs the keys and values that they see, then walks over these tiles with a block of
+//! rows after another. Segments with few rows (decoding) are cut along their keys instead, with the same bits.
 
-use super::operand::{Operand, Stored, by_column, by_row};
+use super::operand::{Operand, Steps, Stored, by_column, by_row};
 use super::softmax::{STATS, Strip, clear, finish, merge, softmax};
 use super::tiles::Tiles;
 use super::{Attention, Block, Segment, Tile};
@@ -17,8 +17,11 @@ use half::bf16;
 /// Keys a tile, whole panels of a micro-kernel: of 14, 6 and 4 rows in f32, so that bits depend on none.
 const KEYS: usize = 168;
 
-/// Rows a task: whole strips of every micro-kernel (32 and 16 columns).
+/// Rows that walk over the keys together: whole strips of every micro-kernel (32 and 16 columns).
 const ROWS: usize = 128;
+
+/// Rows a task: the more, the less often a key is packed; the fewer, the more tasks.
+const RUN: usize = 4 * ROWS;
 
 /// The most rows of a segment that is cut along its keys: no more than a strip of any micro-kernel.
 const FEW_ROWS: usize = 16;
@@ -76,13 +79,13 @@ pub(super) struct Forward<'a, E: 'static> {
     kernel: Kernel<E>,
     /// Keys a tile.
     keys: usize,
-    /// head_dim filled up to whole panels.
+    /// head_dim filled up; see [`Operand::deep`].
     deep: usize,
 }
 
 impl<'a, E: Operand> Forward<'a, E> {
     fn new(cpu: &'a Cpu, a: &'a Attention, kernel: Kernel<E>) -> Self {
-        let (keys, deep) = (KEYS / kernel.mr * kernel.mr, a.head_dim.next_multiple_of(kernel.mr));
+        let (keys, deep) = (KEYS / kernel.mr * kernel.mr, E::deep(kernel, a.head_dim));
         Forward { cpu, a, kernel, keys, deep }
     }
 
@@ -93,19 +96,22 @@ impl<'a, E: Operand> Forward<'a, E> {
         });
     }
 
-    /// Packs all tiles; then a task takes a block of rows.
+    /// A task packs the tiles that a run of rows sees, which then stay in its cache, and takes the run block by block.
     fn over_rows<T: Stored>(&self, segments: &[Segment], [q, k, v]: [&[T]; 3], outputs: &Outputs<T>) {
-        let (cpu, a, mr) = (self.cpu, self.a, self.kernel.mr);
-        let places = Tiles::new(a, segments, self.keys, mr, self.packed_len(mr) / mr);
-        let (tiles, blocks) = (places.seen(a, segments), a.blocks(segments, |_| ROWS));
-        let mut packed = cpu.scratch_of::<E>(places.size());
-        let shared = Shared::new(&mut packed);
-        cpu.run(tiles.len(), |task| {
-            let place = places.place(&tiles[task]);
-            // SAFETY: the places of tiles are disjoint, and each is one task's.
-            self.pack(&tiles[task], k, v, unsafe { shared.slice(place.start, place.len()) });
+        let (cpu, a) = (self.cpu, self.a);
+        let runs = a.blocks(segments, |_| RUN);
+        cpu.run(runs.len(), |task| {
+            let run = &runs[task];
+            let places = Tiles::new(a, run, self.keys, self.packed_len(self.keys));
+            let mut packed = cpu.scratch_of::<E>(places.size());
+            for tile in run.tiles(a, self.keys) {
+                self.pack(&tile, k, v, &mut packed[places.place(&tile)]);
+            }
+            for first in run.rows.clone().step_by(ROWS) {
+                let block = Block { rows: first..run.rows.end.min(first + ROWS), ..run.clone() };
+                self.walk(&block, q, &places, &packed, outputs);
+            }
         });
-        cpu.run(blocks.len(), |task| self.walk(&blocks[task], q, &places, &packed, outputs));
     }
 
     /// Takes a block of rows over all tiles that it sees.
@@ -180,13 +186,13 @@ impl<'a, E: Operand> Forward<'a, E> {
         self.cpu.scratch(self.keys.next_multiple_of(self.kernel.mr) * self.kernel.nr)
     }
 
-    /// Packs a tile: keys as lanes of a left-hand operand, then columns of values as such.
+    /// Packs a tile: keys as lanes of a left-hand operand, then values as steps.
     fn pack<T: Stored>(&self, tile: &Tile, k: &[T], v: &[T], out: &mut [E]) {
         let (a, n, simd) = (self.a, tile.keys.len(), self.cpu.simd());
         let (at, stride) = (a.kv_at(tile, tile.keys.start), a.kv_heads * a.head_dim);
         let (keys, values) = out.split_at_mut(self.kernel.packed_a(n, a.head_dim));
         E::left(simd, self.kernel, by_row(&k[at..], stride), n, a.head_dim, keys);
-        E::left(simd, self.kernel, by_column(&v[at..], stride), a.head_dim, n, values);
+        E::steps(simd, self.kernel, by_column(&v[at..], stride), a.head_dim, n, values);
     }
 
     /// Packs the rows of a block as lanes of a right-hand operand.
@@ -215,11 +221,8 @@ impl<'a, E: Operand> Forward<'a, E> {
         let scale = if self.a.scale == 0.0 { f32::MIN_POSITIVE } else { self.a.scale };
         softmax(simd, nr, &mut scores[..k * nr], tile.keys.start + start, scale, strip, state);
         let weights = E::strip(simd, self.kernel, k, scores);
-        let weighted = Shape { m: mr, n: nr, k, alpha: 1.0, add: false };
-        let panels = values.chunks_exact(self.kernel.packed_a(mr, tile.keys.len()));
-        for (values, out) in panels.zip(state[STATS * nr..].chunks_exact_mut(mr * nr)) {
-            self.kernel.multiply(weighted, &values[start * mr..], weights, out, nr);
-        }
+        let values = Steps { packed: values, len: tile.keys.len(), taken: start..seen.end };
+        E::weigh(simd, self.kernel, values, weights, &mut state[STATS * nr..], false);
         true
     }
 

@@ -1,12 +1,14 @@
 //! Elements of tensors and of packed operands.
 
+use super::backward::KEYS;
 use super::forward::Forward;
-use super::{Block, Tile, few};
+use super::{Block, Tile, few, products};
 use crate::cpu::Simd;
-use crate::cpu::gemm::{Elems, Kernel, Lanes, pack_lanes, pack_lanes_bf16};
+use crate::cpu::gemm::{Elems, Kernel, Lanes, Shape, pack_lanes, pack_lanes_bf16};
 use crate::{Element, Float};
 use bytemuck::Pod;
 use half::{bf16, f16};
+use std::ops::Range;
 
 /// An element of q, k, v and the like.
 pub trait Stored: Float + Pod {
@@ -42,6 +44,15 @@ pub(super) fn by_column<T: Stored>(x: &[T], stride: usize) -> Lanes<'_> {
     Lanes { data: T::elems(x), lane_stride: 1, k_stride: stride }
 }
 
+/// Steps that [`Operand::steps`] packed.
+pub(super) struct Steps<'a, E> {
+    pub(super) packed: &'a [E],
+    /// How many there are.
+    pub(super) len: usize,
+    /// Those to multiply: from a whole panel and group of the kernel's on.
+    pub(super) taken: Range<usize>,
+}
+
 /// An element of packed operands: f32, or bf16 where a level multiplies that.
 pub(super) trait Operand: Pod + Send + Sync {
     /// Packs `lanes` lanes of `k` steps as a left-hand operand.
@@ -49,6 +60,31 @@ pub(super) trait Operand: Pod + Send + Sync {
 
     /// Packs `lanes` lanes of `k` steps as a right-hand operand.
     fn right(simd: Simd, kernel: Kernel<Self>, x: Lanes, lanes: usize, k: usize, out: &mut [Self]);
+
+    /// Lanes of [`Operand::steps`]: `d`, filled up.
+    fn deep(kernel: Kernel<Self>, d: usize) -> usize;
+
+    /// Packs `d` lanes of `k` steps, where the lanes of a step lie side by side, as the left-hand operand of [`Operand::weigh`].
+    fn steps(simd: Simd, kernel: Kernel<Self>, x: Lanes, d: usize, k: usize, out: &mut [Self]);
+
+    /// `sums` `[deep][nr]` = the product of steps and a strip, or += that if `add`.
+    fn weigh(simd: Simd, kernel: Kernel<Self>, left: Steps<Self>, strip: &[Self], sums: &mut [f32], add: bool);
+
+    /// Keeps dS `[row][nr]` of at most a panel of rows and strip `i` of a tile for [`Operand::onto_queries`]; `panel` has room for
+    /// whole strips of all of [`KEYS`].
+    fn keep(simd: Simd, kernel: Kernel<Self>, ds: &[f32], i: usize, panel: &mut [Self]);
+
+    /// `dq` `[mr][nr]`, whose rows are `ldc` apart, += dS of a panel of rows times keys `taken` (from a whole strip on), of which
+    /// `keys` is one strip of columns of all in the tile.
+    fn onto_queries(
+        simd: Simd,
+        kernel: Kernel<Self>,
+        panel: &[Self],
+        taken: Range<usize>,
+        keys: &[Self],
+        dq: &mut [f32],
+        ldc: usize,
+    );
 
     /// Makes one strip of a right-hand operand of sums `[k][nr]`, in their place. There is room for whole groups of steps.
     fn strip(simd: Simd, kernel: Kernel<Self>, k: usize, sums: &mut [f32]) -> &[Self];
@@ -66,8 +102,40 @@ impl Operand for f32 {
         pack_lanes(simd, x, 0..lanes, 0..k, kernel.nr, out);
     }
 
-    fn strip(_: Simd, _: Kernel, _: usize, sums: &mut [f32]) -> &[f32] {
-        sums
+    fn deep(_: Kernel, d: usize) -> usize {
+        d.next_multiple_of(products::LANES)
+    }
+
+    fn steps(simd: Simd, kernel: Kernel, x: Lanes, d: usize, k: usize, out: &mut [f32]) {
+        pack_lanes(simd, x, 0..d, 0..k, Self::deep(kernel, d), out);
+    }
+
+    fn weigh(simd: Simd, kernel: Kernel, left: Steps<f32>, strip: &[f32], sums: &mut [f32], add: bool) {
+        let lanes = sums.len() / kernel.nr;
+        products::by_steps(simd, kernel.nr, &left.packed[left.taken.start * lanes..], lanes, strip, sums, add);
+    }
+
+    fn keep(_: Simd, kernel: Kernel, ds: &[f32], i: usize, panel: &mut [f32]) {
+        let mut rows = panel.chunks_exact_mut(KEYS).map(|row| &mut row[i * kernel.nr..][..kernel.nr]);
+        ds.chunks_exact(kernel.nr).zip(&mut rows).for_each(|(ds, row)| row.copy_from_slice(ds));
+        rows.for_each(|row| row.fill(0.0));
+    }
+
+    fn onto_queries(
+        simd: Simd,
+        kernel: Kernel,
+        panel: &[f32],
+        taken: Range<usize>,
+        keys: &[f32],
+        dq: &mut [f32],
+        ldc: usize,
+    ) {
+        let keys = &keys[taken.start * kernel.nr..taken.end * kernel.nr];
+        products::by_rows::<KEYS>(simd, [kernel.mr, kernel.nr], &panel[taken.start..], keys, dq, ldc);
+    }
+
+    fn strip(_: Simd, kernel: Kernel, k: usize, sums: &mut [f32]) -> &[f32] {
+        &sums[..k * kernel.nr]
     }
 
     fn attend_few<T: Stored>(pass: &Forward<f32>, block: &Block, tile: &Tile, inputs: [&[T]; 3], state: &mut [f32]) {
@@ -95,6 +163,42 @@ impl Operand for bf16 {
             pack_lanes_bf16(simd, x, first..lanes.min(first + kernel.nr), 0..k, [kernel.nr, 2], strip);
             past_end.fill(bf16::ZERO);
         }
+    }
+
+    fn deep(kernel: Kernel<bf16>, d: usize) -> usize {
+        d.next_multiple_of(kernel.mr)
+    }
+
+    fn steps(simd: Simd, kernel: Kernel<bf16>, x: Lanes, d: usize, k: usize, out: &mut [bf16]) {
+        Self::left(simd, kernel, x, d, k, out);
+    }
+
+    fn weigh(_: Simd, kernel: Kernel<bf16>, left: Steps<bf16>, strip: &[bf16], sums: &mut [f32], add: bool) {
+        let Kernel { mr, nr, .. } = kernel;
+        let product = Shape { m: mr, n: nr, k: left.taken.len(), alpha: 1.0, add };
+        let panels = left.packed.chunks_exact(kernel.packed_a(mr, left.len));
+        for (panel, sums) in panels.zip(sums.chunks_exact_mut(mr * nr)) {
+            kernel.multiply(product, &panel[left.taken.start * mr..], strip, sums, nr);
+        }
+    }
+
+    fn keep(simd: Simd, kernel: Kernel<bf16>, ds: &[f32], i: usize, panel: &mut [bf16]) {
+        let Kernel { mr, nr, .. } = kernel;
+        Self::left(simd, kernel, by_row(ds, nr), ds.len() / nr, nr, &mut panel[i * nr * mr..][..nr * mr]);
+    }
+
+    fn onto_queries(
+        _: Simd,
+        kernel: Kernel<bf16>,
+        panel: &[bf16],
+        taken: Range<usize>,
+        keys: &[bf16],
+        dq: &mut [f32],
+        ldc: usize,
+    ) {
+        let Kernel { mr, nr, .. } = kernel;
+        let product = Shape { m: mr, n: nr, k: taken.len(), alpha: 1.0, add: true };
+        kernel.multiply(product, &panel[taken.start * mr..], &keys[taken.start * nr..], dq, ldc);
     }
 
     fn strip(_: Simd, kernel: Kernel<bf16>, k: usize, sums: &mut [f32]) -> &[bf16] {
