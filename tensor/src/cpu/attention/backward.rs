@@ -9,7 +9,7 @@
 //! Keys are lanes: scores are `[row][key]` in strips of keys, so that P and dS lie as the products for dV and dK read
 //! them, which are formed transposed. Only dS is packed once more, for dQ.
 
-use super::operand::{Operand, Steps, Stored, by_column, by_row};
+use super::operand::{Hold, Operand, Steps, Stored, by_column, by_row};
 use super::tiles::Tiles;
 use super::{Attention, Block, Segment, Tile};
 use crate::cpu::gemm::{Kernel, Shape, interleave};
@@ -26,15 +26,11 @@ use std::sync::Mutex;
 /// The most runs that the rows of a segment are cut into.
 const MAX_RUNS: usize = 4;
 
-/// Rows whose scores are formed at a time, so that those of a strip stay in the first cache: whole panels of every micro-kernel but
-/// that of AMX, where they are filled up.
-const ROWS: usize = 84;
+/// Rows a block, in [`Operand::ROWS`]: what is read of keys and values serves so many.
+const BLOCK: usize = 4;
 
-/// Rows a block, in [`ROWS`]: what is read of keys and values serves so many.
-const BLOCK: usize = 5;
-
-/// The shortest run, in [`ROWS`]: below this, adding partial sums would cost more than it spreads.
-const MIN_RUN: usize = 6;
+/// The shortest run: below this, adding partial sums would cost more than it spreads.
+const MIN_RUN: usize = 500;
 
 /// Keys a tile: whole strips of every micro-kernel (32 and 16 columns).
 pub(super) const KEYS: usize = 128;
@@ -145,13 +141,13 @@ struct Head {
 impl<'a, E: Operand> Backward<'a, E> {
     fn new(cpu: &'a Cpu, a: &'a Attention, segments: &'a [Segment], kernel: Kernel<E>) -> Self {
         let (deep, wide) = (E::deep(kernel, a.head_dim), a.head_dim.next_multiple_of(kernel.nr));
-        Backward { cpu, a, segments, kernel, rows: ROWS.next_multiple_of(kernel.mr), deep, wide }
+        Backward { cpu, a, segments, kernel, rows: E::ROWS, deep, wide }
     }
 
     /// Rows a run: depends on the segment alone, as its bits must.
     fn run_len(&self, segment: &Segment) -> usize {
         let rows = self.a.rows(segment);
-        let runs = (rows / (MIN_RUN * self.rows)).clamp(1, MAX_RUNS);
+        let runs = (rows / MIN_RUN).clamp(1, MAX_RUNS);
         rows.div_ceil(runs).max(1).next_multiple_of(self.rows)
     }
 
@@ -263,6 +259,7 @@ impl<'a, E: Operand> Backward<'a, E> {
 /// The working memory of one task: rows of a block, and one tile of keys.
 struct Work<'a, E: Operand, T: Stored> {
     pass: &'a Backward<'a, E>,
+    held: Hold,
     /// Rows of q and of dout as left-hand operands, and as steps of such.
     q: Buffer<E>,
     dout: Buffer<E>,
@@ -298,7 +295,8 @@ impl<'a, E: Operand, T: Stored> Work<'a, E, T> {
         let widened = std::array::from_fn(|_| cpu.scratch(d));
         let dq = cpu.scratch(padded * wide);
         let seen = Vec::with_capacity(rows);
-        Work { pass, q, dout, q_steps, dout_steps, dq, lse, delta, seen, p, ds, left, rows: gathered, widened }
+        let held = Hold::new(cpu.simd());
+        Work { pass, held, q, dout, q_steps, dout_steps, dq, lse, delta, seen, p, ds, left, rows: gathered, widened }
     }
 
     /// Takes the rows of a block.
@@ -358,8 +356,8 @@ impl<'a, E: Operand, T: Stored> Work<'a, E, T> {
             }
             let m = end - start;
             let products = Shape { m: m.next_multiple_of(mr), n: nr, k: d, alpha: 1.0, add: false };
-            kernel.multiply(products, &self.q[start * kernel.depth(d)..], keys, &mut self.p, nr);
-            kernel.multiply(products, &self.dout[start * kernel.depth(d)..], values, &mut self.ds, nr);
+            E::multiply(&self.held, kernel, products, &self.q[start * kernel.depth(d)..], keys, &mut self.p, nr);
+            E::multiply(&self.held, kernel, products, &self.dout[start * kernel.depth(d)..], values, &mut self.ds, nr);
             let (p, ds) = (&mut self.p[..m * nr], &mut self.ds[..m * nr]);
             let (lse, delta) = (&self.lse[start..end], &self.delta[start..end]);
             score_gradients(simd, nr, p, ds, &self.seen[start..end], first, lse, delta, a.scale);
@@ -370,7 +368,7 @@ impl<'a, E: Operand, T: Stored> Work<'a, E, T> {
             }
             for (packed, right, sums) in [(&self.dout_steps, &mut self.p, dv), (&self.q_steps, &mut self.ds, dk)] {
                 let right = E::strip(simd, kernel, m, right);
-                E::weigh(simd, kernel, Steps { packed, len: all, taken: start..end }, right, sums, true);
+                E::weigh(&self.held, simd, kernel, Steps { packed, len: all, taken: start..end }, right, sums, true);
             }
         }
         let panels = self.left.chunks_exact(mr * KEYS).zip(self.dq[rows.start * wide..].chunks_exact_mut(mr * wide));
@@ -380,7 +378,7 @@ impl<'a, E: Operand, T: Stored> Work<'a, E, T> {
                 continue;
             }
             for (columns, j) in columns.chunks_exact(kernel.packed_b(nr, n)).zip((0..wide).step_by(nr)) {
-                E::onto_queries(simd, kernel, panel, taken.clone(), columns, &mut dq[j..], wide);
+                E::onto_queries(&self.held, simd, kernel, panel, taken.clone(), columns, &mut dq[j..], wide);
             }
         }
     }

@@ -4,7 +4,7 @@
 //! A task takes a run of rows of one head. It packs the keys and values that they see, then walks over these tiles with a block of
 //! rows after another. Segments with few rows (decoding) are cut along their keys instead, with the same bits.
 
-use super::operand::{Operand, Steps, Stored, by_column, by_row};
+use super::operand::{Hold, Operand, Steps, Stored, by_column, by_row};
 use super::softmax::{STATS, Strip, clear, finish, merge, softmax};
 use super::tiles::Tiles;
 use super::{Attention, Block, Segment, Tile};
@@ -119,7 +119,7 @@ impl<'a, E: Operand> Forward<'a, E> {
         let (cpu, a, width, state_len) = (self.cpu, self.a, self.kernel.nr, self.state_len());
         let firsts = || block.rows.clone().step_by(width);
         let strips: Vec<Strip> = firsts().map(|first| Strip::new(a, block, first, width)).collect();
-        let queries = self.queries(block, q);
+        let (held, queries) = (Hold::new(cpu.simd()), self.queries(block, q));
         let (mut scores, mut next) = (self.scores(), cpu.scratch(state_len));
         let mut states = cpu.scratch(strips.len() * state_len);
         states.chunks_exact_mut(state_len).for_each(|state| clear(width, state));
@@ -127,7 +127,7 @@ impl<'a, E: Operand> Forward<'a, E> {
             let packed = &packed[places.place(&tile)];
             let queries = queries.chunks_exact(self.kernel.packed_b(width, a.head_dim));
             for ((strip, q), state) in strips.iter().zip(queries).zip(states.chunks_exact_mut(state_len)) {
-                if self.attend(strip, &tile, q, packed, &mut scores, &mut next) {
+                if self.attend(&held, strip, &tile, q, packed, &mut scores, &mut next) {
                     merge(cpu.simd(), width, state, &next);
                 }
             }
@@ -167,7 +167,7 @@ impl<'a, E: Operand> Forward<'a, E> {
         let mut packed = self.cpu.scratch_of(self.packed_len(tile.keys.len()));
         self.pack(tile, k, v, &mut packed);
         let (strip, queries) = (Strip::new(self.a, block, 0, self.kernel.nr), self.queries(block, q));
-        if !self.attend(&strip, tile, &queries, &packed, &mut self.scores(), state) {
+        if !self.attend(&Hold::new(self.cpu.simd()), &strip, tile, &queries, &packed, &mut self.scores(), state) {
             clear(self.kernel.nr, state);
         }
     }
@@ -206,7 +206,16 @@ impl<'a, E: Operand> Forward<'a, E> {
     }
 
     /// What a strip of rows takes from a tile of keys. Returns whether any row sees any of them; if none, `state` is not written.
-    fn attend(&self, strip: &Strip, tile: &Tile, q: &[E], packed: &[E], scores: &mut [f32], state: &mut [f32]) -> bool {
+    fn attend(
+        &self,
+        held: &Hold,
+        strip: &Strip,
+        tile: &Tile,
+        q: &[E],
+        packed: &[E],
+        scores: &mut [f32],
+        state: &mut [f32],
+    ) -> bool {
         let (Kernel { mr, nr, .. }, simd, d) = (self.kernel, self.cpu.simd(), self.a.head_dim);
         let (keys, values) = packed.split_at(self.kernel.packed_a(tile.keys.len(), d));
         let seen = strip.seen(tile);
@@ -216,13 +225,13 @@ impl<'a, E: Operand> Forward<'a, E> {
         let start = seen.start / mr * mr; // from a whole panel on
         let k = seen.end - start;
         let products = Shape { m: k.next_multiple_of(mr), n: nr, k: d, alpha: 1.0, add: false };
-        self.kernel.multiply(products, &keys[start * self.kernel.depth(d)..], q, scores, nr);
+        E::multiply(held, self.kernel, products, &keys[start * self.kernel.depth(d)..], q, scores, nr);
         // Hidden keys have infinite products, which a scale of 0 must leave so.
         let scale = if self.a.scale == 0.0 { f32::MIN_POSITIVE } else { self.a.scale };
         softmax(simd, nr, &mut scores[..k * nr], tile.keys.start + start, scale, strip, state);
         let weights = E::strip(simd, self.kernel, k, scores);
         let values = Steps { packed: values, len: tile.keys.len(), taken: start..seen.end };
-        E::weigh(simd, self.kernel, values, weights, &mut state[STATS * nr..], false);
+        E::weigh(held, simd, self.kernel, values, weights, &mut state[STATS * nr..], false);
         true
     }
 

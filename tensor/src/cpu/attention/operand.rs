@@ -1,5 +1,7 @@
 //! Elements of tensors and of packed operands.
 
+#[cfg(target_arch = "x86_64")]
+use super::amx;
 use super::backward::KEYS;
 use super::forward::Forward;
 use super::{Block, Tile, few, products};
@@ -53,8 +55,31 @@ pub(super) struct Steps<'a, E> {
     pub(super) taken: Range<usize>,
 }
 
+/// What a task holds for its products.
+pub(super) struct Hold {
+    #[cfg(target_arch = "x86_64")]
+    tiles: Option<amx::Tiles>,
+}
+
+impl Hold {
+    /// For products on this thread at this level.
+    #[cfg_attr(not(target_arch = "x86_64"), expect(unused_variables, reason = "no other architecture has tiles"))]
+    pub(super) fn new(simd: Simd) -> Self {
+        Hold {
+            #[cfg(target_arch = "x86_64")]
+            tiles: amx::Tiles::hold(simd),
+        }
+    }
+}
+
 /// An element of packed operands: f32, or bf16 where a level multiplies that.
 pub(super) trait Operand: Pod + Send + Sync {
+    /// Rows of the backward pass whose scores are formed at a time.
+    const ROWS: usize;
+
+    /// C [m, n] = A B, or += that: whole panels and strips of packed operands, C's rows `ldc` apart.
+    fn multiply(held: &Hold, kernel: Kernel<Self>, shape: Shape, a: &[Self], b: &[Self], c: &mut [f32], ldc: usize);
+
     /// Packs `lanes` lanes of `k` steps as a left-hand operand.
     fn left(simd: Simd, kernel: Kernel<Self>, x: Lanes, lanes: usize, k: usize, out: &mut [Self]);
 
@@ -68,7 +93,15 @@ pub(super) trait Operand: Pod + Send + Sync {
     fn steps(simd: Simd, kernel: Kernel<Self>, x: Lanes, d: usize, k: usize, out: &mut [Self]);
 
     /// `sums` `[deep][nr]` = the product of steps and a strip, or += that if `add`.
-    fn weigh(simd: Simd, kernel: Kernel<Self>, left: Steps<Self>, strip: &[Self], sums: &mut [f32], add: bool);
+    fn weigh(
+        held: &Hold,
+        simd: Simd,
+        kernel: Kernel<Self>,
+        left: Steps<Self>,
+        strip: &[Self],
+        sums: &mut [f32],
+        add: bool,
+    );
 
     /// Keeps dS `[row][nr]` of at most a panel of rows and strip `i` of a tile for [`Operand::onto_queries`]; `panel` has room for
     /// whole strips of all of [`KEYS`].
@@ -77,6 +110,7 @@ pub(super) trait Operand: Pod + Send + Sync {
     /// `dq` `[mr][nr]`, whose rows are `ldc` apart, += dS of a panel of rows times keys `taken` (from a whole strip on), of which
     /// `keys` is one strip of columns of all in the tile.
     fn onto_queries(
+        held: &Hold,
         simd: Simd,
         kernel: Kernel<Self>,
         panel: &[Self],
@@ -94,6 +128,13 @@ pub(super) trait Operand: Pod + Send + Sync {
 }
 
 impl Operand for f32 {
+    /// Those of a strip of keys stay in the first cache: whole panels of 14, 6 and 4 rows, so that bits depend on none.
+    const ROWS: usize = 84;
+
+    fn multiply(_: &Hold, kernel: Kernel, shape: Shape, a: &[f32], b: &[f32], c: &mut [f32], ldc: usize) {
+        kernel.multiply(shape, a, b, c, ldc);
+    }
+
     fn left(simd: Simd, kernel: Kernel, x: Lanes, lanes: usize, k: usize, out: &mut [f32]) {
         pack_lanes(simd, x, 0..lanes, 0..k, kernel.mr, out);
     }
@@ -110,7 +151,7 @@ impl Operand for f32 {
         pack_lanes(simd, x, 0..d, 0..k, Self::deep(kernel, d), out);
     }
 
-    fn weigh(simd: Simd, kernel: Kernel, left: Steps<f32>, strip: &[f32], sums: &mut [f32], add: bool) {
+    fn weigh(_: &Hold, simd: Simd, kernel: Kernel, left: Steps<f32>, strip: &[f32], sums: &mut [f32], add: bool) {
         let lanes = sums.len() / kernel.nr;
         products::by_steps(simd, kernel.nr, &left.packed[left.taken.start * lanes..], lanes, strip, sums, add);
     }
@@ -122,6 +163,7 @@ impl Operand for f32 {
     }
 
     fn onto_queries(
+        _: &Hold,
         simd: Simd,
         kernel: Kernel,
         panel: &[f32],
@@ -144,6 +186,17 @@ impl Operand for f32 {
 }
 
 impl Operand for bf16 {
+    /// Whole panels of 14 and of 32 rows: dK and dV are read and written once for so many.
+    const ROWS: usize = 224;
+
+    fn multiply(held: &Hold, kernel: Kernel<bf16>, shape: Shape, a: &[bf16], b: &[bf16], c: &mut [f32], ldc: usize) {
+        match held {
+            #[cfg(target_arch = "x86_64")]
+            Hold { tiles: Some(tiles) } => tiles.multiply(shape, a, b, c, ldc),
+            _ => kernel.multiply(shape, a, b, c, ldc),
+        }
+    }
+
     fn left(simd: Simd, kernel: Kernel<bf16>, x: Lanes, lanes: usize, k: usize, out: &mut [bf16]) {
         match x.data {
             // Whole groups of lanes beside each other lie as they are to.
@@ -173,12 +226,20 @@ impl Operand for bf16 {
         Self::left(simd, kernel, x, d, k, out);
     }
 
-    fn weigh(_: Simd, kernel: Kernel<bf16>, left: Steps<bf16>, strip: &[bf16], sums: &mut [f32], add: bool) {
+    fn weigh(
+        held: &Hold,
+        _: Simd,
+        kernel: Kernel<bf16>,
+        left: Steps<bf16>,
+        strip: &[bf16],
+        sums: &mut [f32],
+        add: bool,
+    ) {
         let Kernel { mr, nr, .. } = kernel;
         let product = Shape { m: mr, n: nr, k: left.taken.len(), alpha: 1.0, add };
         let panels = left.packed.chunks_exact(kernel.packed_a(mr, left.len));
         for (panel, sums) in panels.zip(sums.chunks_exact_mut(mr * nr)) {
-            kernel.multiply(product, &panel[left.taken.start * mr..], strip, sums, nr);
+            Self::multiply(held, kernel, product, &panel[left.taken.start * mr..], strip, sums, nr);
         }
     }
 
@@ -188,6 +249,7 @@ impl Operand for bf16 {
     }
 
     fn onto_queries(
+        held: &Hold,
         _: Simd,
         kernel: Kernel<bf16>,
         panel: &[bf16],
@@ -198,7 +260,7 @@ impl Operand for bf16 {
     ) {
         let Kernel { mr, nr, .. } = kernel;
         let product = Shape { m: mr, n: nr, k: taken.len(), alpha: 1.0, add: true };
-        kernel.multiply(product, &panel[taken.start * mr..], &keys[taken.start * nr..], dq, ldc);
+        Self::multiply(held, kernel, product, &panel[taken.start * mr..], &keys[taken.start * nr..], dq, ldc);
     }
 
     fn strip(_: Simd, kernel: Kernel<bf16>, k: usize, sums: &mut [f32]) -> &[bf16] {
