@@ -23,6 +23,8 @@ mod few;
 mod forward;
 mod operand;
 mod products;
+#[cfg(target_arch = "x86_64")]
+mod scores512;
 mod softmax;
 #[cfg(test)]
 mod tests;

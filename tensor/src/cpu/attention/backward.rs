@@ -358,17 +358,17 @@ impl<'a, E: Operand, T: Stored> Work<'a, E, T> {
             let products = Shape { m: m.next_multiple_of(mr), n: nr, k: d, alpha: 1.0, add: false };
             E::multiply(&self.held, kernel, products, &self.q[start * kernel.depth(d)..], keys, &mut self.p, nr);
             E::multiply(&self.held, kernel, products, &self.dout[start * kernel.depth(d)..], values, &mut self.ds, nr);
-            let (p, ds) = (&mut self.p[..m * nr], &mut self.ds[..m * nr]);
             let (lse, delta) = (&self.lse[start..end], &self.delta[start..end]);
-            score_gradients(simd, nr, p, ds, &self.seen[start..end], first, lse, delta, a.scale);
-            for (panel, ds) in (start / mr..).zip(ds.chunks(mr * nr)) {
-                let panel = panel - rows.start / mr;
-                E::keep(simd, kernel, ds, i, &mut self.left[panel * mr * KEYS..][..mr * KEYS]);
-                done[panel] = if done[panel].is_empty() { i..i + 1 } else { done[panel].start..i + 1 };
+            let scored = Scored { seen: &self.seen[start..end], first, lse, delta, scale: a.scale };
+            let panel = (start - rows.start) / mr;
+            let left = &mut self.left[panel * mr * KEYS..];
+            let [p, ds] = E::gradients(simd, kernel, &mut self.p, &mut self.ds, &scored, i, left);
+            for done in &mut done[panel..panel + m.div_ceil(mr)] {
+                *done = if Range::is_empty(done) { i..i + 1 } else { done.start..i + 1 };
             }
-            for (packed, right, sums) in [(&self.dout_steps, &mut self.p, dv), (&self.q_steps, &mut self.ds, dk)] {
-                let right = E::strip(simd, kernel, m, right);
-                E::weigh(&self.held, simd, kernel, Steps { packed, len: all, taken: start..end }, right, sums, true);
+            for (packed, right, sums) in [(&self.dout_steps, p, dv), (&self.q_steps, ds, dk)] {
+                let steps = Steps { packed, len: all, taken: start..end };
+                E::weigh(&self.held, simd, kernel, steps, right, sums, true);
             }
         }
         let panels = self.left.chunks_exact(mr * KEYS).zip(self.dq[rows.start * wide..].chunks_exact_mut(mr * wide));
@@ -384,39 +384,38 @@ impl<'a, E: Operand, T: Stored> Work<'a, E, T> {
     }
 }
 
+/// What the products of some rows with a strip of keys become gradients with.
+pub(super) struct Scored<'a> {
+    /// Which keys each row sees.
+    pub(super) seen: &'a [Range<usize>],
+    /// The strip's first key.
+    pub(super) first: usize,
+    pub(super) lse: &'a [f32],
+    pub(super) delta: &'a [f32],
+    pub(super) scale: f32,
+}
+
 simd! {
-    /// Products `[row][lane]` of keys from `first` on become probabilities P and `dp` becomes dS, zero where a row does not
-    /// see the key.
-    fn score_gradients(
-        width: usize, scores: &mut [f32], dp: &mut [f32], seen: &[Range<usize>], first: usize, lse: &[f32],
-        delta: &[f32], scale: f32,
-    ) {
+    /// Products `[row][lane]` become probabilities P and `dp` becomes dS, zero where a row does not see the key.
+    pub(super) fn score_gradients(width: usize, products: &mut [f32], dp: &mut [f32], of: &Scored) {
         match width {
-            32 => score_gradients_of::<32>(scores, dp, seen, first, lse, delta, scale),
-            _ => score_gradients_of::<16>(scores, dp, seen, first, lse, delta, scale),
+            32 => score_gradients_of::<32>(products, dp, of),
+            _ => score_gradients_of::<16>(products, dp, of),
         }
     }
 }
 
 #[inline(always)]
-fn score_gradients_of<const W: usize>(
-    scores: &mut [f32],
-    dp: &mut [f32],
-    seen: &[Range<usize>],
-    first: usize,
-    lse: &[f32],
-    delta: &[f32],
-    scale: f32,
-) {
-    let rows = scores.as_chunks_mut::<W>().0.iter_mut().zip(dp.as_chunks_mut::<W>().0);
-    for (((p, ds), seen), (lse, delta)) in rows.zip(seen).zip(lse.iter().zip(delta)) {
+fn score_gradients_of<const W: usize>(products: &mut [f32], dp: &mut [f32], of: &Scored) {
+    let rows = products.as_chunks_mut::<W>().0.iter_mut().zip(dp.as_chunks_mut::<W>().0);
+    for (((p, ds), seen), (lse, delta)) in rows.zip(of.seen).zip(of.lse.iter().zip(of.delta)) {
         for i in 0..W {
-            p[i] = exp_or_zero(p[i].mul_add(scale, -lse));
-            ds[i] = p[i] * (ds[i] - delta) * scale;
+            p[i] = exp_or_zero(p[i].mul_add(of.scale, -lse));
+            ds[i] = p[i] * (ds[i] - delta) * of.scale;
         }
-        if seen.start > first || seen.end < first + W {
-            hide(p, seen, first);
-            hide(ds, seen, first);
+        if seen.start > of.first || seen.end < of.first + W {
+            hide(p, seen, of.first);
+            hide(ds, seen, of.first);
         }
     }
 }

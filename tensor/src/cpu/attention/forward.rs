@@ -5,7 +5,7 @@
 //! rows after another. Segments with few rows (decoding) are cut along their keys instead, with the same bits.
 
 use super::operand::{Hold, Operand, Steps, Stored, by_column, by_row};
-use super::softmax::{STATS, Strip, clear, finish, merge, softmax};
+use super::softmax::{STATS, Strip, clear, finish, merge};
 use super::tiles::Tiles;
 use super::{Attention, Block, Segment, Tile};
 use crate::cpu::gemm::{Kernel, Shape, interleave};
@@ -228,9 +228,9 @@ impl<'a, E: Operand> Forward<'a, E> {
         E::multiply(held, self.kernel, products, &keys[start * self.kernel.depth(d)..], q, scores, nr);
         // Hidden keys have infinite products, which a scale of 0 must leave so.
         let scale = if self.a.scale == 0.0 { f32::MIN_POSITIVE } else { self.a.scale };
-        softmax(simd, nr, &mut scores[..k * nr], tile.keys.start + start, scale, strip, state);
-        let weights = E::strip(simd, self.kernel, k, scores);
-        let values = Steps { packed: values, len: tile.keys.len(), taken: start..seen.end };
+        let seen = tile.keys.start + start..tile.keys.start + seen.end;
+        let weights = E::weights(simd, self.kernel, scores, seen, scale, strip, state);
+        let values = Steps { packed: values, len: tile.keys.len(), taken: start..start + k };
         E::weigh(held, simd, self.kernel, values, weights, &mut state[STATS * nr..], false);
         true
     }

@@ -1,13 +1,17 @@
 //! Elements of tensors and of packed operands.
 
-#[cfg(target_arch = "x86_64")]
-use super::amx;
-use super::backward::KEYS;
+use super::backward::{KEYS, Scored, score_gradients};
 use super::forward::Forward;
+use super::softmax::{Strip, hide, softmax};
 use super::{Block, Tile, few, products};
+#[cfg(target_arch = "x86_64")]
+use super::{
+    amx,
+    scores512::{self, Panels},
+};
+use crate::Float;
 use crate::cpu::Simd;
 use crate::cpu::gemm::{Elems, Kernel, Lanes, Shape, pack_lanes, pack_lanes_bf16};
-use crate::{Element, Float};
 use bytemuck::Pod;
 use half::{bf16, f16};
 use std::ops::Range;
@@ -103,9 +107,29 @@ pub(super) trait Operand: Pod + Send + Sync {
         add: bool,
     );
 
-    /// Keeps dS `[row][nr]` of at most a panel of rows and strip `i` of a tile for [`Operand::onto_queries`]; `panel` has room for
-    /// whole strips of all of [`KEYS`].
-    fn keep(simd: Simd, kernel: Kernel<Self>, ds: &[f32], i: usize, panel: &mut [Self]);
+    /// The softmax of a strip of products `[key][nr]` (see [`softmax`]): the weights of `k` keys as a strip of a right-hand operand, in
+    /// their place. There is room for whole groups of steps.
+    fn weights<'a>(
+        simd: Simd,
+        kernel: Kernel<Self>,
+        products: &'a mut [f32],
+        keys: Range<usize>,
+        scale: f32,
+        strip: &Strip,
+        state: &mut [f32],
+    ) -> &'a [Self];
+
+    /// Products `[row][nr]` become P and `dp` becomes dS, as strips of a right-hand operand, in their place; and dS, strip `i` of a tile
+    /// of keys, is kept for [`Operand::onto_queries`] in `panels`, a panel of rows of all [`KEYS`] after another.
+    fn gradients<'a>(
+        simd: Simd,
+        kernel: Kernel<Self>,
+        products: &'a mut [f32],
+        dp: &'a mut [f32],
+        of: &Scored,
+        i: usize,
+        panels: &mut [Self],
+    ) -> [&'a [Self]; 2];
 
     /// `dq` `[mr][nr]`, whose rows are `ldc` apart, += dS of a panel of rows times keys `taken` (from a whole strip on), of which
     /// `keys` is one strip of columns of all in the tile.
@@ -119,9 +143,6 @@ pub(super) trait Operand: Pod + Send + Sync {
         dq: &mut [f32],
         ldc: usize,
     );
-
-    /// Makes one strip of a right-hand operand of sums `[k][nr]`, in their place. There is room for whole groups of steps.
-    fn strip(simd: Simd, kernel: Kernel<Self>, k: usize, sums: &mut [f32]) -> &[Self];
 
     /// What the few rows of a block take from a tile of keys: the state of [`super::softmax`].
     fn attend_few<T: Stored>(pass: &Forward<Self>, block: &Block, tile: &Tile, inputs: [&[T]; 3], state: &mut [f32]);
@@ -156,10 +177,38 @@ impl Operand for f32 {
         products::by_steps(simd, kernel.nr, &left.packed[left.taken.start * lanes..], lanes, strip, sums, add);
     }
 
-    fn keep(_: Simd, kernel: Kernel, ds: &[f32], i: usize, panel: &mut [f32]) {
-        let mut rows = panel.chunks_exact_mut(KEYS).map(|row| &mut row[i * kernel.nr..][..kernel.nr]);
-        ds.chunks_exact(kernel.nr).zip(&mut rows).for_each(|(ds, row)| row.copy_from_slice(ds));
-        rows.for_each(|row| row.fill(0.0));
+    fn weights<'a>(
+        simd: Simd,
+        kernel: Kernel,
+        products: &'a mut [f32],
+        keys: Range<usize>,
+        scale: f32,
+        strip: &Strip,
+        state: &mut [f32],
+    ) -> &'a [f32] {
+        let products = &mut products[..keys.len() * kernel.nr];
+        softmax(simd, kernel.nr, products, keys.start, scale, strip, state);
+        products
+    }
+
+    fn gradients<'a>(
+        simd: Simd,
+        kernel: Kernel,
+        products: &'a mut [f32],
+        dp: &'a mut [f32],
+        of: &Scored,
+        i: usize,
+        panels: &mut [f32],
+    ) -> [&'a [f32]; 2] {
+        let Kernel { mr, nr, .. } = kernel;
+        let [p, ds] = [products, dp].map(|x| &mut x[..of.seen.len() * nr]);
+        score_gradients(simd, nr, p, ds, of);
+        for (ds, panel) in ds.chunks(mr * nr).zip(panels.chunks_exact_mut(mr * KEYS)) {
+            let mut rows = panel.chunks_exact_mut(KEYS).map(|row| &mut row[i * nr..][..nr]);
+            ds.chunks_exact(nr).zip(&mut rows).for_each(|(ds, row)| row.copy_from_slice(ds));
+            rows.for_each(|row| row.fill(0.0));
+        }
+        [p, ds]
     }
 
     fn onto_queries(
@@ -174,10 +223,6 @@ impl Operand for f32 {
     ) {
         let keys = &keys[taken.start * kernel.nr..taken.end * kernel.nr];
         products::by_rows::<KEYS>(simd, [kernel.mr, kernel.nr], &panel[taken.start..], keys, dq, ldc);
-    }
-
-    fn strip(_: Simd, kernel: Kernel, k: usize, sums: &mut [f32]) -> &[f32] {
-        &sums[..k * kernel.nr]
     }
 
     fn attend_few<T: Stored>(pass: &Forward<f32>, block: &Block, tile: &Tile, inputs: [&[T]; 3], state: &mut [f32]) {
@@ -198,15 +243,7 @@ impl Operand for bf16 {
     }
 
     fn left(simd: Simd, kernel: Kernel<bf16>, x: Lanes, lanes: usize, k: usize, out: &mut [bf16]) {
-        match x.data {
-            // Whole groups of lanes beside each other lie as they are to.
-            Elems::F32(data) if [x.lane_stride, x.k_stride, k] == [kernel.group, 1, kernel.group] => {
-                let (filled, rest) = out.split_at_mut(lanes * k);
-                <bf16 as Element>::narrow(simd, &data[..lanes * k], filled);
-                rest.fill(bf16::ZERO);
-            }
-            _ => pack_lanes_bf16(simd, x, 0..lanes, 0..k, [kernel.mr, kernel.group], out),
-        }
+        pack_lanes_bf16(simd, x, 0..lanes, 0..k, [kernel.mr, kernel.group], out);
     }
 
     fn right(simd: Simd, kernel: Kernel<bf16>, x: Lanes, lanes: usize, k: usize, out: &mut [bf16]) {
@@ -243,9 +280,62 @@ impl Operand for bf16 {
         }
     }
 
-    fn keep(simd: Simd, kernel: Kernel<bf16>, ds: &[f32], i: usize, panel: &mut [bf16]) {
-        let Kernel { mr, nr, .. } = kernel;
-        Self::left(simd, kernel, by_row(ds, nr), ds.len() / nr, nr, &mut panel[i * nr * mr..][..nr * mr]);
+    fn weights<'a>(
+        simd: Simd,
+        kernel: Kernel<bf16>,
+        products: &'a mut [f32],
+        keys: Range<usize>,
+        scale: f32,
+        strip: &Strip,
+        state: &mut [f32],
+    ) -> &'a [bf16] {
+        let (k, len) = (keys.len(), kernel.depth(keys.len()) * kernel.nr);
+        let products = &mut products[..len];
+        hide(simd, kernel.nr, &mut products[..k * kernel.nr], keys.start, scale, strip);
+        let (largest, sum) = state.split_at_mut(kernel.nr);
+        match (products.as_chunks_mut(), largest.first_chunk_mut(), sum.first_chunk_mut()) {
+            // SAFETY: a kernel of bf16 is made from a `Simd` that proves AVX-512 BF16.
+            #[cfg(target_arch = "x86_64")]
+            ((rows, []), Some(largest), Some(sum)) if kernel.nr == 32 => unsafe {
+                scores512::softmax(rows, k, scale, largest, sum);
+            },
+            _ => unreachable!("no level multiplies bf16, {} columns at a time", kernel.nr),
+        }
+        &bytemuck::cast_slice(products)[..len]
+    }
+
+    fn gradients<'a>(
+        simd: Simd,
+        kernel: Kernel<bf16>,
+        products: &'a mut [f32],
+        dp: &'a mut [f32],
+        of: &Scored,
+        i: usize,
+        panels: &mut [bf16],
+    ) -> [&'a [bf16]; 2] {
+        let (Kernel { mr, nr, group, .. }, m) = (kernel, of.seen.len());
+        let len = kernel.depth(m) * nr;
+        let [products, dp] = [products, dp].map(|x| &mut x[..len]);
+        // Panels of whole rows of a strip take them as they are.
+        let whole = [mr, nr, group] == [32; 3];
+        match (products.as_chunks_mut(), dp.as_chunks_mut()) {
+            #[cfg(target_arch = "x86_64")]
+            ((products, []), (dp, [])) if nr == 32 => {
+                let rows = whole.then(|| Panels { panels: panels[i * mr * nr..].as_chunks_mut().0, stride: KEYS });
+                // SAFETY: a kernel of bf16 is made from a `Simd` that proves AVX-512 BF16.
+                unsafe { scores512::gradients(products, dp, of, rows) }
+            }
+            _ => unreachable!("no level multiplies bf16, {nr} columns at a time"),
+        }
+        if !whole {
+            for (ds, panel) in dp[..m * nr].chunks(mr * nr).zip(panels.chunks_exact_mut(mr * KEYS)) {
+                let panel = &mut panel[i * nr * mr..][..nr * mr];
+                Self::left(simd, kernel, by_row(ds, nr), ds.len() / nr, nr, panel);
+            }
+            dp[m * nr..].fill(0.0);
+            pair_up(kernel, dp);
+        }
+        [products, dp].map(|x| &bytemuck::cast_slice(x)[..len])
     }
 
     fn onto_queries(
@@ -263,13 +353,6 @@ impl Operand for bf16 {
         Self::multiply(held, kernel, product, &panel[taken.start * mr..], &keys[taken.start * nr..], dq, ldc);
     }
 
-    fn strip(_: Simd, kernel: Kernel<bf16>, k: usize, sums: &mut [f32]) -> &[bf16] {
-        let len = kernel.depth(k) * kernel.nr;
-        sums[k * kernel.nr..len].fill(0.0);
-        pair_up(kernel, &mut sums[..len]);
-        &bytemuck::cast_slice(sums)[..len]
-    }
-
     fn attend_few<T: Stored>(pass: &Forward<bf16>, block: &Block, tile: &Tile, inputs: [&[T]; 3], state: &mut [f32]) {
         pass.attend_few(block, tile, inputs, state);
     }
@@ -280,33 +363,7 @@ fn pair_up(kernel: Kernel<bf16>, rows: &mut [f32]) {
     match rows.as_chunks_mut::<32>() {
         // SAFETY: a kernel of bf16 is made from a `Simd` that proves AVX-512 BF16.
         #[cfg(target_arch = "x86_64")]
-        (rows, []) if kernel.nr == 32 => unsafe { avx512::pair_up(rows) },
+        (rows, []) if kernel.nr == 32 => unsafe { scores512::pair_up(rows) },
         _ => unreachable!("no level multiplies bf16, {} columns at a time", kernel.nr),
-    }
-}
-
-#[cfg(target_arch = "x86_64")]
-mod avx512 {
-    use std::arch::x86_64::*;
-
-    #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-    pub(super) fn pair_up(rows: &mut [[f32; 32]]) {
-        // Element i of the lower half of a register, then of the upper.
-        let zip = std::array::from_fn::<i16, 32, _>(|i| (i / 2 + i % 2 * 16) as i16);
-        // SAFETY: 64 bytes; any bits make integers.
-        let zip: __m512i = unsafe { std::mem::transmute(zip) };
-        let start = rows.as_mut_ptr().cast::<f32>();
-        for i in 0..rows.len() / 2 {
-            // SAFETY: each row has 32 floats; those of rows 2 i and 2 i + 1 are read before row i is written.
-            unsafe {
-                let (low, high, pairs) = (start.add(64 * i), start.add(64 * i + 32), start.add(32 * i));
-                let first = _mm512_cvtne2ps_pbh(_mm512_loadu_ps(high), _mm512_loadu_ps(low));
-                let second = _mm512_cvtne2ps_pbh(_mm512_loadu_ps(high.add(16)), _mm512_loadu_ps(low.add(16)));
-                for (at, both) in [(0, first), (16, second)] {
-                    let both: __m512i = std::mem::transmute(both);
-                    _mm512_storeu_si512(pairs.add(at).cast(), _mm512_permutexvar_epi16(zip, both));
-                }
-            }
-        }
     }
 }
