@@ -1,8 +1,8 @@
 //! The forward pass. Rows are lanes: scores are `[key][row]`, so that the softmax of a row runs down a column, and the
 //! exponentials lie as the product with the values reads them.
 //!
-//! A task takes a run of rows of one head. It packs the keys and values that they see, then walks over these tiles with a block of
-//! rows after another. Segments with few rows (decoding) are cut along their keys instead, with the same bits.
+//! Keys and values are packed a tile at a time, once for all rows. Then a task takes a block of rows and walks over the
+//! tiles that they see. Segments with few rows (decoding) are cut along their keys instead, with the same bits.
 
 use super::operand::{Hold, Operand, Steps, Stored, by_column, by_row};
 use super::softmax::{STATS, Strip, clear, finish, merge};
@@ -17,11 +17,8 @@ use half::bf16;
 /// Keys a tile, whole panels of a micro-kernel: of 14, 6 and 4 rows in f32, so that bits depend on none.
 const KEYS: usize = 168;
 
-/// Rows that walk over the keys together: whole strips of every micro-kernel (32 and 16 columns).
+/// Rows a task: whole strips of every micro-kernel (32 and 16 columns).
 const ROWS: usize = 128;
-
-/// Rows a task: the more, the less often a key is packed; the fewer, the more tasks.
-const RUN: usize = 4 * ROWS;
 
 /// The most rows of a segment that is cut along its keys: no more than a strip of any micro-kernel.
 const FEW_ROWS: usize = 16;
@@ -96,26 +93,40 @@ impl<'a, E: Operand> Forward<'a, E> {
         });
     }
 
-    /// A task packs the tiles that a run of rows sees, which then stay in its cache, and takes the run block by block.
+    /// Packs all tiles; then a task takes a block of rows.
     fn over_rows<T: Stored>(&self, segments: &[Segment], [q, k, v]: [&[T]; 3], outputs: &Outputs<T>) {
         let (cpu, a) = (self.cpu, self.a);
-        let runs = a.blocks(segments, |_| RUN);
-        cpu.run(runs.len(), |task| {
-            let run = &runs[task];
-            let places = Tiles::new(a, run, self.keys, self.packed_len(self.keys));
-            let mut packed = cpu.scratch_of::<E>(places.size());
-            for tile in run.tiles(a, self.keys) {
-                self.pack(&tile, k, v, &mut packed[places.place(&tile)]);
-            }
-            for first in run.rows.clone().step_by(ROWS) {
-                let block = Block { rows: first..run.rows.end.min(first + ROWS), ..run.clone() };
-                self.walk(&block, q, &places, &packed, outputs);
-            }
+        // All rows of a segment and key head, and where the tiles that they see are.
+        let heads = a.blocks(segments, |segment| a.rows(segment));
+        let (mut places, mut tiles, mut size) = (Vec::new(), Vec::new(), 0);
+        for (i, head) in heads.iter().enumerate() {
+            places.push((size, Tiles::new(a, head, self.keys, self.packed_len(self.keys))));
+            size += places[i].1.size();
+            tiles.extend(head.tiles(a, self.keys).map(|tile| (i, tile)));
+        }
+        let place = |head: usize, tile: &Tile| {
+            let (start, tiles) = &places[head];
+            let place = tiles.place(tile);
+            start + place.start..start + place.end
+        };
+        let mut packed = cpu.scratch_of::<E>(size);
+        let shared = Shared::new(&mut packed);
+        cpu.run(tiles.len(), |task| {
+            let (head, tile) = &tiles[task];
+            let place = place(*head, tile);
+            // SAFETY: the places of tiles are disjoint, and each is one task's.
+            self.pack(tile, k, v, unsafe { shared.slice(place.start, place.len()) });
+        });
+        let blocks = a.blocks(segments, |_| ROWS);
+        cpu.run(blocks.len(), |task| {
+            let block = &blocks[task];
+            let head = block.index * a.kv_heads + block.kv_head;
+            self.walk(block, q, |tile| &packed[place(head, tile)], outputs);
         });
     }
 
     /// Takes a block of rows over all tiles that it sees.
-    fn walk<T: Stored>(&self, block: &Block, q: &[T], places: &Tiles, packed: &[E], outputs: &Outputs<T>) {
+    fn walk<'p, T: Stored>(&self, block: &Block, q: &[T], packed: impl Fn(&Tile) -> &'p [E], outputs: &Outputs<T>) {
         let (cpu, a, width, state_len) = (self.cpu, self.a, self.kernel.nr, self.state_len());
         let firsts = || block.rows.clone().step_by(width);
         let strips: Vec<Strip> = firsts().map(|first| Strip::new(a, block, first, width)).collect();
@@ -124,7 +135,7 @@ impl<'a, E: Operand> Forward<'a, E> {
         let mut states = cpu.scratch(strips.len() * state_len);
         states.chunks_exact_mut(state_len).for_each(|state| clear(width, state));
         for tile in block.tiles(a, self.keys) {
-            let packed = &packed[places.place(&tile)];
+            let packed = packed(&tile);
             let queries = queries.chunks_exact(self.kernel.packed_b(width, a.head_dim));
             for ((strip, q), state) in strips.iter().zip(queries).zip(states.chunks_exact_mut(state_len)) {
                 if self.attend(&held, strip, &tile, q, packed, &mut scores, &mut next) {

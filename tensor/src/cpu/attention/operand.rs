@@ -168,13 +168,16 @@ impl Operand for f32 {
         d.next_multiple_of(products::LANES)
     }
 
-    fn steps(simd: Simd, kernel: Kernel, x: Lanes, d: usize, k: usize, out: &mut [f32]) {
-        pack_lanes(simd, x, 0..d, 0..k, Self::deep(kernel, d), out);
+    fn steps(simd: Simd, _: Kernel, x: Lanes, d: usize, k: usize, out: &mut [f32]) {
+        pack_lanes(simd, x, 0..d, 0..k, products::LANES, out);
     }
 
     fn weigh(_: &Hold, simd: Simd, kernel: Kernel, left: Steps<f32>, strip: &[f32], sums: &mut [f32], add: bool) {
-        let lanes = sums.len() / kernel.nr;
-        products::by_steps(simd, kernel.nr, &left.packed[left.taken.start * lanes..], lanes, strip, sums, add);
+        let panels = left.packed.chunks_exact(left.len * products::LANES);
+        for (panel, sums) in panels.zip(sums.chunks_exact_mut(products::LANES * kernel.nr)) {
+            let steps = &panel[left.taken.start * products::LANES..];
+            products::by_steps(simd, kernel.nr, steps, strip, sums, add);
+        }
     }
 
     fn weights<'a>(

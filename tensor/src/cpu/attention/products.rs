@@ -21,9 +21,9 @@ struct Product<'a, const LANE: usize> {
     add: bool,
 }
 
-/// `c` [lanes, nr] = A B, or += that if `add`: step k of A is row k of `a`, of `lanes` (whole [`LANES`]) floats, and of B row k of `b`.
-pub(super) fn by_steps(simd: Simd, nr: usize, a: &[f32], lanes: usize, b: &[f32], c: &mut [f32], add: bool) {
-    Product::<1> { m: lanes, k: b.len() / nr, a, step: lanes, b, ldc: nr, add }.run(simd, nr, c);
+/// `c` [LANES, nr] = A B, or += that if `add`: steps of A lie one after another, [`LANES`] floats each; those of B are rows of `b`.
+pub(super) fn by_steps(simd: Simd, nr: usize, a: &[f32], b: &[f32], c: &mut [f32], add: bool) {
+    Product::<1> { m: LANES, k: b.len() / nr, a, step: LANES, b, ldc: nr, add }.run(simd, nr, c);
 }
 
 /// `c` [m, nr] += A B, where row i of A begins at `a[i * LANE]`, steps of B are rows of `b`, and rows of C are `ldc` apart.
