@@ -368,7 +368,7 @@ impl<'a, E: Operand, T: Stored> Work<'a, E, T> {
             }
             for (packed, right, sums) in [(&self.dout_steps, p, dv), (&self.q_steps, ds, dk)] {
                 let steps = Steps { packed, len: all, taken: start..end };
-                E::weigh(&self.held, simd, kernel, steps, right, sums, true);
+                E::weigh(&self.held, kernel, steps, right, sums, true);
             }
         }
         let panels = self.left.chunks_exact(mr * KEYS).zip(self.dq[rows.start * wide..].chunks_exact_mut(mr * wide));
@@ -378,7 +378,7 @@ impl<'a, E: Operand, T: Stored> Work<'a, E, T> {
                 continue;
             }
             for (columns, j) in columns.chunks_exact(kernel.packed_b(nr, n)).zip((0..wide).step_by(nr)) {
-                E::onto_queries(&self.held, simd, kernel, panel, taken.clone(), columns, &mut dq[j..], wide);
+                E::onto_queries(&self.held, kernel, panel, taken.clone(), columns, &mut dq[j..], wide);
             }
         }
     }

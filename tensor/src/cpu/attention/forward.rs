@@ -69,6 +69,12 @@ struct Outputs<'a, T> {
     lse: Shared<'a>,
 }
 
+/// What a task holds, and room for the products of a strip with a tile.
+struct Room {
+    held: Hold,
+    scores: Buffer,
+}
+
 /// How the work of a forward pass is cut.
 pub(super) struct Forward<'a, E: 'static> {
     pub(super) cpu: &'a Cpu,
@@ -130,15 +136,15 @@ impl<'a, E: Operand> Forward<'a, E> {
         let (cpu, a, width, state_len) = (self.cpu, self.a, self.kernel.nr, self.state_len());
         let firsts = || block.rows.clone().step_by(width);
         let strips: Vec<Strip> = firsts().map(|first| Strip::new(a, block, first, width)).collect();
-        let (held, queries) = (Hold::new(cpu.simd()), self.queries(block, q));
-        let (mut scores, mut next) = (self.scores(), cpu.scratch(state_len));
+        let queries = self.queries(block, q);
+        let (mut room, mut next) = (self.room(), cpu.scratch(state_len));
         let mut states = cpu.scratch(strips.len() * state_len);
         states.chunks_exact_mut(state_len).for_each(|state| clear(width, state));
         for tile in block.tiles(a, self.keys) {
             let packed = packed(&tile);
             let queries = queries.chunks_exact(self.kernel.packed_b(width, a.head_dim));
             for ((strip, q), state) in strips.iter().zip(queries).zip(states.chunks_exact_mut(state_len)) {
-                if self.attend(&held, strip, &tile, q, packed, &mut scores, &mut next) {
+                if self.attend(strip, &tile, q, packed, &mut room, &mut next) {
                     merge(cpu.simd(), width, state, &next);
                 }
             }
@@ -178,7 +184,7 @@ impl<'a, E: Operand> Forward<'a, E> {
         let mut packed = self.cpu.scratch_of(self.packed_len(tile.keys.len()));
         self.pack(tile, k, v, &mut packed);
         let (strip, queries) = (Strip::new(self.a, block, 0, self.kernel.nr), self.queries(block, q));
-        if !self.attend(&Hold::new(self.cpu.simd()), &strip, tile, &queries, &packed, &mut self.scores(), state) {
+        if !self.attend(&strip, tile, &queries, &packed, &mut self.room(), state) {
             clear(self.kernel.nr, state);
         }
     }
@@ -192,9 +198,10 @@ impl<'a, E: Operand> Forward<'a, E> {
         (STATS + self.deep) * self.kernel.nr
     }
 
-    /// Room for the products of a strip with a tile.
-    fn scores(&self) -> Buffer {
-        self.cpu.scratch(self.keys.next_multiple_of(self.kernel.mr) * self.kernel.nr)
+    /// What a task needs to attend.
+    fn room(&self) -> Room {
+        let scores = self.cpu.scratch(self.keys.next_multiple_of(self.kernel.mr) * self.kernel.nr);
+        Room { held: Hold::new(self.cpu.simd()), scores }
     }
 
     /// Packs a tile: keys as lanes of a left-hand operand, then values as steps.
@@ -217,16 +224,7 @@ impl<'a, E: Operand> Forward<'a, E> {
     }
 
     /// What a strip of rows takes from a tile of keys. Returns whether any row sees any of them; if none, `state` is not written.
-    fn attend(
-        &self,
-        held: &Hold,
-        strip: &Strip,
-        tile: &Tile,
-        q: &[E],
-        packed: &[E],
-        scores: &mut [f32],
-        state: &mut [f32],
-    ) -> bool {
+    fn attend(&self, strip: &Strip, tile: &Tile, q: &[E], packed: &[E], room: &mut Room, state: &mut [f32]) -> bool {
         let (Kernel { mr, nr, .. }, simd, d) = (self.kernel, self.cpu.simd(), self.a.head_dim);
         let (keys, values) = packed.split_at(self.kernel.packed_a(tile.keys.len(), d));
         let seen = strip.seen(tile);
@@ -236,13 +234,13 @@ impl<'a, E: Operand> Forward<'a, E> {
         let start = seen.start / mr * mr; // from a whole panel on
         let k = seen.end - start;
         let products = Shape { m: k.next_multiple_of(mr), n: nr, k: d, alpha: 1.0, add: false };
-        E::multiply(held, self.kernel, products, &keys[start * self.kernel.depth(d)..], q, scores, nr);
+        E::multiply(&room.held, self.kernel, products, &keys[start * self.kernel.depth(d)..], q, &mut room.scores, nr);
         // Hidden keys have infinite products, which a scale of 0 must leave so.
         let scale = if self.a.scale == 0.0 { f32::MIN_POSITIVE } else { self.a.scale };
         let seen = tile.keys.start + start..tile.keys.start + seen.end;
-        let weights = E::weights(simd, self.kernel, scores, seen, scale, strip, state);
+        let weights = E::weights(simd, self.kernel, &mut room.scores, seen, scale, strip, state);
         let values = Steps { packed: values, len: tile.keys.len(), taken: start..start + k };
-        E::weigh(held, simd, self.kernel, values, weights, &mut state[STATS * nr..], false);
+        E::weigh(&room.held, self.kernel, values, weights, &mut state[STATS * nr..], false);
         true
     }
 

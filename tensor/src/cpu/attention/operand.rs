@@ -61,15 +61,16 @@ pub(super) struct Steps<'a, E> {
 
 /// What a task holds for its products.
 pub(super) struct Hold {
+    simd: Simd,
     #[cfg(target_arch = "x86_64")]
     tiles: Option<amx::Tiles>,
 }
 
 impl Hold {
     /// For products on this thread at this level.
-    #[cfg_attr(not(target_arch = "x86_64"), expect(unused_variables, reason = "no other architecture has tiles"))]
     pub(super) fn new(simd: Simd) -> Self {
         Hold {
+            simd,
             #[cfg(target_arch = "x86_64")]
             tiles: amx::Tiles::hold(simd),
         }
@@ -97,15 +98,7 @@ pub(super) trait Operand: Pod + Send + Sync {
     fn steps(simd: Simd, kernel: Kernel<Self>, x: Lanes, d: usize, k: usize, out: &mut [Self]);
 
     /// `sums` `[deep][nr]` = the product of steps and a strip, or += that if `add`.
-    fn weigh(
-        held: &Hold,
-        simd: Simd,
-        kernel: Kernel<Self>,
-        left: Steps<Self>,
-        strip: &[Self],
-        sums: &mut [f32],
-        add: bool,
-    );
+    fn weigh(held: &Hold, kernel: Kernel<Self>, left: Steps<Self>, strip: &[Self], sums: &mut [f32], add: bool);
 
     /// The softmax of a strip of products `[key][nr]` (see [`softmax`]): the weights of `k` keys as a strip of a right-hand operand, in
     /// their place. There is room for whole groups of steps.
@@ -135,7 +128,6 @@ pub(super) trait Operand: Pod + Send + Sync {
     /// `keys` is one strip of columns of all in the tile.
     fn onto_queries(
         held: &Hold,
-        simd: Simd,
         kernel: Kernel<Self>,
         panel: &[Self],
         taken: Range<usize>,
@@ -172,11 +164,11 @@ impl Operand for f32 {
         pack_lanes(simd, x, 0..d, 0..k, products::LANES, out);
     }
 
-    fn weigh(_: &Hold, simd: Simd, kernel: Kernel, left: Steps<f32>, strip: &[f32], sums: &mut [f32], add: bool) {
+    fn weigh(held: &Hold, kernel: Kernel, left: Steps<f32>, strip: &[f32], sums: &mut [f32], add: bool) {
         let panels = left.packed.chunks_exact(left.len * products::LANES);
         for (panel, sums) in panels.zip(sums.chunks_exact_mut(products::LANES * kernel.nr)) {
             let steps = &panel[left.taken.start * products::LANES..];
-            products::by_steps(simd, kernel.nr, steps, strip, sums, add);
+            products::by_steps(held.simd, kernel.nr, steps, strip, sums, add);
         }
     }
 
@@ -215,8 +207,7 @@ impl Operand for f32 {
     }
 
     fn onto_queries(
-        _: &Hold,
-        simd: Simd,
+        held: &Hold,
         kernel: Kernel,
         panel: &[f32],
         taken: Range<usize>,
@@ -225,7 +216,7 @@ impl Operand for f32 {
         ldc: usize,
     ) {
         let keys = &keys[taken.start * kernel.nr..taken.end * kernel.nr];
-        products::by_rows::<KEYS>(simd, [kernel.mr, kernel.nr], &panel[taken.start..], keys, dq, ldc);
+        products::by_rows::<KEYS>(held.simd, [kernel.mr, kernel.nr], &panel[taken.start..], keys, dq, ldc);
     }
 
     fn attend_few<T: Stored>(pass: &Forward<f32>, block: &Block, tile: &Tile, inputs: [&[T]; 3], state: &mut [f32]) {
@@ -240,7 +231,7 @@ impl Operand for bf16 {
     fn multiply(held: &Hold, kernel: Kernel<bf16>, shape: Shape, a: &[bf16], b: &[bf16], c: &mut [f32], ldc: usize) {
         match held {
             #[cfg(target_arch = "x86_64")]
-            Hold { tiles: Some(tiles) } => tiles.multiply(shape, a, b, c, ldc),
+            Hold { tiles: Some(tiles), .. } => tiles.multiply(shape, a, b, c, ldc),
             _ => kernel.multiply(shape, a, b, c, ldc),
         }
     }
@@ -266,15 +257,7 @@ impl Operand for bf16 {
         Self::left(simd, kernel, x, d, k, out);
     }
 
-    fn weigh(
-        held: &Hold,
-        _: Simd,
-        kernel: Kernel<bf16>,
-        left: Steps<bf16>,
-        strip: &[bf16],
-        sums: &mut [f32],
-        add: bool,
-    ) {
+    fn weigh(held: &Hold, kernel: Kernel<bf16>, left: Steps<bf16>, strip: &[bf16], sums: &mut [f32], add: bool) {
         let Kernel { mr, nr, .. } = kernel;
         let product = Shape { m: mr, n: nr, k: left.taken.len(), alpha: 1.0, add };
         let panels = left.packed.chunks_exact(kernel.packed_a(mr, left.len));
@@ -343,7 +326,6 @@ impl Operand for bf16 {
 
     fn onto_queries(
         held: &Hold,
-        _: Simd,
         kernel: Kernel<bf16>,
         panel: &[bf16],
         taken: Range<usize>,
