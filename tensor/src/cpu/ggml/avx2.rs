@@ -191,10 +191,8 @@ fn add_step(format: Format, step: &Step, x: Row<'_>, index: usize, sums: &mut Su
     let run = format.run();
     let values = &x.values[index * RUNS * run..][..RUNS * run];
     let (codes, values) = (step.codes.as_chunks::<16>().0, values.as_chunks::<16>().0);
-    let mut scales = step.scales;
-    for (scale, s) in scales.iter_mut().zip(&x.scales[index]) {
-        *scale *= s;
-    }
+    // SAFETY: four floats each.
+    let scales = unsafe { _mm_mul_ps(_mm_loadu_ps(step.scales.as_ptr()), _mm_loadu_ps(x.scales[index].as_ptr())) };
     for half in 0..RUNS / 2 {
         let (r, next) = (2 * half, 2 * half + 1);
         // Not by a closure: what is made for an instruction set does not become part of a function that is not.
@@ -202,11 +200,13 @@ fn add_step(format: Format, step: &Step, x: Row<'_>, index: usize, sums: &mut Su
             16 => [multiply(&codes[r], &values[r]), multiply(&codes[next], &values[next])],
             _ => [multiply_both(codes, values, r), multiply_both(codes, values, next)],
         };
-        add_lanes(pairs, (scales[r], scales[next]), &mut sums.lanes.as_chunks_mut::<{ LANES / 2 }>().0[half]);
+        add_lanes(pairs, both(scales, r), &mut sums.lanes.as_chunks_mut::<{ LANES / 2 }>().0[half]);
     }
     if format.has_min() {
-        for r in 0..RUNS {
-            sums.mins[r] = step.mins[r].mul_add(x.sums[index][r], sums.mins[r]);
+        // SAFETY: as above.
+        unsafe {
+            let (mins, x) = (_mm_loadu_ps(step.mins.as_ptr()), _mm_loadu_ps(x.sums[index].as_ptr()));
+            _mm_storeu_ps(sums.mins.as_mut_ptr(), _mm_fmadd_ps(mins, x, _mm_loadu_ps(sums.mins.as_ptr())));
         }
     }
 }
@@ -229,13 +229,20 @@ fn multiply_both(codes: &[[i8; 16]], values: &[[i16; 16]], r: usize) -> __m256i 
     _mm256_add_epi32(first, multiply(&codes[2 * r + 1], &values[2 * r + 1]))
 }
 
+/// The scale of run `r` in four lanes, and that of the next in four more.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn both(scales: __m128, r: usize) -> __m256 {
+    let runs = _mm256_add_epi32(_mm256_set1_epi32(r as i32), _mm256_set_epi32(1, 1, 1, 1, 0, 0, 0, 0));
+    _mm256_permutevar8x32_ps(_mm256_castps128_ps256(scales), runs)
+}
+
 /// Adds the four lanes of each of two runs, whose sums come in pairs.
 #[inline]
 #[target_feature(enable = "avx2,fma")]
-fn add_lanes([first, second]: [__m256i; 2], (scale, next): (f32, f32), lanes: &mut [f32; LANES / 2]) {
+fn add_lanes([first, second]: [__m256i; 2], scales: __m256, lanes: &mut [f32; LANES / 2]) {
     // Halves of 128 bits are added up apart: lanes 0 and 1 of both runs, then lanes 2 and 3.
     let sums = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_hadd_epi32(first, second));
-    let scales = _mm256_set_m128(_mm_set1_ps(next), _mm_set1_ps(scale));
     // SAFETY: unaligned accesses to exactly the array's length.
     unsafe {
         let before = _mm256_loadu_ps(lanes.as_ptr());
