@@ -12,7 +12,7 @@ type Strip = [[f32; 32]];
 /// One of them.
 type Row = [__m512; 2];
 
-/// 2^x to 2^-23, and 0 below 2^-126, for x < 128.
+/// 2^x to 2^-22, and 0 below 2^-126, for x < 128.
 ///
 /// 2^floor(x) times a polynomial of degree 5 in the rest, which lies in [0, 1): that through its Chebyshev nodes.
 #[inline]
@@ -198,4 +198,30 @@ fn visible(seen: &Range<usize>, first: usize) -> u32 {
     let clamp = |key: usize| key.saturating_sub(first).min(32);
     let below = |key: usize| ((1u64 << key) - 1) as u32;
     below(clamp(seen.end)) & !below(clamp(seen.start))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::{Level, Simd};
+
+    #[target_feature(enable = "avx512f,avx512dq")]
+    fn exp2_of(x: f32) -> f32 {
+        _mm512_cvtss_f32(exp2(_mm512_set1_ps(x)))
+    }
+
+    #[test]
+    fn powers_of_two_are_right_to_2_to_the_minus_22() {
+        if Simd::new(Level::Avx512).is_err() {
+            return;
+        }
+        // SAFETY: the level is there.
+        let got = |x: f32| unsafe { exp2_of(x) };
+        for x in (-126_000..20_000).map(|i| i as f32 * 1e-3) {
+            let want = f64::from(x).exp2();
+            assert!((f64::from(got(x)) / want - 1.0).abs() <= 2f64.powi(-22), "2^{x} is {}", got(x));
+        }
+        assert_eq!([-126.1, -1e4, f32::MIN, f32::NEG_INFINITY].map(got), [0.0; 4]);
+        assert!(got(f32::NAN).is_nan());
+    }
 }
