@@ -9,9 +9,6 @@
 //! Tensors are read and written in their own type; sums are f32. Products are of f32, but of bf16 where tensors are bf16
 //! and the level multiplies that: probabilities and their gradients are then rounded to bf16 too, as on GPUs.
 //!
-//! A key that a query does not see has the weight 0, which its value is multiplied by all the same: infinity and NaN among the values of
-//! one tile are felt by all of its queries.
-//!
 //! A key that a query does not see has the weight 0, which its value is multiplied by all the same: infinity or NaN among the values
 //! of a tile is felt by queries beside those that see it.
 //!
@@ -19,10 +16,15 @@
 //! segment alone and is the same in prefill and with a cache, on any number of threads; and, where products are of
 //! f32, at any SIMD level.
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
 mod backward;
 mod few;
 mod forward;
 mod operand;
+mod products;
+#[cfg(target_arch = "x86_64")]
+mod scores512;
 mod softmax;
 #[cfg(test)]
 mod tests;
@@ -103,27 +105,26 @@ struct Block {
 /// One tile of keys of a segment and key head.
 #[derive(Clone, Debug)]
 struct Tile {
-    /// Which of the segments.
-    index: usize,
     segment: Segment,
     kv_head: usize,
+    number: usize,
     /// Keys, counted from the segment's first.
     keys: Range<usize>,
 }
 
 impl Tile {
     /// Tile `number` of tiles of `len` keys.
-    fn new(index: usize, segment: Segment, kv_head: usize, number: usize, len: usize) -> Self {
+    fn new(segment: Segment, kv_head: usize, number: usize, len: usize) -> Self {
         let keys = number * len..segment.kv_len.min((number + 1) * len);
-        Tile { index, segment, kv_head, keys }
+        Tile { segment, kv_head, number, keys }
     }
 }
 
 impl Block {
     /// The tiles of `len` keys that hold all keys which some row sees.
     fn tiles(&self, a: &Attention, len: usize) -> impl Iterator<Item = Tile> {
-        let Block { index, segment, kv_head, .. } = *self;
-        a.tiles(&segment, &self.rows, len).map(move |number| Tile::new(index, segment, kv_head, number, len))
+        let Block { segment, kv_head, .. } = *self;
+        a.tiles(&segment, &self.rows, len).map(move |number| Tile::new(segment, kv_head, number, len))
     }
 }
 
@@ -137,14 +138,15 @@ impl Attention {
         segment.q_len * self.group()
     }
 
-    /// All blocks, those with the most keys first within a segment: the long tasks should not come last.
+    /// All blocks. Those of a head follow each other, so that its keys stay in the cache; those with the most keys come first, as
+    /// long tasks should not come last.
     fn blocks(&self, segments: &[Segment], len: impl Fn(&Segment) -> usize) -> Vec<Block> {
         let mut blocks = Vec::new();
         for (index, &segment) in segments.iter().enumerate() {
             let (rows, step) = (self.rows(&segment), len(&segment));
-            for first in (0..rows).step_by(step).rev() {
-                let rows = first..rows.min(first + step);
-                blocks.extend((0..self.kv_heads).map(|kv_head| Block { index, segment, kv_head, rows: rows.clone() }));
+            for kv_head in 0..self.kv_heads {
+                let block = |first| Block { index, segment, kv_head, rows: first..rows.min(first + step) };
+                blocks.extend((0..rows).step_by(step).rev().map(block));
             }
         }
         blocks

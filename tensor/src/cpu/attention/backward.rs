@@ -1,14 +1,15 @@
 //! The backward pass. With P = e^(scores - lse), delta = rowsum(dout * out):
 //! dV = P^T dout, dS = P * (dout V^T - delta) * scale, dQ = dS K, dK = dS^T Q.
 //!
-//! Keys and values are packed once, a tile at a time. Then a task takes a run of rows and a key head, block by block. It
-//! finishes its own dQ; for dK and dV it adds up a partial sum over its run. A segment has at most [`MAX_RUNS`] runs, so
-//! partial sums stay a fixed multiple of k; last they are added in the order of the runs.
+//! A task takes a run of rows and a key head. It packs the keys and values that they see, then takes its rows block by block. It
+//! finishes its own dQ; for dK and dV it adds up a partial sum over its run. A segment has at most [`MAX_RUNS`] runs; who does the
+//! last one of a head adds their sums up, in the order of the runs. So all working memory is of the heads that are being worked on,
+//! and stays in the cache.
 //!
 //! Keys are lanes: scores are `[row][key]` in strips of keys, so that P and dS lie as the products for dV and dK read
 //! them, which are formed transposed. Only dS is packed once more, for dQ.
 
-use super::operand::{Operand, Stored, by_column, by_row};
+use super::operand::{Hold, Operand, Steps, Stored, by_column, by_row};
 use super::tiles::Tiles;
 use super::{Attention, Block, Segment, Tile};
 use crate::cpu::gemm::{Kernel, Shape, interleave};
@@ -20,18 +21,19 @@ use crate::cpu::{Cpu, simd};
 use crate::{DType, Error, Result};
 use half::bf16;
 use std::ops::Range;
+use std::sync::Mutex;
 
 /// The most runs that the rows of a segment are cut into.
 const MAX_RUNS: usize = 4;
 
-/// Rows a block, whole panels of a micro-kernel: of 14, 6 and 4 rows in f32, so that bits depend on none.
-const ROWS: usize = 168;
+/// Rows a block, in [`Operand::ROWS`]: what is read of keys and values serves so many.
+const BLOCK: usize = 4;
 
-/// Blocks of the shortest run: below this, adding partial sums would cost more than it spreads.
-const MIN_RUN: usize = 2;
+/// The shortest run: below this, adding partial sums would cost more than it spreads.
+const MIN_RUN: usize = 500;
 
 /// Keys a tile: whole strips of every micro-kernel (32 and 16 columns).
-const KEYS: usize = 128;
+pub(super) const KEYS: usize = 128;
 
 /// Where the gradients go; what was there is overwritten.
 #[derive(Debug)]
@@ -83,7 +85,7 @@ pub fn backward<T: Stored>(
     for gap in attention.gaps(segments, tq) {
         dq[gap.start * attention.head_dim..gap.end * attention.head_dim].fill(zero);
     }
-    if segments.iter().map(|s| s.kv_len).sum::<usize>() < tkv {
+    if segments.iter().filter(|s| s.q_len > 0).map(|s| s.kv_len).sum::<usize>() < tkv {
         [&mut *dk, &mut *dv].into_iter().for_each(|x| x.fill(zero));
     }
     let (saved, gradients) = (Saved { q, k, v, out, lse, dout }, [dq, dk, dv]);
@@ -115,57 +117,76 @@ struct Backward<'a, E: 'static> {
     a: &'a Attention,
     segments: &'a [Segment],
     kernel: Kernel<E>,
-    /// Rows a block.
+    /// Rows at a time.
     rows: usize,
-    /// Packed tiles of k and v; see [`Backward::pack`].
-    packed: Tiles,
-    /// Tiles of partial sums of dK and dV: `[strip][head_dim, filled up to mr][nr]` of dK, then as much of dV.
-    sums: Tiles,
-    /// head_dim filled up to whole panels of rows and to whole strips of columns.
+    /// head_dim filled up as steps are (see [`Operand::deep`]) and to whole strips of columns.
     deep: usize,
     wide: usize,
 }
 
+/// What one run found for the keys that it sees.
+#[derive(Default)]
+struct Partial {
+    tiles: Tiles,
+    /// Of each tile `[strip][deep][nr]` of dK, then as much of dV.
+    sums: Option<Buffer>,
+}
+
+/// The partial sums of a segment and key head, by run, and how many runs are not done.
+struct Head {
+    partial: Vec<Partial>,
+    open: usize,
+}
+
 impl<'a, E: Operand> Backward<'a, E> {
     fn new(cpu: &'a Cpu, a: &'a Attention, segments: &'a [Segment], kernel: Kernel<E>) -> Self {
-        let [deep, wide] = [kernel.mr, kernel.nr].map(|width| a.head_dim.next_multiple_of(width));
-        let packed = Tiles::new(a, segments, KEYS, kernel.nr, 2 * kernel.depth(a.head_dim) + wide);
-        let sums = Tiles::new(a, segments, KEYS, kernel.nr, 2 * deep);
-        Backward { cpu, a, segments, kernel, rows: ROWS.next_multiple_of(kernel.mr), packed, sums, deep, wide }
+        let (deep, wide) = (E::deep(kernel, a.head_dim), a.head_dim.next_multiple_of(kernel.nr));
+        Backward { cpu, a, segments, kernel, rows: E::ROWS, deep, wide }
     }
 
     /// Rows a run: depends on the segment alone, as its bits must.
     fn run_len(&self, segment: &Segment) -> usize {
         let rows = self.a.rows(segment);
-        let runs = (rows / (MIN_RUN * self.rows)).clamp(1, MAX_RUNS);
-        rows.div_ceil(runs).max(1).next_multiple_of(self.rows / 2)
+        let runs = (rows / MIN_RUN).clamp(1, MAX_RUNS);
+        rows.div_ceil(runs).max(1).next_multiple_of(self.rows)
     }
 
-    fn run<T: Stored>(&self, saved: Saved<T>, [dq, dk, dv]: [&mut [T]; 3]) {
+    fn run<T: Stored>(&self, saved: Saved<T>, gradients: [&mut [T]; 3]) {
         let (cpu, a) = (self.cpu, self.a);
         let runs = a.blocks(self.segments, |segment| self.run_len(segment));
-        let seen = self.packed.seen(a, self.segments);
-        let all: Vec<Tile> = self.sums.all(a, self.segments);
-        let copies = runs.iter().map(|run| self.number(run) + 1).max().unwrap_or(0);
-        let mut packed = cpu.scratch_of::<E>(self.packed.size());
-        let mut sums = cpu.scratch(copies * self.sums.size());
-        let [dq, dk, dv] = [dq, dk, dv].map(Shared::new);
-        cpu.enter(|| {
-            let places = Shared::new(&mut packed);
-            cpu.run(seen.len(), |task| {
-                let place = self.packed.place(&seen[task]);
-                // SAFETY: the places of tiles are disjoint, and each is one task's.
-                self.pack(&seen[task], saved, unsafe { places.slice(place.start, place.len()) });
-            });
-            let places = Shared::new(&mut sums);
-            cpu.run(runs.len(), |task| self.run_backward(&runs[task], saved, &packed, &dq, &places));
-            cpu.run(all.len(), |task| self.add_up(&all[task], &places, [&dk, &dv]));
+        let heads: Vec<Mutex<Head>> = self
+            .segments
+            .iter()
+            .flat_map(|segment| {
+                let runs = a.rows(segment).div_ceil(self.run_len(segment));
+                let head =
+                    move |_| Mutex::new(Head { partial: (0..runs).map(|_| Partial::default()).collect(), open: runs });
+                (0..a.kv_heads).map(head)
+            })
+            .collect();
+        let [dq, dk, dv] = gradients.map(Shared::new);
+        cpu.run(runs.len(), |task| {
+            let run = &runs[task];
+            let partial = self.run_backward(run, saved, &dq);
+            let mut head =
+                heads[run.index * a.kv_heads + run.kv_head].lock().expect("no task panics while it holds it");
+            head.partial[run.rows.start / self.run_len(&run.segment)] = partial;
+            head.open -= 1;
+            if head.open == 0 {
+                let partial = std::mem::take(&mut head.partial);
+                drop(head);
+                self.add_up(run, partial, [&dk, &dv]);
+            }
         });
     }
 
-    /// Which run of its segment this is.
-    fn number(&self, run: &Block) -> usize {
-        run.rows.start / self.run_len(&run.segment)
+    /// Elements of a tile of packed keys and values, and of sums.
+    fn packed_len(&self) -> usize {
+        KEYS * (2 * self.kernel.depth(self.a.head_dim) + self.wide)
+    }
+
+    fn sums_len(&self) -> usize {
+        2 * KEYS * self.deep
     }
 
     /// Packs a tile: keys and values as lanes of right-hand operands, then columns of keys as such.
@@ -180,60 +201,55 @@ impl<'a, E: Operand> Backward<'a, E> {
         E::right(simd, kernel, by_column(k, stride), d, n, columns);
     }
 
-    /// Cuts a run into blocks and takes them in order.
-    fn run_backward<T: Stored>(&self, run: &Block, saved: Saved<T>, packed: &[E], dq: &Shared<T>, sums: &Shared) {
-        let a = self.a;
-        let copy = self.number(run) * self.sums.size();
-        let mut work = Work::new(self, run.rows.len().min(self.rows));
+    /// Packs the tiles that a run sees, cuts it into blocks and takes them in order.
+    fn run_backward<T: Stored>(&self, run: &Block, saved: Saved<T>, dq: &Shared<T>) -> Partial {
+        let (cpu, a) = (self.cpu, self.a);
+        let places = Tiles::new(a, run, KEYS, self.packed_len());
+        let mut packed = cpu.scratch_of::<E>(places.size());
         for tile in run.tiles(a, KEYS) {
-            let place = self.sums.place(&tile);
-            // SAFETY: this run's copy of the sums of this key head is this task's alone.
-            unsafe { sums.slice(copy + place.start, place.len()) }.fill(0.0);
+            self.pack(&tile, saved, &mut packed[places.place(&tile)]);
         }
-        for first in run.rows.clone().step_by(self.rows) {
-            let block = Block { rows: first..run.rows.end.min(first + self.rows), ..run.clone() };
+        let tiles = Tiles::new(a, run, KEYS, self.sums_len());
+        let mut sums = cpu.scratch(tiles.size());
+        sums.fill(0.0);
+        let step = self.rows * BLOCK;
+        let mut work = Work::new(self, run.rows.len().min(step));
+        for first in run.rows.clone().step_by(step) {
+            let block = Block { rows: first..run.rows.end.min(first + step), ..run.clone() };
             work.load(&block, saved);
             for tile in block.tiles(a, KEYS) {
-                let place = self.sums.place(&tile);
-                // SAFETY: as above.
-                let sums = unsafe { sums.slice(copy + place.start, place.len()) };
-                work.tile(&block, &tile, &packed[self.packed.place(&tile)], sums);
+                work.tile(&tile, &packed[places.place(&tile)], &mut sums[tiles.place(&tile)]);
             }
             for (row, values) in block.rows.clone().zip(work.dq.chunks_exact(self.wide)) {
                 // SAFETY: queries of segments are disjoint (`check`), so this head of this query is this task's alone.
                 let out = unsafe { dq.slice(a.q_at(&block, row), a.head_dim) };
-                T::narrow(self.cpu.simd(), &values[..a.head_dim], out);
+                T::narrow(cpu.simd(), &values[..a.head_dim], out);
             }
         }
+        Partial { tiles, sums: Some(sums) }
     }
 
-    /// Adds up the runs' partial sums of a tile of keys, and writes them as rows.
-    fn add_up<T: Stored>(&self, tile: &Tile, sums: &Shared, gradients: [&Shared<T>; 2]) {
+    /// Adds up what the runs of a head found, in their order, and writes it as rows.
+    fn add_up<T: Stored>(&self, run: &Block, mut partial: Vec<Partial>, gradients: [&Shared<T>; 2]) {
         let (a, simd, d, nr) = (self.a, self.cpu.simd(), self.a.head_dim, self.kernel.nr);
-        let (place, step, all) = (self.sums.place(tile), self.run_len(&tile.segment), a.rows(&tile.segment));
-        // SAFETY: the sums of this tile in every run's copy are this task's alone.
-        let of_run = |run: usize| unsafe { sums.slice(run * self.sums.size() + place.start, place.len()) };
-        let sees = |run: &usize| {
-            let rows = run * step..all.min((run + 1) * step);
-            a.tiles(&tile.segment, &rows, KEYS).contains(&(tile.keys.start / KEYS))
-        };
-        let mut runs = (0..all.div_ceil(step)).filter(sees);
-        let mut nothing = self.cpu.scratch(place.len());
-        let total = match runs.next() {
-            Some(first) => of_run(first),
-            None => {
-                nothing.fill(0.0);
-                &mut nothing
+        let Block { segment, kv_head, .. } = *run;
+        let (mut rows, mut total) = (self.cpu.scratch(nr * d), self.cpu.scratch(self.sums_len()));
+        for number in 0..segment.kv_len.div_ceil(KEYS) {
+            let tile = Tile::new(segment, kv_head, number, KEYS);
+            total.fill(0.0);
+            for Partial { tiles, sums } in &mut partial {
+                if let (Some(place), Some(sums)) = (tiles.find(&tile), sums) {
+                    axpy(simd, 1.0, &sums[place], &mut total);
+                }
             }
-        };
-        runs.for_each(|run| axpy(simd, 1.0, of_run(run), total));
-        let mut rows = self.cpu.scratch(nr * d);
-        for (total, gradient) in total.chunks_exact(place.len() / 2).zip(gradients) {
-            for (total, first) in total.chunks_exact(self.deep * nr).zip(tile.keys.clone().step_by(nr)) {
-                interleave(simd, total, nr, d, d, &mut rows);
-                for (key, row) in (first..tile.keys.end).zip(rows.chunks_exact(d)) {
-                    // SAFETY: keys of segments are disjoint (`check_keys`), so this head of this key is this task's.
-                    T::narrow(simd, row, unsafe { gradient.slice(a.kv_at(tile, key), d) });
+            let strips = tile.keys.len().next_multiple_of(nr) * self.deep;
+            for (total, gradient) in total.chunks_exact(strips).zip(gradients) {
+                for (total, first) in total.chunks_exact(self.deep * nr).zip(tile.keys.clone().step_by(nr)) {
+                    interleave(simd, total, nr, d, d, &mut rows);
+                    for (key, row) in (first..tile.keys.end).zip(rows.chunks_exact(d)) {
+                        // SAFETY: keys of segments are disjoint (`check_keys`), so this head of this key is this task's.
+                        T::narrow(simd, row, unsafe { gradient.slice(a.kv_at(&tile, key), d) });
+                    }
                 }
             }
         }
@@ -243,11 +259,12 @@ impl<'a, E: Operand> Backward<'a, E> {
 /// The working memory of one task: rows of a block, and one tile of keys.
 struct Work<'a, E: Operand, T: Stored> {
     pass: &'a Backward<'a, E>,
-    /// Rows of q and of dout as left-hand operands, and their columns.
+    held: Hold,
+    /// Rows of q and of dout as left-hand operands, and as steps of such.
     q: Buffer<E>,
     dout: Buffer<E>,
-    q_columns: Buffer<E>,
-    dout_columns: Buffer<E>,
+    q_steps: Buffer<E>,
+    dout_steps: Buffer<E>,
     /// `[row][head_dim, filled up to nr]`.
     dq: Buffer,
     lse: Buffer,
@@ -257,7 +274,7 @@ struct Work<'a, E: Operand, T: Stored> {
     /// `[row][nr]` of a strip of keys: scores, then P; dP, then dS.
     p: Buffer,
     ds: Buffer,
-    /// dS of a tile as left-hand operand: `[panel][strip of keys][nr / group][mr][group]`.
+    /// dS of a tile as a left-hand operand: a panel of rows after another, of all keys; see [`Operand::keep`].
     left: Buffer<E>,
     /// Rows before they are packed.
     rows: [Buffer<T>; 2],
@@ -265,19 +282,21 @@ struct Work<'a, E: Operand, T: Stored> {
 }
 
 impl<'a, E: Operand, T: Stored> Work<'a, E, T> {
+    /// For blocks of at most `rows` rows.
     fn new(pass: &'a Backward<E>, rows: usize) -> Self {
-        let Backward { cpu, a, kernel, wide, .. } = *pass;
-        let (d, padded) = (a.head_dim, rows.next_multiple_of(kernel.mr));
+        let Backward { cpu, a, kernel, deep, wide, rows: step, .. } = *pass;
+        let (d, padded) = (a.head_dim, rows.next_multiple_of(step));
         let [q, dout] = std::array::from_fn(|_| cpu.scratch_of(kernel.packed_a(rows, d)));
-        let [q_columns, dout_columns] = std::array::from_fn(|_| cpu.scratch_of(kernel.packed_a(d, rows)));
+        let [q_steps, dout_steps] = std::array::from_fn(|_| cpu.scratch_of(kernel.depth(rows) * deep));
         let [lse, delta] = std::array::from_fn(|_| cpu.scratch(rows));
-        let [p, ds] = std::array::from_fn(|_| cpu.scratch(padded * kernel.nr));
-        let left = cpu.scratch_of(padded * KEYS);
+        let [p, ds] = std::array::from_fn(|_| cpu.scratch(step * kernel.nr));
+        let left = cpu.scratch_of(step * KEYS);
         let gathered = std::array::from_fn(|_| cpu.scratch_of(rows * d));
         let widened = std::array::from_fn(|_| cpu.scratch(d));
         let dq = cpu.scratch(padded * wide);
         let seen = Vec::with_capacity(rows);
-        Work { pass, q, dout, q_columns, dout_columns, dq, lse, delta, seen, p, ds, left, rows: gathered, widened }
+        let held = Hold::new(cpu.simd());
+        Work { pass, held, q, dout, q_steps, dout_steps, dq, lse, delta, seen, p, ds, left, rows: gathered, widened }
     }
 
     /// Takes the rows of a block.
@@ -294,105 +313,109 @@ impl<'a, E: Operand, T: Stored> Work<'a, E, T> {
             (*lse, *delta) = (saved.lse[at / d], dot(simd, out, dout));
         }
         a.gather(block, saved.q, x);
-        for (x, panels, columns) in [(x, &mut self.q, &mut self.q_columns), (y, &mut self.dout, &mut self.dout_columns)]
-        {
+        for (x, panels, steps) in [(x, &mut self.q, &mut self.q_steps), (y, &mut self.dout, &mut self.dout_steps)] {
             E::left(simd, kernel, by_row(x, d), n, d, panels);
-            E::left(simd, kernel, by_column(x, d), d, n, columns);
+            E::steps(simd, kernel, by_column(x, d), d, n, steps);
         }
         self.seen.clear();
         self.seen.extend(block.rows.clone().map(|row| a.seen(&block.segment, row)));
         self.dq.fill(0.0);
     }
 
-    /// The five products of one tile of keys.
-    fn tile(&mut self, block: &Block, tile: &Tile, packed: &[E], sums: &mut [f32]) {
+    /// One tile of keys, a few rows at a time.
+    fn tile(&mut self, tile: &Tile, packed: &[E], sums: &mut [f32]) {
+        for first in (0..self.seen.len()).step_by(self.pass.rows) {
+            let last = self.seen.len().min(first + self.pass.rows) - 1;
+            if self.seen[first].start < tile.keys.end && self.seen[last].end > tile.keys.start {
+                self.rows_of_tile(first..last + 1, tile, packed, sums);
+            }
+        }
+    }
+
+    /// The five products of some rows and one tile of keys.
+    fn rows_of_tile(&mut self, rows: Range<usize>, tile: &Tile, packed: &[E], sums: &mut [f32]) {
         let Backward { cpu, a, kernel, deep, wide, .. } = *self.pass;
-        let (Kernel { mr, nr, .. }, d, simd, rows) = (kernel, a.head_dim, cpu.simd(), block.rows.len());
-        let n = tile.keys.len();
+        let (Kernel { mr, nr, .. }, d, simd) = (kernel, a.head_dim, cpu.simd());
+        let (n, all) = (tile.keys.len(), self.seen.len());
         let (values, keys) = packed.split_at(kernel.packed_b(n, d));
         let (keys, columns) = keys.split_at(kernel.packed_b(n, d));
         let (dk, dv) = sums.split_at_mut(n.next_multiple_of(nr) * deep);
 
         // The strips of keys that each panel of rows has seen.
-        let mut done = vec![0..0; rows.div_ceil(mr)];
+        let mut done = vec![0..0; rows.len().div_ceil(mr)];
         let strip = kernel.packed_b(nr, d);
         let strips = values.chunks_exact(strip).zip(keys.chunks_exact(strip));
         let sums = dk.chunks_exact_mut(deep * nr).zip(dv.chunks_exact_mut(deep * nr));
         for (i, ((values, keys), (dk, dv))) in strips.zip(sums).enumerate() {
             let first = tile.keys.start + i * nr;
-            let end = self.seen.partition_point(|seen| seen.start < tile.keys.end.min(first + nr));
-            let start = self.seen.partition_point(|seen| seen.end <= first) / mr * mr;
+            let seen = &self.seen[rows.clone()];
+            let end = rows.start + seen.partition_point(|seen| seen.start < tile.keys.end.min(first + nr));
+            let start = rows.start + seen.partition_point(|seen| seen.end <= first) / mr * mr;
             if start >= end {
                 continue;
             }
             let m = end - start;
             let products = Shape { m: m.next_multiple_of(mr), n: nr, k: d, alpha: 1.0, add: false };
-            kernel.multiply(products, &self.q[start * kernel.depth(d)..], keys, &mut self.p, nr);
-            kernel.multiply(products, &self.dout[start * kernel.depth(d)..], values, &mut self.ds, nr);
-            let (p, ds) = (&mut self.p[..m * nr], &mut self.ds[..m * nr]);
+            E::multiply(&self.held, kernel, products, &self.q[start * kernel.depth(d)..], keys, &mut self.p, nr);
+            E::multiply(&self.held, kernel, products, &self.dout[start * kernel.depth(d)..], values, &mut self.ds, nr);
             let (lse, delta) = (&self.lse[start..end], &self.delta[start..end]);
-            score_gradients(simd, nr, p, ds, &self.seen[start..end], first, lse, delta, a.scale);
-            for (panel, ds) in (start / mr..).zip(ds.chunks(mr * nr)) {
-                let left = &mut self.left[panel * mr * KEYS + i * nr * mr..][..nr * mr];
-                E::left(simd, kernel, by_row(ds, nr), ds.len() / nr, nr, left);
-                done[panel] = if done[panel].is_empty() { i..i + 1 } else { done[panel].start..i + 1 };
+            let scored = Scored { seen: &self.seen[start..end], first, lse, delta, scale: a.scale };
+            let panel = (start - rows.start) / mr;
+            let left = &mut self.left[panel * mr * KEYS..];
+            let [p, ds] = E::gradients(simd, kernel, &mut self.p, &mut self.ds, &scored, i, left);
+            for done in &mut done[panel..panel + m.div_ceil(mr)] {
+                *done = if Range::is_empty(done) { i..i + 1 } else { done.start..i + 1 };
             }
-            let to_kv = Shape { m: mr, n: nr, k: m, alpha: 1.0, add: true };
-            let products = [(&self.dout_columns, &mut self.p, dv), (&self.q_columns, &mut self.ds, dk)];
-            for (left, right, sums) in products {
-                let right = E::strip(simd, kernel, m, right);
-                for (left, sums) in left.chunks_exact(kernel.packed_a(mr, rows)).zip(sums.chunks_exact_mut(mr * nr)) {
-                    kernel.multiply(to_kv, &left[start * mr..], right, sums, nr);
-                }
+            for (packed, right, sums) in [(&self.dout_steps, p, dv), (&self.q_steps, ds, dk)] {
+                let steps = Steps { packed, len: all, taken: start..end };
+                E::weigh(&self.held, kernel, steps, right, sums, true);
             }
         }
-        let panels = self.left.chunks_exact(mr * KEYS).zip(self.dq.chunks_exact_mut(mr * wide));
-        for ((left, dq), strips) in panels.zip(done) {
-            let seen = strips.start * nr..n.min(strips.end * nr);
-            if seen.is_empty() {
+        let panels = self.left.chunks_exact(mr * KEYS).zip(self.dq[rows.start * wide..].chunks_exact_mut(mr * wide));
+        for ((panel, dq), strips) in panels.zip(done) {
+            let taken = strips.start * nr..n.min(strips.end * nr);
+            if taken.is_empty() {
                 continue;
             }
-            let to_q = Shape { m: mr, n: nr, k: seen.len(), alpha: 1.0, add: true };
             for (columns, j) in columns.chunks_exact(kernel.packed_b(nr, n)).zip((0..wide).step_by(nr)) {
-                kernel.multiply(to_q, &left[seen.start * mr..], &columns[seen.start * nr..], &mut dq[j..], wide);
+                E::onto_queries(&self.held, kernel, panel, taken.clone(), columns, &mut dq[j..], wide);
             }
         }
     }
 }
 
+/// What the products of some rows with a strip of keys become gradients with.
+pub(super) struct Scored<'a> {
+    /// Which keys each row sees.
+    pub(super) seen: &'a [Range<usize>],
+    /// The strip's first key.
+    pub(super) first: usize,
+    pub(super) lse: &'a [f32],
+    pub(super) delta: &'a [f32],
+    pub(super) scale: f32,
+}
+
 simd! {
-    /// Products `[row][lane]` of keys from `first` on become probabilities P and `dp` becomes dS, zero where a row does not
-    /// see the key.
-    fn score_gradients(
-        width: usize, scores: &mut [f32], dp: &mut [f32], seen: &[Range<usize>], first: usize, lse: &[f32],
-        delta: &[f32], scale: f32,
-    ) {
+    /// Products `[row][lane]` become probabilities P and `dp` becomes dS, zero where a row does not see the key.
+    pub(super) fn score_gradients(width: usize, products: &mut [f32], dp: &mut [f32], of: &Scored) {
         match width {
-            32 => score_gradients_of::<32>(scores, dp, seen, first, lse, delta, scale),
-            _ => score_gradients_of::<16>(scores, dp, seen, first, lse, delta, scale),
+            32 => score_gradients_of::<32>(products, dp, of),
+            _ => score_gradients_of::<16>(products, dp, of),
         }
     }
 }
 
 #[inline(always)]
-fn score_gradients_of<const W: usize>(
-    scores: &mut [f32],
-    dp: &mut [f32],
-    seen: &[Range<usize>],
-    first: usize,
-    lse: &[f32],
-    delta: &[f32],
-    scale: f32,
-) {
-    let rows = scores.as_chunks_mut::<W>().0.iter_mut().zip(dp.as_chunks_mut::<W>().0);
-    for (((p, ds), seen), (lse, delta)) in rows.zip(seen).zip(lse.iter().zip(delta)) {
+fn score_gradients_of<const W: usize>(products: &mut [f32], dp: &mut [f32], of: &Scored) {
+    let rows = products.as_chunks_mut::<W>().0.iter_mut().zip(dp.as_chunks_mut::<W>().0);
+    for (((p, ds), seen), (lse, delta)) in rows.zip(of.seen).zip(of.lse.iter().zip(of.delta)) {
         for i in 0..W {
-            p[i] = exp_or_zero(p[i].mul_add(scale, -lse));
-            ds[i] = p[i] * (ds[i] - delta) * scale;
+            p[i] = exp_or_zero(p[i].mul_add(of.scale, -lse));
+            ds[i] = p[i] * (ds[i] - delta) * of.scale;
         }
-        if seen.start > first || seen.end < first + W {
-            hide(p, seen, first);
-            hide(ds, seen, first);
+        if seen.start > of.first || seen.end < of.first + W {
+            hide(p, seen, of.first);
+            hide(ds, seen, of.first);
         }
     }
 }

@@ -4,8 +4,8 @@
 //! Keys and values are packed a tile at a time, once for all rows. Then a task takes a block of rows and walks over the
 //! tiles that they see. Segments with few rows (decoding) are cut along their keys instead, with the same bits.
 
-use super::operand::{Operand, Stored, by_column, by_row};
-use super::softmax::{STATS, Strip, clear, finish, merge, softmax};
+use super::operand::{Hold, Operand, Steps, Stored, by_column, by_row};
+use super::softmax::{STATS, Strip, clear, finish, merge};
 use super::tiles::Tiles;
 use super::{Attention, Block, Segment, Tile};
 use crate::cpu::gemm::{Kernel, Shape, interleave};
@@ -69,6 +69,12 @@ struct Outputs<'a, T> {
     lse: Shared<'a>,
 }
 
+/// What a task holds, and room for the products of a strip with a tile.
+struct Room {
+    held: Hold,
+    scores: Buffer,
+}
+
 /// How the work of a forward pass is cut.
 pub(super) struct Forward<'a, E: 'static> {
     pub(super) cpu: &'a Cpu,
@@ -76,13 +82,13 @@ pub(super) struct Forward<'a, E: 'static> {
     kernel: Kernel<E>,
     /// Keys a tile.
     keys: usize,
-    /// head_dim filled up to whole panels.
+    /// head_dim filled up; see [`Operand::deep`].
     deep: usize,
 }
 
 impl<'a, E: Operand> Forward<'a, E> {
     fn new(cpu: &'a Cpu, a: &'a Attention, kernel: Kernel<E>) -> Self {
-        let (keys, deep) = (KEYS / kernel.mr * kernel.mr, a.head_dim.next_multiple_of(kernel.mr));
+        let (keys, deep) = (KEYS / kernel.mr * kernel.mr, E::deep(kernel, a.head_dim));
         Forward { cpu, a, kernel, keys, deep }
     }
 
@@ -95,33 +101,50 @@ impl<'a, E: Operand> Forward<'a, E> {
 
     /// Packs all tiles; then a task takes a block of rows.
     fn over_rows<T: Stored>(&self, segments: &[Segment], [q, k, v]: [&[T]; 3], outputs: &Outputs<T>) {
-        let (cpu, a, mr) = (self.cpu, self.a, self.kernel.mr);
-        let places = Tiles::new(a, segments, self.keys, mr, self.packed_len(mr) / mr);
-        let (tiles, blocks) = (places.seen(a, segments), a.blocks(segments, |_| ROWS));
-        let mut packed = cpu.scratch_of::<E>(places.size());
+        let (cpu, a) = (self.cpu, self.a);
+        // All rows of a segment and key head, and where the tiles that they see are.
+        let heads = a.blocks(segments, |segment| a.rows(segment));
+        let (mut places, mut tiles, mut size) = (Vec::new(), Vec::new(), 0);
+        for (i, head) in heads.iter().enumerate() {
+            places.push((size, Tiles::new(a, head, self.keys, self.packed_len(self.keys))));
+            size += places[i].1.size();
+            tiles.extend(head.tiles(a, self.keys).map(|tile| (i, tile)));
+        }
+        let place = |head: usize, tile: &Tile| {
+            let (start, tiles) = &places[head];
+            let place = tiles.place(tile);
+            start + place.start..start + place.end
+        };
+        let mut packed = cpu.scratch_of::<E>(size);
         let shared = Shared::new(&mut packed);
         cpu.run(tiles.len(), |task| {
-            let place = places.place(&tiles[task]);
+            let (head, tile) = &tiles[task];
+            let place = place(*head, tile);
             // SAFETY: the places of tiles are disjoint, and each is one task's.
-            self.pack(&tiles[task], k, v, unsafe { shared.slice(place.start, place.len()) });
+            self.pack(tile, k, v, unsafe { shared.slice(place.start, place.len()) });
         });
-        cpu.run(blocks.len(), |task| self.walk(&blocks[task], q, &places, &packed, outputs));
+        let blocks = a.blocks(segments, |_| ROWS);
+        cpu.run(blocks.len(), |task| {
+            let block = &blocks[task];
+            let head = block.index * a.kv_heads + block.kv_head;
+            self.walk(block, q, |tile| &packed[place(head, tile)], outputs);
+        });
     }
 
     /// Takes a block of rows over all tiles that it sees.
-    fn walk<T: Stored>(&self, block: &Block, q: &[T], places: &Tiles, packed: &[E], outputs: &Outputs<T>) {
+    fn walk<'p, T: Stored>(&self, block: &Block, q: &[T], packed: impl Fn(&Tile) -> &'p [E], outputs: &Outputs<T>) {
         let (cpu, a, width, state_len) = (self.cpu, self.a, self.kernel.nr, self.state_len());
         let firsts = || block.rows.clone().step_by(width);
         let strips: Vec<Strip> = firsts().map(|first| Strip::new(a, block, first, width)).collect();
         let queries = self.queries(block, q);
-        let (mut scores, mut next) = (self.scores(), cpu.scratch(state_len));
+        let (mut room, mut next) = (self.room(), cpu.scratch(state_len));
         let mut states = cpu.scratch(strips.len() * state_len);
         states.chunks_exact_mut(state_len).for_each(|state| clear(width, state));
         for tile in block.tiles(a, self.keys) {
-            let packed = &packed[places.place(&tile)];
+            let packed = packed(&tile);
             let queries = queries.chunks_exact(self.kernel.packed_b(width, a.head_dim));
             for ((strip, q), state) in strips.iter().zip(queries).zip(states.chunks_exact_mut(state_len)) {
-                if self.attend(strip, &tile, q, packed, &mut scores, &mut next) {
+                if self.attend(strip, &tile, q, packed, &mut room, &mut next) {
                     merge(cpu.simd(), width, state, &next);
                 }
             }
@@ -161,7 +184,7 @@ impl<'a, E: Operand> Forward<'a, E> {
         let mut packed = self.cpu.scratch_of(self.packed_len(tile.keys.len()));
         self.pack(tile, k, v, &mut packed);
         let (strip, queries) = (Strip::new(self.a, block, 0, self.kernel.nr), self.queries(block, q));
-        if !self.attend(&strip, tile, &queries, &packed, &mut self.scores(), state) {
+        if !self.attend(&strip, tile, &queries, &packed, &mut self.room(), state) {
             clear(self.kernel.nr, state);
         }
     }
@@ -175,18 +198,19 @@ impl<'a, E: Operand> Forward<'a, E> {
         (STATS + self.deep) * self.kernel.nr
     }
 
-    /// Room for the products of a strip with a tile.
-    fn scores(&self) -> Buffer {
-        self.cpu.scratch(self.keys.next_multiple_of(self.kernel.mr) * self.kernel.nr)
+    /// What a task needs to attend.
+    fn room(&self) -> Room {
+        let scores = self.cpu.scratch(self.keys.next_multiple_of(self.kernel.mr) * self.kernel.nr);
+        Room { held: Hold::new(self.cpu.simd()), scores }
     }
 
-    /// Packs a tile: keys as lanes of a left-hand operand, then columns of values as such.
+    /// Packs a tile: keys as lanes of a left-hand operand, then values as steps.
     fn pack<T: Stored>(&self, tile: &Tile, k: &[T], v: &[T], out: &mut [E]) {
         let (a, n, simd) = (self.a, tile.keys.len(), self.cpu.simd());
         let (at, stride) = (a.kv_at(tile, tile.keys.start), a.kv_heads * a.head_dim);
         let (keys, values) = out.split_at_mut(self.kernel.packed_a(n, a.head_dim));
         E::left(simd, self.kernel, by_row(&k[at..], stride), n, a.head_dim, keys);
-        E::left(simd, self.kernel, by_column(&v[at..], stride), a.head_dim, n, values);
+        E::steps(simd, self.kernel, by_column(&v[at..], stride), a.head_dim, n, values);
     }
 
     /// Packs the rows of a block as lanes of a right-hand operand.
@@ -200,7 +224,7 @@ impl<'a, E: Operand> Forward<'a, E> {
     }
 
     /// What a strip of rows takes from a tile of keys. Returns whether any row sees any of them; if none, `state` is not written.
-    fn attend(&self, strip: &Strip, tile: &Tile, q: &[E], packed: &[E], scores: &mut [f32], state: &mut [f32]) -> bool {
+    fn attend(&self, strip: &Strip, tile: &Tile, q: &[E], packed: &[E], room: &mut Room, state: &mut [f32]) -> bool {
         let (Kernel { mr, nr, .. }, simd, d) = (self.kernel, self.cpu.simd(), self.a.head_dim);
         let (keys, values) = packed.split_at(self.kernel.packed_a(tile.keys.len(), d));
         let seen = strip.seen(tile);
@@ -210,16 +234,13 @@ impl<'a, E: Operand> Forward<'a, E> {
         let start = seen.start / mr * mr; // from a whole panel on
         let k = seen.end - start;
         let products = Shape { m: k.next_multiple_of(mr), n: nr, k: d, alpha: 1.0, add: false };
-        self.kernel.multiply(products, &keys[start * self.kernel.depth(d)..], q, scores, nr);
+        E::multiply(&room.held, self.kernel, products, &keys[start * self.kernel.depth(d)..], q, &mut room.scores, nr);
         // Hidden keys have infinite products, which a scale of 0 must leave so.
         let scale = if self.a.scale == 0.0 { f32::MIN_POSITIVE } else { self.a.scale };
-        softmax(simd, nr, &mut scores[..k * nr], tile.keys.start + start, scale, strip, state);
-        let weights = E::strip(simd, self.kernel, k, scores);
-        let weighted = Shape { m: mr, n: nr, k, alpha: 1.0, add: false };
-        let panels = values.chunks_exact(self.kernel.packed_a(mr, tile.keys.len()));
-        for (values, out) in panels.zip(state[STATS * nr..].chunks_exact_mut(mr * nr)) {
-            self.kernel.multiply(weighted, &values[start * mr..], weights, out, nr);
-        }
+        let seen = tile.keys.start + start..tile.keys.start + seen.end;
+        let weights = E::weights(simd, self.kernel, &mut room.scores, seen, scale, strip, state);
+        let values = Steps { packed: values, len: tile.keys.len(), taken: start..start + k };
+        E::weigh(&room.held, self.kernel, values, weights, &mut state[STATS * nr..], false);
         true
     }
 

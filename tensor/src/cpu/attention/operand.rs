@@ -1,12 +1,20 @@
 //! Elements of tensors and of packed operands.
 
+use super::backward::{KEYS, Scored, score_gradients};
 use super::forward::Forward;
-use super::{Block, Tile, few};
+use super::softmax::{Strip, hide, softmax};
+use super::{Block, Tile, few, products};
+#[cfg(target_arch = "x86_64")]
+use super::{
+    amx,
+    scores512::{self, Panels},
+};
+use crate::Float;
 use crate::cpu::Simd;
-use crate::cpu::gemm::{Elems, Kernel, Lanes, pack_lanes, pack_lanes_bf16};
-use crate::{Element, Float};
+use crate::cpu::gemm::{Elems, Kernel, Lanes, Shape, pack_lanes, pack_lanes_bf16};
 use bytemuck::Pod;
 use half::{bf16, f16};
+use std::ops::Range;
 
 /// An element of q, k, v and the like.
 pub trait Stored: Float + Pod {
@@ -42,22 +50,104 @@ pub(super) fn by_column<T: Stored>(x: &[T], stride: usize) -> Lanes<'_> {
     Lanes { data: T::elems(x), lane_stride: 1, k_stride: stride }
 }
 
+/// Steps that [`Operand::steps`] packed.
+pub(super) struct Steps<'a, E> {
+    pub(super) packed: &'a [E],
+    /// How many there are.
+    pub(super) len: usize,
+    /// Those to multiply: from a whole panel and group of the kernel's on.
+    pub(super) taken: Range<usize>,
+}
+
+/// What a task holds for its products.
+pub(super) struct Hold {
+    simd: Simd,
+    #[cfg(target_arch = "x86_64")]
+    tiles: Option<amx::Tiles>,
+}
+
+impl Hold {
+    /// For products on this thread at this level.
+    pub(super) fn new(simd: Simd) -> Self {
+        Hold {
+            simd,
+            #[cfg(target_arch = "x86_64")]
+            tiles: amx::Tiles::hold(simd),
+        }
+    }
+}
+
 /// An element of packed operands: f32, or bf16 where a level multiplies that.
 pub(super) trait Operand: Pod + Send + Sync {
+    /// Rows of the backward pass whose scores are formed at a time.
+    const ROWS: usize;
+
+    /// C [m, n] = A B, or += that: whole panels and strips of packed operands, C's rows `ldc` apart.
+    fn multiply(held: &Hold, kernel: Kernel<Self>, shape: Shape, a: &[Self], b: &[Self], c: &mut [f32], ldc: usize);
+
     /// Packs `lanes` lanes of `k` steps as a left-hand operand.
     fn left(simd: Simd, kernel: Kernel<Self>, x: Lanes, lanes: usize, k: usize, out: &mut [Self]);
 
     /// Packs `lanes` lanes of `k` steps as a right-hand operand.
     fn right(simd: Simd, kernel: Kernel<Self>, x: Lanes, lanes: usize, k: usize, out: &mut [Self]);
 
-    /// Makes one strip of a right-hand operand of sums `[k][nr]`, in their place. There is room for whole groups of steps.
-    fn strip(simd: Simd, kernel: Kernel<Self>, k: usize, sums: &mut [f32]) -> &[Self];
+    /// Lanes of [`Operand::steps`]: `d`, filled up.
+    fn deep(kernel: Kernel<Self>, d: usize) -> usize;
+
+    /// Packs `d` lanes of `k` steps, where the lanes of a step lie side by side, as the left-hand operand of [`Operand::weigh`].
+    fn steps(simd: Simd, kernel: Kernel<Self>, x: Lanes, d: usize, k: usize, out: &mut [Self]);
+
+    /// `sums` `[deep][nr]` = the product of steps and a strip, or += that if `add`.
+    fn weigh(held: &Hold, kernel: Kernel<Self>, left: Steps<Self>, strip: &[Self], sums: &mut [f32], add: bool);
+
+    /// The softmax of a strip of products `[key][nr]` (see [`softmax`]): the weights of `k` keys as a strip of a right-hand operand, in
+    /// their place. There is room for whole groups of steps.
+    fn weights<'a>(
+        simd: Simd,
+        kernel: Kernel<Self>,
+        products: &'a mut [f32],
+        keys: Range<usize>,
+        scale: f32,
+        strip: &Strip,
+        state: &mut [f32],
+    ) -> &'a [Self];
+
+    /// Products `[row][nr]` become P and `dp` becomes dS, as strips of a right-hand operand, in their place; and dS, strip `i` of a tile
+    /// of keys, is kept for [`Operand::onto_queries`] in `panels`, a panel of rows of all [`KEYS`] after another.
+    fn gradients<'a>(
+        simd: Simd,
+        kernel: Kernel<Self>,
+        products: &'a mut [f32],
+        dp: &'a mut [f32],
+        of: &Scored,
+        i: usize,
+        panels: &mut [Self],
+    ) -> [&'a [Self]; 2];
+
+    /// `dq` `[mr][nr]`, whose rows are `ldc` apart, += dS of a panel of rows times keys `taken` (from a whole strip on), of which
+    /// `keys` is one strip of columns of all in the tile.
+    fn onto_queries(
+        held: &Hold,
+        kernel: Kernel<Self>,
+        panel: &[Self],
+        taken: Range<usize>,
+        keys: &[Self],
+        dq: &mut [f32],
+        ldc: usize,
+    );
 
     /// What the few rows of a block take from a tile of keys: the state of [`super::softmax`].
     fn attend_few<T: Stored>(pass: &Forward<Self>, block: &Block, tile: &Tile, inputs: [&[T]; 3], state: &mut [f32]);
 }
 
 impl Operand for f32 {
+    /// Those of a strip of keys stay in the first cache: whole panels of 14, 6 and 4 rows, so that bits depend on none.
+    const ROWS: usize = 84;
+
+    fn multiply(_: &Hold, kernel: Kernel, shape: Shape, a: &[f32], b: &[f32], c: &mut [f32], ldc: usize) {
+        kernel.multiply(shape, a, b, c, ldc);
+    }
+
     fn left(simd: Simd, kernel: Kernel, x: Lanes, lanes: usize, k: usize, out: &mut [f32]) {
         pack_lanes(simd, x, 0..lanes, 0..k, kernel.mr, out);
     }
@@ -66,8 +156,67 @@ impl Operand for f32 {
         pack_lanes(simd, x, 0..lanes, 0..k, kernel.nr, out);
     }
 
-    fn strip(_: Simd, _: Kernel, _: usize, sums: &mut [f32]) -> &[f32] {
-        sums
+    fn deep(_: Kernel, d: usize) -> usize {
+        d.next_multiple_of(products::LANES)
+    }
+
+    fn steps(simd: Simd, _: Kernel, x: Lanes, d: usize, k: usize, out: &mut [f32]) {
+        pack_lanes(simd, x, 0..d, 0..k, products::LANES, out);
+    }
+
+    fn weigh(held: &Hold, kernel: Kernel, left: Steps<f32>, strip: &[f32], sums: &mut [f32], add: bool) {
+        let panels = left.packed.chunks_exact(left.len * products::LANES);
+        for (panel, sums) in panels.zip(sums.chunks_exact_mut(products::LANES * kernel.nr)) {
+            let steps = &panel[left.taken.start * products::LANES..];
+            products::by_steps(held.simd, kernel.nr, steps, strip, sums, add);
+        }
+    }
+
+    fn weights<'a>(
+        simd: Simd,
+        kernel: Kernel,
+        products: &'a mut [f32],
+        keys: Range<usize>,
+        scale: f32,
+        strip: &Strip,
+        state: &mut [f32],
+    ) -> &'a [f32] {
+        let products = &mut products[..keys.len() * kernel.nr];
+        softmax(simd, kernel.nr, products, keys.start, scale, strip, state);
+        products
+    }
+
+    fn gradients<'a>(
+        simd: Simd,
+        kernel: Kernel,
+        products: &'a mut [f32],
+        dp: &'a mut [f32],
+        of: &Scored,
+        i: usize,
+        panels: &mut [f32],
+    ) -> [&'a [f32]; 2] {
+        let Kernel { mr, nr, .. } = kernel;
+        let [p, ds] = [products, dp].map(|x| &mut x[..of.seen.len() * nr]);
+        score_gradients(simd, nr, p, ds, of);
+        for (ds, panel) in ds.chunks(mr * nr).zip(panels.chunks_exact_mut(mr * KEYS)) {
+            let mut rows = panel.chunks_exact_mut(KEYS).map(|row| &mut row[i * nr..][..nr]);
+            ds.chunks_exact(nr).zip(&mut rows).for_each(|(ds, row)| row.copy_from_slice(ds));
+            rows.for_each(|row| row.fill(0.0));
+        }
+        [p, ds]
+    }
+
+    fn onto_queries(
+        held: &Hold,
+        kernel: Kernel,
+        panel: &[f32],
+        taken: Range<usize>,
+        keys: &[f32],
+        dq: &mut [f32],
+        ldc: usize,
+    ) {
+        let keys = &keys[taken.start * kernel.nr..taken.end * kernel.nr];
+        products::by_rows::<KEYS>(held.simd, [kernel.mr, kernel.nr], &panel[taken.start..], keys, dq, ldc);
     }
 
     fn attend_few<T: Stored>(pass: &Forward<f32>, block: &Block, tile: &Tile, inputs: [&[T]; 3], state: &mut [f32]) {
@@ -76,16 +225,19 @@ impl Operand for f32 {
 }
 
 impl Operand for bf16 {
-    fn left(simd: Simd, kernel: Kernel<bf16>, x: Lanes, lanes: usize, k: usize, out: &mut [bf16]) {
-        match x.data {
-            // Whole groups of lanes beside each other lie as they are to.
-            Elems::F32(data) if [x.lane_stride, x.k_stride, k] == [kernel.group, 1, kernel.group] => {
-                let (filled, rest) = out.split_at_mut(lanes * k);
-                <bf16 as Element>::narrow(simd, &data[..lanes * k], filled);
-                rest.fill(bf16::ZERO);
-            }
-            _ => pack_lanes_bf16(simd, x, 0..lanes, 0..k, [kernel.mr, kernel.group], out),
+    /// Whole panels of 14 and of 32 rows: dK and dV are read and written once for so many.
+    const ROWS: usize = 224;
+
+    fn multiply(held: &Hold, kernel: Kernel<bf16>, shape: Shape, a: &[bf16], b: &[bf16], c: &mut [f32], ldc: usize) {
+        match held {
+            #[cfg(target_arch = "x86_64")]
+            Hold { tiles: Some(tiles), .. } => tiles.multiply(shape, a, b, c, ldc),
+            _ => kernel.multiply(shape, a, b, c, ldc),
         }
+    }
+
+    fn left(simd: Simd, kernel: Kernel<bf16>, x: Lanes, lanes: usize, k: usize, out: &mut [bf16]) {
+        pack_lanes_bf16(simd, x, 0..lanes, 0..k, [kernel.mr, kernel.group], out);
     }
 
     fn right(simd: Simd, kernel: Kernel<bf16>, x: Lanes, lanes: usize, k: usize, out: &mut [bf16]) {
@@ -97,11 +249,93 @@ impl Operand for bf16 {
         }
     }
 
-    fn strip(_: Simd, kernel: Kernel<bf16>, k: usize, sums: &mut [f32]) -> &[bf16] {
-        let len = kernel.depth(k) * kernel.nr;
-        sums[k * kernel.nr..len].fill(0.0);
-        pair_up(kernel, &mut sums[..len]);
-        &bytemuck::cast_slice(sums)[..len]
+    fn deep(kernel: Kernel<bf16>, d: usize) -> usize {
+        d.next_multiple_of(kernel.mr)
+    }
+
+    fn steps(simd: Simd, kernel: Kernel<bf16>, x: Lanes, d: usize, k: usize, out: &mut [bf16]) {
+        Self::left(simd, kernel, x, d, k, out);
+    }
+
+    fn weigh(held: &Hold, kernel: Kernel<bf16>, left: Steps<bf16>, strip: &[bf16], sums: &mut [f32], add: bool) {
+        let Kernel { mr, nr, .. } = kernel;
+        let product = Shape { m: mr, n: nr, k: left.taken.len(), alpha: 1.0, add };
+        let panels = left.packed.chunks_exact(kernel.packed_a(mr, left.len));
+        for (panel, sums) in panels.zip(sums.chunks_exact_mut(mr * nr)) {
+            Self::multiply(held, kernel, product, &panel[left.taken.start * mr..], strip, sums, nr);
+        }
+    }
+
+    fn weights<'a>(
+        simd: Simd,
+        kernel: Kernel<bf16>,
+        products: &'a mut [f32],
+        keys: Range<usize>,
+        scale: f32,
+        strip: &Strip,
+        state: &mut [f32],
+    ) -> &'a [bf16] {
+        let (k, len) = (keys.len(), kernel.depth(keys.len()) * kernel.nr);
+        let products = &mut products[..len];
+        hide(simd, kernel.nr, &mut products[..k * kernel.nr], keys.start, scale, strip);
+        let (largest, sum) = state.split_at_mut(kernel.nr);
+        match (products.as_chunks_mut(), largest.first_chunk_mut(), sum.first_chunk_mut()) {
+            // SAFETY: a kernel of bf16 is made from a `Simd` that proves AVX-512 BF16.
+            #[cfg(target_arch = "x86_64")]
+            ((rows, []), Some(largest), Some(sum)) if kernel.nr == 32 => unsafe {
+                scores512::softmax(rows, k, scale, largest, sum);
+            },
+            _ => unreachable!("no level multiplies bf16, {} columns at a time", kernel.nr),
+        }
+        &bytemuck::cast_slice(products)[..len]
+    }
+
+    fn gradients<'a>(
+        simd: Simd,
+        kernel: Kernel<bf16>,
+        products: &'a mut [f32],
+        dp: &'a mut [f32],
+        of: &Scored,
+        i: usize,
+        panels: &mut [bf16],
+    ) -> [&'a [bf16]; 2] {
+        let (Kernel { mr, nr, group, .. }, m) = (kernel, of.seen.len());
+        let len = kernel.depth(m) * nr;
+        let [products, dp] = [products, dp].map(|x| &mut x[..len]);
+        // Panels of whole rows of a strip take them as they are.
+        let whole = [mr, nr, group] == [32; 3];
+        match (products.as_chunks_mut(), dp.as_chunks_mut()) {
+            #[cfg(target_arch = "x86_64")]
+            ((products, []), (dp, [])) if nr == 32 => {
+                let rows = whole.then(|| Panels { panels: panels[i * mr * nr..].as_chunks_mut().0, stride: KEYS });
+                // SAFETY: a kernel of bf16 is made from a `Simd` that proves AVX-512 BF16.
+                unsafe { scores512::gradients(products, dp, of, rows) }
+            }
+            _ => unreachable!("no level multiplies bf16, {nr} columns at a time"),
+        }
+        if !whole {
+            for (ds, panel) in dp[..m * nr].chunks(mr * nr).zip(panels.chunks_exact_mut(mr * KEYS)) {
+                let panel = &mut panel[i * nr * mr..][..nr * mr];
+                Self::left(simd, kernel, by_row(ds, nr), ds.len() / nr, nr, panel);
+            }
+            dp[m * nr..].fill(0.0);
+            pair_up(kernel, dp);
+        }
+        [products, dp].map(|x| &bytemuck::cast_slice(x)[..len])
+    }
+
+    fn onto_queries(
+        held: &Hold,
+        kernel: Kernel<bf16>,
+        panel: &[bf16],
+        taken: Range<usize>,
+        keys: &[bf16],
+        dq: &mut [f32],
+        ldc: usize,
+    ) {
+        let Kernel { mr, nr, .. } = kernel;
+        let product = Shape { m: mr, n: nr, k: taken.len(), alpha: 1.0, add: true };
+        Self::multiply(held, kernel, product, &panel[taken.start * mr..], &keys[taken.start * nr..], dq, ldc);
     }
 
     fn attend_few<T: Stored>(pass: &Forward<bf16>, block: &Block, tile: &Tile, inputs: [&[T]; 3], state: &mut [f32]) {
@@ -114,33 +348,7 @@ fn pair_up(kernel: Kernel<bf16>, rows: &mut [f32]) {
     match rows.as_chunks_mut::<32>() {
         // SAFETY: a kernel of bf16 is made from a `Simd` that proves AVX-512 BF16.
         #[cfg(target_arch = "x86_64")]
-        (rows, []) if kernel.nr == 32 => unsafe { avx512::pair_up(rows) },
+        (rows, []) if kernel.nr == 32 => unsafe { scores512::pair_up(rows) },
         _ => unreachable!("no level multiplies bf16, {} columns at a time", kernel.nr),
-    }
-}
-
-#[cfg(target_arch = "x86_64")]
-mod avx512 {
-    use std::arch::x86_64::*;
-
-    #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-    pub(super) fn pair_up(rows: &mut [[f32; 32]]) {
-        // Element i of the lower half of a register, then of the upper.
-        let zip = std::array::from_fn::<i16, 32, _>(|i| (i / 2 + i % 2 * 16) as i16);
-        // SAFETY: 64 bytes; any bits make integers.
-        let zip: __m512i = unsafe { std::mem::transmute(zip) };
-        let start = rows.as_mut_ptr().cast::<f32>();
-        for i in 0..rows.len() / 2 {
-            // SAFETY: each row has 32 floats; those of rows 2 i and 2 i + 1 are read before row i is written.
-            unsafe {
-                let (low, high, pairs) = (start.add(64 * i), start.add(64 * i + 32), start.add(32 * i));
-                let first = _mm512_cvtne2ps_pbh(_mm512_loadu_ps(high), _mm512_loadu_ps(low));
-                let second = _mm512_cvtne2ps_pbh(_mm512_loadu_ps(high.add(16)), _mm512_loadu_ps(low.add(16)));
-                for (at, both) in [(0, first), (16, second)] {
-                    let both: __m512i = std::mem::transmute(both);
-                    _mm512_storeu_si512(pairs.add(at).cast(), _mm512_permutexvar_epi16(zip, both));
-                }
-            }
-        }
     }
 }

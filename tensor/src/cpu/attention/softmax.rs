@@ -48,6 +48,14 @@ simd! {
         }
     }
 
+    /// Products `[key][lane]`, of keys from `first` on, that a lane does not see become such that their scores are -inf.
+    pub(super) fn hide(width: usize, products: &mut [f32], first: usize, scale: f32, strip: &Strip) {
+        match width {
+            32 => hide_of::<32>(products.as_chunks_mut().0, first, scale, strip),
+            _ => hide_of::<16>(products.as_chunks_mut().0, first, scale, strip),
+        }
+    }
+
     /// The state so far takes in that of the next keys.
     pub(super) fn merge(width: usize, state: &mut [f32], next: &[f32]) {
         let (mut keep, mut take) = ([0.0; WIDEST], [0.0; WIDEST]);
@@ -101,9 +109,7 @@ fn finite(max: f32) -> f32 {
 #[inline(always)]
 fn softmax_of<const W: usize>(products: &mut [f32], first: usize, scale: f32, strip: &Strip, state: &mut [f32]) {
     let rows = products.as_chunks_mut::<W>().0;
-    if strip.from[W - 1] > first || strip.to[0] < first + rows.len() {
-        hide::<W>(rows, first, scale, strip);
-    }
+    hide_of(rows, first, scale, strip);
     let mut top = [f32::NEG_INFINITY; W];
     for row in rows.iter() {
         for (top, x) in top.iter_mut().zip(row) {
@@ -123,9 +129,11 @@ fn softmax_of<const W: usize>(products: &mut [f32], first: usize, scale: f32, st
     state[W..2 * W].copy_from_slice(&sum);
 }
 
-/// Products of keys that a lane does not see become such that their scores are -inf.
 #[inline(always)]
-fn hide<const W: usize>(rows: &mut [[f32; W]], first: usize, scale: f32, strip: &Strip) {
+fn hide_of<const W: usize>(rows: &mut [[f32; W]], first: usize, scale: f32, strip: &Strip) {
+    if strip.from[W - 1] <= first && first + rows.len() <= strip.to[0] {
+        return;
+    }
     let hidden = if scale < 0.0 { f32::INFINITY } else { f32::NEG_INFINITY };
     let clamp = |key: usize| key.saturating_sub(first).min(rows.len()) as u32;
     let (mut start, mut end) = ([0; W], [0; W]);

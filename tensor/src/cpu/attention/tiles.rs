@@ -1,61 +1,35 @@
-//! Where tiles of keys lie in a buffer that all tasks share.
+//! Where tiles of keys lie in a buffer.
 
-use super::{Attention, Segment, Tile};
+use super::{Attention, Block, Tile};
 use std::ops::Range;
 
-/// Room for the tiles of keys of every segment and key head in one buffer: `width` elements a key.
+/// Room for the tiles of keys that a block sees, one after another.
+#[derive(Clone, Default)]
 pub(super) struct Tiles {
-    /// Keys a tile, whole `unit`s.
-    pub(super) len: usize,
-    /// To a multiple of how many keys the last tile of a segment is filled up.
-    unit: usize,
-    width: usize,
-    /// Where each segment begins, and the end.
-    starts: Vec<usize>,
+    numbers: Range<usize>,
+    /// Elements a tile.
+    len: usize,
 }
 
 impl Tiles {
-    pub(super) fn new(a: &Attention, segments: &[Segment], len: usize, unit: usize, width: usize) -> Self {
-        let mut starts = vec![0];
-        for segment in segments {
-            let size = a.kv_heads * segment.kv_len.next_multiple_of(unit) * width;
-            starts.push(starts[starts.len() - 1] + size);
-        }
-        Tiles { len, unit, width, starts }
+    /// `len` elements for each tile of `keys` keys.
+    pub(super) fn new(a: &Attention, block: &Block, keys: usize, len: usize) -> Self {
+        Tiles { numbers: a.tiles(&block.segment, &block.rows, keys), len }
     }
 
     /// Elements of all tiles.
     pub(super) fn size(&self) -> usize {
-        self.starts[self.starts.len() - 1]
+        self.numbers.len() * self.len
     }
 
-    /// Every tile.
-    pub(super) fn all(&self, a: &Attention, segments: &[Segment]) -> Vec<Tile> {
-        self.list(a, segments, |segment| 0..segment.kv_len.div_ceil(self.len))
+    /// The place of a tile, if it is among them.
+    pub(super) fn find(&self, tile: &Tile) -> Option<Range<usize>> {
+        let at = tile.number.checked_sub(self.numbers.start)? * self.len;
+        self.numbers.contains(&tile.number).then(|| at..at + self.len)
     }
 
-    /// Every tile that some query sees.
-    pub(super) fn seen(&self, a: &Attention, segments: &[Segment]) -> Vec<Tile> {
-        self.list(a, segments, |segment| match a.rows(segment) {
-            0 => 0..0,
-            rows => a.tiles(segment, &(0..rows), self.len),
-        })
-    }
-
-    fn list(&self, a: &Attention, segments: &[Segment], numbers: impl Fn(&Segment) -> Range<usize>) -> Vec<Tile> {
-        let mut tiles = Vec::new();
-        for (index, &segment) in segments.iter().enumerate() {
-            for number in numbers(&segment) {
-                tiles.extend((0..a.kv_heads).map(|kv_head| Tile::new(index, segment, kv_head, number, self.len)));
-            }
-        }
-        tiles
-    }
-
-    /// The place of a tile in the buffer.
+    /// The place of one of the tiles.
     pub(super) fn place(&self, tile: &Tile) -> Range<usize> {
-        let keys = tile.segment.kv_len.next_multiple_of(self.unit);
-        let at = self.starts[tile.index] + (tile.kv_head * keys + tile.keys.start) * self.width;
-        at..at + tile.keys.len().next_multiple_of(self.unit) * self.width
+        self.find(tile).expect("a part of a block sees no other tiles than the block")
     }
 }

@@ -118,7 +118,7 @@ fn each_block<const BYTES: usize>(
 
 /// The block of 256 that step `index` is in, where a block has `steps` of them.
 #[inline(always)]
-fn part<const BYTES: usize>(row: &[u8], index: usize, steps: usize) -> &[u8; BYTES] {
+pub(super) fn part<const BYTES: usize>(row: &[u8], index: usize, steps: usize) -> &[u8; BYTES] {
     &row.as_chunks::<BYTES>().0[index / steps]
 }
 
