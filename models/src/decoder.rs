@@ -2,8 +2,8 @@
 
 use crate::cache::KvCache;
 use crate::config::Config;
-use crate::ctx::Ctx;
-use crate::layers::{Block, Linear, Norm};
+use crate::ctx::{AdapterMap, Ctx};
+use crate::layers::{Block, Linear, Norm, outline};
 use crate::sequence::{Batch, Sequence};
 use kinglet_autograd::ops::{Term, TermWeight};
 use kinglet_autograd::{Tape, Var, ops};
@@ -71,6 +71,31 @@ impl Decoder {
     pub fn norms(&self) -> impl Iterator<Item = (&str, &Tensor)> {
         let blocks = self.blocks.iter().flat_map(|b| b.norms());
         blocks.chain([&self.norm]).map(|n| (n.weight_name.as_str(), &n.weight))
+    }
+
+    /// The same without the values of tensors that a parameter of `map` replaces: their memory is given back, their shapes stay. It runs
+    /// only under contexts that have `map`; under any other those tensors are on no device.
+    ///
+    /// # Errors
+    /// When somebody else holds a part of the model.
+    pub fn forget(mut self, map: &AdapterMap) -> Result<Self> {
+        let replaced = |name: &str| map.tensors.contains_key(name);
+        for block in &mut self.blocks {
+            let block = Arc::get_mut(block).ok_or_else(|| Error::aliased("a tape holds a block of the model"))?;
+            block.linears_mut().into_iter().try_for_each(|linear| linear.forget(replaced))?;
+            block.norms_mut().try_for_each(|norm| norm.forget(replaced))?;
+        }
+        self.norm.forget(replaced)?;
+        if !self.is_tied() {
+            if replaced(EMBEDDING) {
+                self.embedding = outline(&self.embedding)?;
+            }
+            self.head.forget(replaced)?;
+        } else if replaced(EMBEDDING) && replaced(HEAD) {
+            self.embedding = outline(&self.embedding)?;
+            self.head.weight = self.embedding.clone();
+        }
+        Ok(self)
     }
 
     /// An empty KV cache for one sequence of up to `capacity` tokens.

@@ -6,7 +6,7 @@ use crate::sequence::Sequence;
 use kinglet_autograd::{Tape, Var, ops};
 use kinglet_quant::{Weight, linear_lora, linear_trained};
 use kinglet_tensor::ops::Mask;
-use kinglet_tensor::{Error, Result, Tensor};
+use kinglet_tensor::{DType, Device, Error, Result, Tensor};
 use std::sync::Arc;
 
 /// y = x Wᵀ + bias, with whatever adapters the context has for it.
@@ -27,6 +27,18 @@ impl Linear {
         Linear { site, weight, bias, weight_name, bias_name }
     }
 
+    /// See [`crate::Decoder::forget`].
+    pub(crate) fn forget(&mut self, replaced: impl Fn(&str) -> bool) -> Result<()> {
+        if replaced(&self.weight_name) {
+            self.weight = outline(&self.weight)?;
+        }
+        match &mut self.bias {
+            Some(bias) if replaced(&self.bias_name) => *bias = shape_of(bias)?,
+            _ => {}
+        }
+        Ok(())
+    }
+
     /// x [t, in] -> [t, out]
     ///
     /// # Errors
@@ -44,14 +56,22 @@ impl Linear {
     }
 }
 
+/// A tensor of this shape and dtype without values.
+fn shape_of(tensor: &Tensor) -> Result<Tensor> {
+    Tensor::zeros(tensor.shape(), tensor.dtype(), &Device::meta())
+}
+
+/// A weight of this shape without values.
+pub(crate) fn outline(weight: &Weight) -> Result<Arc<Weight>> {
+    let values = match weight {
+        Weight::Dense(w) => shape_of(w)?,
+        w => Tensor::zeros(&<[usize; 2]>::from(w.dims()?), DType::F32, &Device::meta())?,
+    };
+    Ok(Arc::new(Weight::Dense(values)))
+}
+
 /// The parameter that replaces the tensor called `name`, or the tensor itself, as a value of `dtype`.
-fn trained_or<'t>(
-    tape: &'t Tape,
-    ctx: &Ctx,
-    name: &str,
-    tensor: &Tensor,
-    dtype: kinglet_tensor::DType,
-) -> Result<Var<'t>> {
+fn trained_or<'t>(tape: &'t Tape, ctx: &Ctx, name: &str, tensor: &Tensor, dtype: DType) -> Result<Var<'t>> {
     match ctx.trained(tape, name)? {
         Some(var) => var.to_dtype(dtype),
         None => Ok(tape.constant(tensor.to_dtype(dtype)?)),
@@ -66,6 +86,14 @@ pub(crate) struct Norm {
 }
 
 impl Norm {
+    /// See [`crate::Decoder::forget`].
+    pub(crate) fn forget(&mut self, replaced: impl Fn(&str) -> bool) -> Result<()> {
+        if replaced(&self.weight_name) {
+            self.weight = shape_of(&self.weight)?;
+        }
+        Ok(())
+    }
+
     /// x [.., d] -> [.., d]
     ///
     /// # Errors
@@ -188,5 +216,15 @@ impl Block {
     pub(crate) fn norms(&self) -> impl Iterator<Item = &Norm> {
         let heads = self.attention.q_norm.iter().chain(&self.attention.k_norm);
         heads.chain([&self.input_norm, &self.post_norm])
+    }
+
+    pub(crate) fn linears_mut(&mut self) -> [&mut Linear; 7] {
+        let (a, m) = (&mut self.attention, &mut self.mlp);
+        [&mut a.q, &mut a.k, &mut a.v, &mut a.o, &mut m.gate, &mut m.up, &mut m.down]
+    }
+
+    pub(crate) fn norms_mut(&mut self) -> impl Iterator<Item = &mut Norm> {
+        let heads = self.attention.q_norm.iter_mut().chain(&mut self.attention.k_norm);
+        heads.chain([&mut self.input_norm, &mut self.post_norm])
     }
 }

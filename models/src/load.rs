@@ -9,7 +9,6 @@ use kinglet_quant::{FourBit, GgufMatrix, RowOrder, Weight, bnb, ggml, nf4};
 use kinglet_tensor::ops::Mask;
 use kinglet_tensor::philox::Key;
 use kinglet_tensor::{CpuOptions, DType, Device, Error, Result, Tensor, ops};
-use std::cell::RefCell;
 use std::sync::Arc;
 
 /// How to hold a model's weights.
@@ -39,8 +38,6 @@ trait Tensors {
     fn vector(&self, name: &str, len: usize) -> Result<Tensor>;
     /// A matrix [rows, columns].
     fn matrix(&self, name: &str, shape: [usize; 2]) -> Result<Weight>;
-    /// What was read under this name has been copied and is not needed any more.
-    fn release(&self, name: &str);
 }
 
 impl Decoder {
@@ -56,10 +53,8 @@ impl Decoder {
             Ok(_) => options.device.clone(),
             Err(_) => Device::cpu(CpuOptions { threads: Some(1), ..CpuOptions::default() })?,
         };
-        let files = Files { source, device: &options.device, host: &host, released: RefCell::default() };
-        let model = build(&source.config, &files, options)?;
-        // Once more: who read a tensor after its neighbour was released brought back pages of that.
-        files.released.borrow().iter().for_each(|entry| source.weights.release(entry));
+        let model = build(&source.config, &Files { source, device: &options.device, host: &host }, options)?;
+        source.weights.release_unused();
         source.check_unchanged()?;
         Ok(model)
     }
@@ -113,7 +108,6 @@ fn block(c: &Config, i: usize, source: &dyn Tensors, options: &LoadOptions) -> R
         let mut weight = source.matrix(&weight_name, [rows, columns])?;
         if let (Some(quant), false) = (options.quant, matches!(weight, Weight::FourBit(_))) {
             weight = quantize(&weight_name, weight, quant)?;
-            source.release(&weight_name);
         }
         let bias = if bias { Some(source.vector(&format!("{}.bias", site.name), rows)?) } else { None };
         Ok::<_, Error>(Linear::new(site, Arc::new(weight), bias))
@@ -178,8 +172,6 @@ struct Files<'a> {
     device: &'a Device,
     /// `device`, or one that can read values for it.
     host: &'a Device,
-    /// What is not needed any more.
-    released: RefCell<Vec<&'a Entry>>,
 }
 
 impl Files<'_> {
@@ -211,7 +203,7 @@ impl Files<'_> {
 
     /// bitsandbytes' 4-bit blocks, if the file holds them under this name.
     fn four_bit(&self, name: &str) -> Result<Option<FourBit>> {
-        let on_host = Files { device: self.host, released: RefCell::default(), ..*self };
+        let on_host = Files { device: self.host, ..*self };
         let found = bnb::read(name, |n| on_host.source.weights.entries.get(n).map(|e| on_host.plain(e)).transpose())?;
         found.map(|weight| if weight.device() == self.device { Ok(weight) } else { weight.to(self.device) }).transpose()
     }
@@ -248,13 +240,6 @@ impl Tensors for Files<'_> {
         let blocks = Tensor::from_shared(bytes.owner, bytes.range.start, DType::U8, &[len], self.device)?;
         let matrix = GgufMatrix::new(format, shape, tensor.rows, blocks);
         matrix.map(Weight::Gguf).map_err(|e| e.context(format!("tensor {:?}", tensor.entry.name)))
-    }
-
-    fn release(&self, name: &str) {
-        if let Some(tensor) = self.source.find(name) {
-            self.source.weights.release(tensor.entry);
-            self.released.borrow_mut().push(tensor.entry);
-        }
     }
 }
 
@@ -295,6 +280,4 @@ impl Tensors for Random<'_> {
         let key = name.bytes().fold(Key::derive(&[self.seed]), |key, byte| key.child(u64::from(byte)));
         ops::normal(&shape, self.deviation, key, self.device)?.to_dtype(self.dtype).map(Weight::Dense)
     }
-
-    fn release(&self, _: &str) {}
 }

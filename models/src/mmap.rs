@@ -99,6 +99,12 @@ impl Mapped {
         &self.path
     }
 
+    /// Whether it is mapped, not read into memory.
+    #[must_use]
+    pub fn is_mapped(&self) -> bool {
+        matches!(self.backing, Backing::Map(_))
+    }
+
     /// Brings the pages of `range` into memory.
     ///
     /// # Errors
@@ -206,6 +212,7 @@ fn open_regular(path: &Path) -> Result<(File, PathBuf, Identity, usize)> {
 }
 
 /// Bytes that start at a multiple of [`ALIGNMENT`].
+#[derive(Debug)]
 pub struct AlignedBytes {
     // Longer than needed by less than ALIGNMENT, and never resized, so that `start` stays right.
     buffer: Vec<u8>,

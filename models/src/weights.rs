@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use kinglet_tensor::{Error, Result};
 
@@ -45,12 +45,50 @@ pub struct WeightFiles {
     pub files: Vec<Arc<Mapped>>,
     /// Every tensor by its name.
     pub entries: BTreeMap<String, Entry>,
+    /// What of them is in use, by the name of the tensor.
+    in_use: Mutex<BTreeMap<String, Weak<Part>>>,
+}
+
+/// The bytes of one tensor in use.
+#[derive(Debug)]
+enum Part {
+    /// Where they lie. Their pages are given back to the system with the last use.
+    InFile { file: Arc<Mapped>, range: Range<usize> },
+    /// An aligned copy.
+    Copy(AlignedBytes),
+}
+
+impl Part {
+    fn range(&self) -> Range<usize> {
+        match self {
+            Part::InFile { range, .. } => range.clone(),
+            Part::Copy(bytes) => 0..bytes.as_ref().len(),
+        }
+    }
+}
+
+/// The copy; or all of the file, whose start is aligned.
+impl AsRef<[u8]> for Part {
+    fn as_ref(&self) -> &[u8] {
+        match self {
+            Part::InFile { file, .. } => (**file).as_ref(),
+            Part::Copy(bytes) => bytes.as_ref(),
+        }
+    }
+}
+
+impl Drop for Part {
+    fn drop(&mut self) {
+        if let Part::InFile { file, range } = self {
+            file.release(range.clone());
+        }
+    }
 }
 
 /// Bytes of one tensor, aligned for its type, and what keeps them alive.
 #[derive(Clone)]
 pub struct Bytes {
-    /// The mapped file, or the aligned copy of a tensor that the file holds unaligned.
+    /// The file, as long as its part is used, or an aligned copy of that part.
     pub owner: Arc<dyn AsRef<[u8]> + Send + Sync>,
     /// Where the tensor is in `owner`.
     pub range: Range<usize>,
@@ -67,6 +105,10 @@ impl AsRef<[u8]> for Bytes {
 const SMALL: usize = 64 << 10;
 
 impl WeightFiles {
+    pub(crate) fn new(files: Vec<Arc<Mapped>>, entries: BTreeMap<String, Entry>) -> Self {
+        WeightFiles { files, entries, in_use: Mutex::default() }
+    }
+
     /// The tensor `name`.
     ///
     /// # Errors
@@ -78,8 +120,8 @@ impl WeightFiles {
         })
     }
 
-    /// The bytes of `entry`, faulted in. They are the file's own; only a tensor that the file holds unaligned, and a small one, are
-    /// copied, once per call.
+    /// The bytes of `entry`, faulted in. They are the file's own, whose pages are given back to the system when the last one lets go of
+    /// them; only a tensor that the file holds unaligned, and a small one, are copied.
     ///
     /// # Errors
     /// When the file no longer has these bytes, or the copy does not fit in memory.
@@ -89,21 +131,41 @@ impl WeightFiles {
     pub fn bytes(&self, entry: &Entry) -> Result<Bytes> {
         let file = &self.files[entry.file];
         file.populate(entry.range.clone()).map_err(|e| e.context(format!("tensor {:?}", entry.name)))?;
-        if entry.is_aligned() && entry.range.len() > SMALL {
-            return Ok(Bytes { owner: file.clone(), range: entry.range.clone() });
-        }
-        let mut copy = AlignedBytes::zeroed(entry.range.len(), format_args!("tensor {:?}", entry.name))?;
-        copy.as_mut().copy_from_slice(&(**file).as_ref()[entry.range.clone()]);
-        Ok(Bytes { owner: Arc::new(copy), range: 0..entry.range.len() })
+        let mut in_use = self.in_use.lock().unwrap_or_else(PoisonError::into_inner);
+        let part = match in_use.get(&entry.name).and_then(Weak::upgrade) {
+            Some(part) => part,
+            None if entry.is_aligned() && entry.range.len() > SMALL => {
+                Arc::new(Part::InFile { file: file.clone(), range: entry.range.clone() })
+            }
+            None => {
+                let mut copy = AlignedBytes::zeroed(entry.range.len(), format_args!("tensor {:?}", entry.name))?;
+                copy.as_mut().copy_from_slice(&(**file).as_ref()[entry.range.clone()]);
+                Arc::new(Part::Copy(copy))
+            }
+        };
+        in_use.insert(entry.name.clone(), Arc::downgrade(&part));
+        Ok(Bytes { range: part.range(), owner: part })
     }
 
-    /// Gives the memory of `entry`'s bytes back to the system: they are not needed any more, and come from the file again
-    /// for whoever reads them after all.
-    ///
-    /// # Panics
-    /// When `entry` is not one of these files'.
-    pub fn release(&self, entry: &Entry) {
-        self.files[entry.file].release(entry.range.clone());
+    /// Bytes of tensors that somebody uses, where they lie or copied; and all of files that were read into memory.
+    #[must_use]
+    pub fn bytes_in_use(&self) -> usize {
+        let in_use = self.in_use.lock().unwrap_or_else(PoisonError::into_inner);
+        let parts = in_use.values().filter_map(Weak::upgrade).map(|part| match &*part {
+            Part::InFile { file, .. } if !file.is_mapped() => 0,
+            part => part.range().len(),
+        });
+        let read = self.files.iter().filter(|file| !file.is_mapped());
+        parts.sum::<usize>() + read.map(|file| (**file).as_ref().len()).sum::<usize>()
+    }
+
+    /// Gives the pages of all that nobody uses back to the system: who read a tensor may have brought back pages of its neighbours.
+    pub(crate) fn release_unused(&self) {
+        let in_use = self.in_use.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_used = |entry: &Entry| in_use.get(&entry.name).is_some_and(|part| part.strong_count() > 0);
+        for entry in self.entries.values().filter(|entry| !is_used(entry)) {
+            self.files[entry.file].release(entry.range.clone());
+        }
     }
 
     /// Checks that no file changed since it was opened: to be called at the end of loading, at each

@@ -26,6 +26,10 @@ enum Memory {
     Shared(SharedBytes),
     /// Counted, never there.
     Meta(usize),
+    /// On a device without values: bytes of someone else, who sees that they would be in use.
+    MetaShared {
+        _bytes: SharedBytes,
+    },
     /// On a CUDA device; counted as a host block of that length would be.
     Cuda(kinglet_cuda::Buffer),
 }
@@ -41,6 +45,10 @@ impl Storage {
 
     pub(crate) fn meta(device: Device, bytes: usize) -> Self {
         Storage { memory: Memory::Meta(bytes), device }
+    }
+
+    pub(crate) fn meta_shared(device: Device, bytes: SharedBytes) -> Self {
+        Storage { memory: Memory::MetaShared { _bytes: bytes }, device }
     }
 
     pub(crate) fn cuda(device: Device, buffer: kinglet_cuda::Buffer) -> Self {
@@ -60,6 +68,7 @@ impl Storage {
             Memory::Owned(block) => block.len,
             Memory::Shared(bytes) => (**bytes).as_ref().len(),
             Memory::Meta(bytes) => *bytes,
+            Memory::MetaShared { .. } => 0,
             Memory::Cuda(buffer) => buffer.len() as usize,
         }
     }
@@ -82,7 +91,9 @@ impl Storage {
         let bytes = match &self.memory {
             Memory::Owned(block) => block.bytes(),
             Memory::Shared(bytes) => (**bytes).as_ref(),
-            Memory::Meta(_) => return Err(Error::device("read", "a meta tensor has no values")),
+            Memory::Meta(_) | Memory::MetaShared { .. } => {
+                return Err(Error::device("read", "a meta tensor has no values"));
+            }
             Memory::Cuda(_) => return Err(not_on_the_host("read", &self.device)),
         };
         let whole = bytes.len() - bytes.len() % size_of::<T>();
@@ -97,7 +108,7 @@ impl Storage {
                     .map_err(|e| Error::device("write", e.to_string()))
             }
             Memory::Shared(_) => Err(Error::aliased("write to shared bytes")),
-            Memory::Meta(_) => Err(Error::device("write", "a meta tensor has no values")),
+            Memory::Meta(_) | Memory::MetaShared { .. } => Err(Error::device("write", "a meta tensor has no values")),
             Memory::Cuda(_) => Err(not_on_the_host("write", &self.device)),
         }
     }
@@ -147,7 +158,7 @@ impl Drop for Storage {
             Memory::Owned(block) => self.device.heap().free(block),
             Memory::Meta(bytes) => self.device.heap().uncount(bytes),
             Memory::Cuda(buffer) => self.device.heap().uncount(counted(buffer.len() as usize)),
-            Memory::Shared(_) => {}
+            Memory::Shared(_) | Memory::MetaShared { .. } => {}
         }
     }
 }
@@ -160,7 +171,7 @@ pub(crate) struct Block {
 
 /// From how many bytes on a block is a mapping of its own, which goes back to the system whole when it is freed: an
 /// allocator would keep it, and the holes between blocks of many sizes with it.
-const MAPPED: usize = 1 << 20;
+const MAPPED: usize = 1 << 16;
 
 enum Bytes {
     Heap(Allocation),

@@ -98,7 +98,7 @@ impl Tensor {
         let address = (*bytes).as_ref().as_ptr() as usize;
         if device.is_meta() {
             // Mapped pages are not the device's memory: nothing to count.
-            let storage = Storage::meta(device.clone(), 0);
+            let storage = Storage::meta_shared(device.clone(), bytes);
             return Ok(Tensor { storage: Arc::new(storage), layout: Layout::contiguous(Shape::new(shape)?, 0), dtype });
         }
         if device.as_cpu().is_ok() && address.is_multiple_of(16) && start.is_multiple_of(dtype.size()) {

@@ -5,7 +5,7 @@ use kinglet_data::Dataset;
 use kinglet_models::{Ctx, LoadOptions, Request, Sampling, generate};
 use kinglet_peft::Adapter;
 use kinglet_tensor::DType;
-use kinglet_train::{Answering, Base, EvalRow, Method, Plan, Reporter, Start, evaluate_loss, exact_match};
+use kinglet_train::{Answering, Base, EvalRow, Learner, Method, Plan, Reporter, Start, evaluate_loss, exact_match};
 use serde_json::Value;
 use std::ops::ControlFlow;
 
@@ -158,12 +158,32 @@ fn memory_is_what_the_plan_says_and_does_not_grow() {
     let options = kinglet_train::RunOptions { start: Start::New, dry_run: false, stop: &stop, renderer: None };
     let mut peaks = Peaks(&device, Vec::new(), 0);
     kinglet_train::run(&settings, &device, options, &mut peaks).unwrap();
-    let mapped = std::fs::metadata(settings.model.join("model.safetensors")).unwrap().len() as usize;
     let Peaks(_, steps, planned) = peaks;
+    let base = kinglet_train::Base::of(&settings, None).unwrap();
+    let _model = base.model(&settings, &device).unwrap();
+    let mapped = base.source.weights.bytes_in_use();
     assert_eq!(steps[1], steps[49]);
     let expected = (planned - mapped) as f64;
     let most = *steps.iter().max().unwrap() as f64;
     assert!((most / expected - 1.0).abs() < 0.02, "{most} bytes where {expected} were expected");
+}
+
+/// In full training parameters replace every tensor of the model: nobody keeps what they were made from.
+#[test]
+fn full_training_holds_its_weights_once() {
+    for from_scratch in [false, true] {
+        let (mut settings, _) = case("llama-lora", &output("full-once"));
+        (settings.method, settings.from_scratch, settings.init_adapter) = (Method::Full, from_scratch, None);
+        let (device, base) = (device(2), Base::of(&settings, None).unwrap());
+        let model = base.model(&settings, &device).unwrap();
+        let elements = kinglet_peft::count_parameters(&model).unwrap();
+        let learner = Learner::new(model, &settings, None).unwrap();
+        let (live, flat) = (device.memory().live, 4 * elements);
+        // Values, gradients and two moments; beside them a handful of numbers.
+        assert!((4 * flat..4 * flat + 4096).contains(&live), "{live} bytes for {elements} parameters");
+        assert_eq!(base.source.weights.bytes_in_use(), 0);
+        drop(learner);
+    }
 }
 
 #[test]

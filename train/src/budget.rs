@@ -85,7 +85,7 @@ impl fmt::Display for ByteSize {
 }
 
 /// The most bytes that the run takes at once on a device like `device`: one step on micro-batches like `largest`, planned on
-/// a device that runs nothing and counts bytes. On a CPU the pages of the weight files count too.
+/// a device that runs nothing and counts bytes. On a CPU the pages of weight files that are used where they lie count too.
 pub(crate) fn peak_bytes(
     settings: &Settings,
     base: &Base,
@@ -100,7 +100,7 @@ pub(crate) fn peak_bytes(
     Ok(ByteSize(match planner.as_cuda() {
         Ok(cuda) => cuda.memory().held,
         Err(_) => {
-            let mapped: usize = base.source.weights.entries.values().map(|e| e.range.len()).sum();
+            let mapped = base.source.weights.bytes_in_use();
             (planner.memory().peak + mapped) as u64
         }
     }))

@@ -69,6 +69,7 @@ impl Learner {
                 (adapter.params, adapter.map, Some(config))
             }
         };
+        let model = model.forget(&map)?; // before there are moments and gradients
         let adamw = AdamW::new(&params, settings.adamw())?;
         let grads = Grads::new(&params)?;
         Ok(Learner {

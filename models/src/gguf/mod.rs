@@ -52,7 +52,7 @@ impl Gguf {
     pub fn open(path: &Path, map: fn(&Path) -> Result<Mapped>) -> Result<Self> {
         let file = map(path)?;
         let (metadata, entries) = parse(file.as_ref()).map_err(|e| e.context(path.display()))?;
-        Ok(Gguf { metadata, weights: WeightFiles { files: vec![Arc::new(file)], entries } })
+        Ok(Gguf { metadata, weights: WeightFiles::new(vec![Arc::new(file)], entries) })
     }
 }
 

@@ -63,7 +63,7 @@ pub fn open_file(path: &Path, map: fn(&Path) -> Result<Mapped>) -> Result<Weight
     let file = map(path)?;
     let entries = read_entries(file.as_ref(), 0).map_err(|e| e.context(path.display()))?;
     let entries = entries.into_iter().map(|e| (e.name.clone(), e)).collect();
-    Ok(WeightFiles { files: vec![Arc::new(file)], entries })
+    Ok(WeightFiles::new(vec![Arc::new(file)], entries))
 }
 
 /// The part of `model.safetensors.index.json` that matters.

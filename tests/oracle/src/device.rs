@@ -44,8 +44,16 @@ pub fn emulated(arch: u32, seed: u64) -> Device {
 fn replace_kernels(device: &Device, folder: &Path) {
     let cuda = device.as_cuda().expect("a virtual GPU");
     let files = folder.read_dir().unwrap_or_else(|e| panic!("KINGLET_KERNELS {}: {e}", folder.display()));
-    for path in files.map(|file| file.expect("a readable folder").path()) {
+    let paths: Vec<_> = files.map(|file| file.expect("a readable folder").path()).collect();
+    // A verdict on no kernel at all would look like one on the built-in ones.
+    assert!(!paths.is_empty(), "KINGLET_KERNELS {}: there is no .ptx file in it", folder.display());
+    for path in paths {
         let shown = path.display().to_string();
+        let is_ptx = path.extension().is_some_and(|extension| extension == "ptx");
+        assert!(
+            is_ptx,
+            "{shown}: KINGLET_KERNELS takes .ptx files; scripts/build-kernels --to makes them of .cu files"
+        );
         let module = path.file_stem().expect("a file").to_string_lossy().into_owned();
         let ptx = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{shown}: {e}"));
         let replaced = cuda.replace(&module, &shown, KernelSource::Ptx(&ptx), &CompilerOptions::default());

@@ -11,9 +11,9 @@ use super::packed::Packed;
 use super::store::Target;
 use super::{Accumulate, After, Dense, Elems, LowRank, Mat, Options, Out, Panels, rows};
 use crate::Element as _;
+use crate::cpu::Cpu;
 use crate::cpu::scratch::Buffer;
 use crate::cpu::shared::Shared;
-use crate::cpu::{Cpu, Simd};
 
 /// The most bytes of A, or of a dense B, that are packed at a time, and those of f32 sums beside a 16-bit C.
 const MAX_PACKED: usize = 8 << 20;
@@ -58,7 +58,7 @@ pub(super) fn gemm(cpu: &Cpu, a: &Mat, b: &dyn Panels, mut c: Out, ldc: usize, o
         (Some(kernel), Out::F32(_)) => passes(cpu, kernel, a, b, c, ldc, options, &Behind { kernel: wide, after }),
         // Rounded to 16 bits, the term needs no more than 16 of its own.
         (Some(kernel), _) => {
-            let parts = after.low_rank.map(|l| [split(cpu.simd(), l.u, [0, 0, 1]), split(cpu.simd(), l.v, [0, 1, 0])]);
+            let parts = after.low_rank.map(|l| [split(cpu, l.u, [0, 0, 1]), split(cpu, l.v, [0, 1, 0])]);
             let low_rank = after.low_rank.zip(parts.as_ref()).map(|(LowRank { u, v, scale }, parts)| {
                 let whole = |part, of: &Mat| Mat::row_major(Elems::Bf16(part), of.rows, 3 * of.cols).expect("as split");
                 LowRank { u: whole(&parts[0], &u), v: whole(&parts[1], &v), scale }
@@ -70,18 +70,18 @@ pub(super) fn gemm(cpu: &Cpu, a: &Mat, b: &dyn Panels, mut c: Out, ldc: usize, o
 
 /// Each row as three parts, by their number: 0 is the row rounded to bf16, 1 what that leaves, rounded. The product of rows of
 /// [0, 0, 1] and [0, 1, 0] is then that of the rows but for the two remainders', 2^-16 of it.
-fn split(simd: Simd, x: Mat, parts: [usize; 3]) -> Vec<bf16> {
-    let len = x.rows * x.cols;
-    let (mut wide, mut rounded) = (vec![0.0; len], vec![0.0; len]);
-    let mut both = [vec![bf16::ZERO; len], vec![bf16::ZERO; len]];
+fn split(cpu: &Cpu, x: Mat, parts: [usize; 3]) -> Buffer<bf16> {
+    let (simd, len) = (cpu.simd(), x.rows * x.cols);
+    let (mut wide, mut rounded) = (cpu.scratch(len), cpu.scratch(len));
+    let mut both = [cpu.scratch_of(len), cpu.scratch_of(len)];
     let width = x.cols.max(1);
     wide.chunks_exact_mut(width).enumerate().for_each(|(i, row)| x.row_into(simd, i, row));
     bf16::narrow(simd, &wide, &mut both[0]);
     bf16::widen(simd, &both[0], &mut rounded);
     // Infinity, and what rounds to it, has no remainder.
-    wide.iter_mut().zip(&rounded).for_each(|(x, rounded)| *x = if rounded.is_finite() { *x - rounded } else { 0.0 });
+    wide.iter_mut().zip(&*rounded).for_each(|(x, rounded)| *x = if rounded.is_finite() { *x - rounded } else { 0.0 });
     bf16::narrow(simd, &wide, &mut both[1]);
-    let mut out = vec![bf16::ZERO; 3 * len];
+    let mut out = cpu.scratch_of(3 * len);
     for (i, out) in out.chunks_exact_mut(width).enumerate() {
         out.copy_from_slice(&both[parts[i % 3]][i / 3 * width..][..width]);
     }
