@@ -25,16 +25,28 @@ pub(crate) fn image(file: &str, source: &str, target: Target, options: &Compiler
     flags.extend(ptx::options().map(str::to_owned));
     let nvrtc = Nvrtc::open(options.nvrtc.as_deref())?;
     let Some(folder) = options.cache.as_ref().filter(|_| includes_nothing_else(source)) else {
-        return nvrtc.compile(file, source, HEADERS, &flags);
+        return Ok(named(nvrtc.compile(file, source, HEADERS, &flags)?));
     };
     let name = format!("{:016x}", key(file, source, nvrtc.version(), &flags));
     if let Some(image) = kept(folder, &name, target) {
         return Ok(image);
     }
-    let image = nvrtc.compile(file, source, HEADERS, &flags)?;
+    let image = named(nvrtc.compile(file, source, HEADERS, &flags)?);
     // A folder that cannot be written costs the next compilation, and nothing else.
     let _ = keep_all(folder, &name, &image);
     Ok(image)
+}
+
+/// The image with kinglet's headers under the names that they have in the repository. The compiler, which was given no file of
+/// theirs, places them in the current folder.
+fn named(image: Image) -> Image {
+    let Ok(folder) = std::env::current_dir() else { return image };
+    let mut ptx = image.ptx;
+    for (name, _) in HEADERS.iter().filter(|(name, _)| !folder.join(name).exists()) {
+        let place = format!("\"{}\"", folder.join(name).display());
+        ptx = ptx.replace(&place, &format!("\"cuda/kernels/{name}\""));
+    }
+    Image { ptx, ..image }
 }
 
 /// Whether the source includes kinglet's headers only: what else it includes may change, and is not part of the key.

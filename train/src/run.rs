@@ -157,9 +157,13 @@ fn check_output(output: &Output, settings: &Settings, start: Start) -> Result<bo
         (Contents::Foreign(name), _) => Err(Error::invalid(format!(
             "{shown}: holds {name:?}, which is no part of a run: choose another folder for --output"
         ))),
-        (Contents::Run, Start::New) => Err(Error::invalid(format!(
-            "{shown}: holds a run already: go on with it by --resume, or replace it by --overwrite"
-        ))),
+        (Contents::Run, Start::New) => {
+            let lost =
+                if output.checkpoints()?.is_empty() { ", which loses nothing: it has no checkpoint yet" } else { "" };
+            Err(Error::invalid(format!(
+                "{shown}: holds a run already: go on with it by --resume, or replace it by --overwrite{lost}"
+            )))
+        }
         (Contents::Run, Start::Resume) => {
             Settings::read(&settings.output)?.check_resumable_as(settings)?;
             Ok(true)

@@ -45,6 +45,8 @@ pub struct Fault {
     pub ptx_line: u32,
     /// The file and line of the source, where the PTX says so.
     pub source: Option<(String, u32)>,
+    /// Where the function that this is in was inlined, where the PTX says so.
+    pub caller: Option<(String, u32)>,
     /// Everything else: address, size, the other thread, the nearest allocation.
     pub what: String,
     /// What the kernel printed up to and with this block.
@@ -125,8 +127,11 @@ impl fmt::Display for Fault {
             write!(f, " (in {function})")?;
         }
         write!(f, ", block ({bx}, {by}, {bz}), thread ({tx}, {ty}, {tz}), PTX line {}", self.ptx_line)?;
-        match &self.source {
-            Some((file, line)) => write!(f, ", {file}:{line}"),
+        if let Some((file, line)) = &self.source {
+            write!(f, ", {file}:{line}")?;
+        }
+        match &self.caller {
+            Some((file, line)) => write!(f, ", inlined at {file}:{line}"),
             None => Ok(()),
         }
     }

@@ -113,6 +113,8 @@ pub struct Line {
     pub ptx: u32,
     /// The last `.loc` before it: (index into [`Kernel::files`], line).
     pub source: Option<(u32, u32)>,
+    /// Where the function that this is in was inlined, in the same form.
+    pub caller: Option<(u32, u32)>,
 }
 
 /// An instruction and the predicate that guards it.

@@ -275,8 +275,11 @@ call helper;
         (9, Some((1, 30))),
     ];
     assert_eq!(lines, expected);
+    let callers: Vec<_> = kernel.lines.iter().map(|line| line.caller).collect();
+    assert_eq!(callers, [None, None, Some((0, 13)), Some((0, 13)), Some((0, 13)), None]);
     assert_eq!(kernel.functions, [(0, "k".to_owned()), (5, "helper".to_owned())]);
     assert_eq!(failure(".entry k() {\n.loc 3 1 1\n}").0, 5);
+    assert_eq!(failure(".file 1 \"one.cu\"\n.entry k() {\n.loc 1 1 1, inlined_at 3 1 1\n}").0, 6);
     assert_eq!(FIRST_LINE, 18);
     let _ = (d(0), f(0));
 }

@@ -51,7 +51,7 @@ impl Nvrtc {
         let place = path.map_or_else(|| "the system".to_owned(), |path| path.display().to_string());
         Err(Error::Compile(format!(
             "NVIDIA's run-time compiler (libnvrtc, version 12 or 13) is not found in {place}: {why}; install it, for \
-             example by `pip install nvidia-cuda-nvrtc`, and name its folder in KINGLET_NVRTC; or give PTX instead of CUDA source"
+             example by `pip install nvidia-cuda-nvrtc`, and name the folder that holds libnvrtc.so.* in KINGLET_NVRTC; or give PTX instead of CUDA source"
         )))
     }
 

@@ -78,7 +78,11 @@ const MOST_FREQUENCIES: usize = 128;
 fn table_cuda(cuda: &Cuda, args: RopeTableArgs<'_>) -> Result<()> {
     let RopeTableArgs { positions, inv_freq, scaling, cos, sin } = args;
     if inv_freq.len() > MOST_FREQUENCIES {
-        return Err(Error::unsupported(format!("rope: {} frequencies on a CUDA device", inv_freq.len())));
+        return Err(Error::unsupported(format!(
+            "rope: heads of {} elements; the CUDA kernels take up to {}, the CPU any number",
+            2 * inv_freq.len(),
+            2 * MOST_FREQUENCIES
+        )));
     }
     let mut frequencies = [[0; size_of::<f32>()]; MOST_FREQUENCIES];
     frequencies.iter_mut().zip(inv_freq).for_each(|(bytes, f)| *bytes = f.to_le_bytes());

@@ -37,6 +37,7 @@ pub(super) struct Builder<'m, 'a> {
     /// The line of the statement that is being decoded.
     pub(super) line: u32,
     pub(super) source: Option<(u32, u32)>,
+    pub(super) caller: Option<(u32, u32)>,
     pub(super) guard: Option<(Reg, bool)>,
     /// What follows the instruction that is being decoded.
     pub(super) after: Vec<Op>,
@@ -71,6 +72,7 @@ impl<'m, 'a> Builder<'m, 'a> {
             scopes: Vec::new(),
             line: 0,
             source: None,
+            caller: None,
             guard: None,
             after: Vec::new(),
             last_label: None,
@@ -138,7 +140,7 @@ impl<'m, 'a> Builder<'m, 'a> {
             );
         }
         self.code.push(Instruction { guard: self.guard, op });
-        self.lines.push(Line { ptx: self.line, source: self.source });
+        self.lines.push(Line { ptx: self.line, source: self.source, caller: self.caller });
         Ok(())
     }
 

@@ -17,7 +17,7 @@ impl<'a> Builder<'_, 'a> {
     /// Appends the code of a function; `params` are the kernel's own, if it is one.
     pub(super) fn function(&mut self, index: usize, params: &[Param]) -> Result<()> {
         let function = &self.module.tree.functions[index];
-        (self.current, self.line, self.source, self.guard) = (index, function.line, None, None);
+        (self.current, self.line, self.source, self.caller, self.guard) = (index, function.line, None, None, None);
         self.scopes.push(Scope::default());
         let declared =
             if function.entry { self.kernel_params(function, params) } else { self.formal_params(index, function) };
@@ -128,10 +128,12 @@ impl<'a> Builder<'_, 'a> {
                         return Err(Error::parse(*line, format!("{name} is declared twice")));
                     }
                 }
-                Statement::Location { at, file, line } => {
-                    let known = self.module.file_index.get(file);
-                    let file = known.ok_or_else(|| Error::parse(*at, format!(".loc: no .file {file}")))?;
-                    self.source = Some((*file, *line));
+                Statement::Location { at, place, caller } => {
+                    let known = |(file, line): (u32, u32)| match self.module.file_index.get(&file) {
+                        Some(file) => Ok((*file, line)),
+                        None => Err(Error::parse(*at, format!(".loc: no .file {file}"))),
+                    };
+                    (self.source, self.caller) = (Some(known(*place)?), caller.map(known).transpose()?);
                 }
                 Statement::Variable(variable) => {
                     self.variable(index, position, variable, &mut registers)

@@ -159,6 +159,7 @@ impl<'a> Worker<'a> {
             thread: thread_position(failure.warp as u32 * 32 + failure.lane, run.block),
             ptx_line: line.ptx,
             source: line.source.and_then(named),
+            caller: line.caller.and_then(named),
             what: failure.what,
             printed: String::new(),
         }

@@ -327,12 +327,10 @@ impl<'a> Parser<'a> {
         }
     }
 
-    /// `.loc file line column[, function_name label[+n]][, inlined_at file line column]`; the place itself is kept.
+    /// `.loc file line column[, function_name label[+n]][, inlined_at file line column]`
     fn location(&mut self) -> Result<Statement<'a>> {
         let at = self.line();
-        let file = self.plain_count("the file of a .loc")?;
-        let line = self.plain_count("the line of a .loc")?;
-        self.plain_count("the column of a .loc")?;
+        let (place, mut caller) = (self.place("a .loc")?, None);
         while self.accept(",")? {
             match self.name()? {
                 "function_name" => {
@@ -341,15 +339,19 @@ impl<'a> Parser<'a> {
                         self.plain_count("the offset of a name")?;
                     }
                 }
-                "inlined_at" => {
-                    for _ in 0..3 {
-                        self.plain_count("inlined_at")?;
-                    }
-                }
+                "inlined_at" => caller = Some(self.place("inlined_at")?),
                 other => return Err(Error::parse(self.line(), format!("{other} in a .loc"))),
             }
         }
-        Ok(Statement::Location { at, file, line })
+        Ok(Statement::Location { at, place, caller })
+    }
+
+    /// `file line column`, of which the column is left out.
+    fn place(&mut self, what: &str) -> Result<(u32, u32)> {
+        let file = self.plain_count(&format!("the file of {what}"))?;
+        let line = self.plain_count(&format!("the line of {what}"))?;
+        self.plain_count(&format!("the column of {what}"))?;
+        Ok((file, line))
     }
 
     /// A number that stands alone: in `.loc 1 2 -3`, an expression would go too far.

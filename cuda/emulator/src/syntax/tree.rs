@@ -91,10 +91,10 @@ pub enum Statement<'a> {
     Location {
         /// Its line.
         at: u32,
-        /// The number of a `.file`.
-        file: u32,
-        /// The line in that file.
-        line: u32,
+        /// The number of a `.file`, and the line in that file.
+        place: (u32, u32),
+        /// Where the function that this is in was inlined.
+        caller: Option<(u32, u32)>,
     },
     /// `.reg`, `.shared`, ..
     Variable(Variable<'a>),
