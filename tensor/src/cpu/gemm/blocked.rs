@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use half::bf16;
 
-use super::kernel::{Kernel, Shape};
+use super::kernel::{Kernel, Next, Shape};
 use super::packed::Packed;
 use super::store::Target;
 use super::{Accumulate, After, Dense, Elems, LowRank, Mat, Options, Out, Panels, rows};
@@ -217,7 +217,7 @@ impl<N: Packed> Behind<'_, N> {
             N::pack_b(cpu.simd(), self.kernel, &b, 0..v.cols, cols.clone(), false, &mut packed_v);
             let shape = Shape { m, n, k: v.cols, alpha: scale, add: true };
             // SAFETY: the caller's.
-            unsafe { self.kernel.multiply_held(shape, packed_u, &packed_v, sums, n) };
+            unsafe { self.kernel.multiply_held(shape, packed_u, &packed_v, None, sums, n) };
         }
         if let Some(bias) = self.after.bias {
             for row in sums.chunks_exact_mut(n) {
@@ -338,21 +338,26 @@ impl<E: Packed, N: Packed> Part<'_, E, N> {
             unsafe { c.load(place, &mut sums, n) };
         }
         let mut add = goes_on;
-        for block in self.blocks() {
-            let depth = kernel.depth(block.len());
-            let a = &packed_a[padded_m * block.start + rows.start * depth..];
+        let a_of = |block: &Range<usize>| &packed_a[padded_m * block.start + rows.start * kernel.depth(block.len())..];
+        let mut blocks = self.blocks().peekable();
+        while let Some(block) = blocks.next() {
+            let a = a_of(&block);
             let shape = Shape { m, n, k: block.len(), alpha: options.alpha, add };
             if let Some(all) = shared {
-                let b = &all[padded_n * block.start + cols.start * depth..];
+                let b_of =
+                    |block: &Range<usize>| &all[padded_n * block.start + cols.start * kernel.depth(block.len())..];
+                // Behind the last block of all comes no other: its own, which is there, costs nothing.
+                let next = blocks.peek().unwrap_or(&block);
+                let next = Next { a: a_of(next), b: b_of(next), k: next.len() };
                 // SAFETY: the caller's.
-                unsafe { kernel.multiply_held(shape, a, b, &mut sums, n) };
+                unsafe { kernel.multiply_held(shape, a, b_of(&block), Some(&next), &mut sums, n) };
             } else {
                 for j in (0..n).step_by(kernel.nr) {
                     let width = kernel.nr.min(n - j);
                     let strip = &mut strip[..kernel.packed_b(1, block.len())];
                     self.pack_b(b, &block, cols.start + j..cols.start + j + width, strip);
                     // SAFETY: the caller's.
-                    unsafe { kernel.multiply_held(Shape { n: width, ..shape }, a, strip, &mut sums[j..], n) };
+                    unsafe { kernel.multiply_held(Shape { n: width, ..shape }, a, strip, None, &mut sums[j..], n) };
                 }
             }
             add = true;

@@ -19,7 +19,16 @@ pub(super) const GROUP: usize = STEPS;
 /// # Safety
 /// As stated there, with AMX for bf16 and AVX-512, and between [`crate::cpu::amx::enter`] and `leave`.
 #[target_feature(enable = "avx512f")]
-pub(super) unsafe fn tile(k: usize, alpha: f32, add: bool, a: *const bf16, b: *const bf16, c: *mut f32, ldc: usize) {
+pub(super) unsafe fn tile(
+    k: usize,
+    alpha: f32,
+    add: bool,
+    a: *const bf16,
+    b: *const bf16,
+    _: Option<[*const bf16; 2]>,
+    c: *mut f32,
+    ldc: usize,
+) {
     // SAFETY: the caller's, for all of this function: `k` steps of A and of B are valid, and MR rows of NR floats of C.
     unsafe {
         if alpha == 1.0 {

@@ -12,7 +12,16 @@ pub(super) const NR: usize = 16;
 /// # Safety
 /// As stated there, with AVX2 and FMA.
 #[target_feature(enable = "avx2,fma")]
-pub(super) unsafe fn tile(k: usize, alpha: f32, add: bool, a: *const f32, b: *const f32, c: *mut f32, ldc: usize) {
+pub(super) unsafe fn tile(
+    k: usize,
+    alpha: f32,
+    add: bool,
+    a: *const f32,
+    b: *const f32,
+    _: Option<[*const f32; 2]>,
+    c: *mut f32,
+    ldc: usize,
+) {
     let mut acc = [[_mm256_setzero_ps(); 2]; MR];
     // SAFETY: row i of C is valid (the caller's); a prefetch reads nothing.
     (0..MR).for_each(|i| unsafe { _mm_prefetch::<_MM_HINT_T0>(c.add(i * ldc).cast()) });

@@ -1,6 +1,7 @@
 //! Tiles of f32 in AVX-512: MR rows of V registers of 16 columns, each of which has an accumulator; V registers of B and one broadcast
 //! of A.
 
+use super::kernel::{LINE, STEPS_A_LINE, lines};
 use std::arch::x86_64::*;
 
 /// Rows of the usual tile, of two registers: 28 accumulators.
@@ -23,13 +24,14 @@ pub(super) unsafe fn tile<const MR: usize, const V: usize>(
     add: bool,
     a: *const f32,
     b: *const f32,
+    ahead: Option<[*const f32; 2]>,
     c: *mut f32,
     ldc: usize,
 ) {
     let mut acc = [[_mm512_setzero_ps(); V]; MR];
     // SAFETY: row i of C is valid (the caller's); a prefetch reads nothing.
     (0..MR).for_each(|i| unsafe { _mm_prefetch::<_MM_HINT_T0>(c.add(i * ldc).cast()) });
-    for kk in 0..k {
+    let mut step = |kk: usize| {
         // SAFETY: kk < k, so MR floats of A and 16 V of B are valid there (the caller's).
         unsafe {
             let (a, b) = (a.add(kk * MR), b.add(kk * LANES * V));
@@ -44,7 +46,17 @@ pub(super) unsafe fn tile<const MR: usize, const V: usize>(
                 }
             }
         }
+    };
+    let mut done = 0;
+    if let Some([a, b]) = ahead.map(|ahead| ahead.map(|x| x.cast::<i8>())) {
+        for line in 0..lines(k) {
+            _mm_prefetch::<_MM_HINT_T1>(a.wrapping_add(line * LINE));
+            _mm_prefetch::<_MM_HINT_T1>(b.wrapping_add(line * LINE));
+            (done..done + STEPS_A_LINE).for_each(&mut step);
+            done += STEPS_A_LINE;
+        }
     }
+    (done..k).for_each(step);
     let alpha = _mm512_set1_ps(alpha);
     for (i, row) in acc.into_iter().enumerate() {
         for (j, x) in row.into_iter().enumerate() {

@@ -16,7 +16,16 @@ pub(super) const GROUP: usize = 2;
 /// # Safety
 /// As stated there, with AVX-512 BF16.
 #[target_feature(enable = "avx512f,avx512bf16")]
-pub(super) unsafe fn tile(k: usize, alpha: f32, add: bool, a: *const bf16, b: *const bf16, c: *mut f32, ldc: usize) {
+pub(super) unsafe fn tile(
+    k: usize,
+    alpha: f32,
+    add: bool,
+    a: *const bf16,
+    b: *const bf16,
+    _: Option<[*const bf16; 2]>,
+    c: *mut f32,
+    ldc: usize,
+) {
     let mut acc = [[_mm512_setzero_ps(); 2]; MR];
     // SAFETY: row i of C is valid (the caller's); a prefetch reads nothing.
     (0..MR).for_each(|i| unsafe { _mm_prefetch::<_MM_HINT_T0>(c.add(i * ldc).cast()) });

@@ -11,7 +11,16 @@ pub(super) const NR: usize = 16;
 ///
 /// # Safety
 /// As stated there.
-pub(super) unsafe fn tile(k: usize, alpha: f32, add: bool, a: *const f32, b: *const f32, c: *mut f32, ldc: usize) {
+pub(super) unsafe fn tile(
+    k: usize,
+    alpha: f32,
+    add: bool,
+    a: *const f32,
+    b: *const f32,
+    _: Option<[*const f32; 2]>,
+    c: *mut f32,
+    ldc: usize,
+) {
     let mut acc = [[0.0f32; NR]; MR];
     // SAFETY: k * MR floats of A and k * NR of B are valid (the caller's).
     let (a, b) = unsafe { (std::slice::from_raw_parts(a, k * MR), std::slice::from_raw_parts(b, k * NR)) };
