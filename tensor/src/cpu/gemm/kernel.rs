@@ -13,22 +13,21 @@ use crate::cpu::{Simd, span};
 /// read of A and of B, if that is not in L2: [`lines`] of each may be fetched; they are not read, and need not be there.
 ///
 /// # Safety
-/// The CPU has the kernel's instructions, and [`Kernel::held`] has set them up; `k` is a multiple of the kernel's group; `a`, `b`
-/// are valid for k * mr and k * nr elements; `c` is valid for reads and writes of mr rows of nr floats, `ldc` apart, which
+/// The CPU has the kernel's instructions, and [`Kernel::held`] has set them up; `k` is a multiple of the kernel's group;
+/// `operands`, A and B, are valid for k * mr and k * nr elements; `c` is valid for reads and writes of mr rows of nr floats, `ldc` apart, which
 /// nothing else accesses meanwhile.
 pub(super) type Tile<E> = unsafe fn(
     k: usize,
     alpha: f32,
     add: bool,
-    a: *const E,
-    b: *const E,
+    operands: [*const E; 2],
     ahead: Option<[*const E; 2]>,
     c: *mut f32,
     ldc: usize,
 );
 
-/// Lines of the cache that a tile of `k` steps fetches ahead of each operand: one in eight steps, which costs it nothing, and still
-/// brings a strip of B while 16 panels pass by, and a panel of A in 7 strips.
+/// Lines of the cache that a tile of `k` steps fetches ahead of each operand: one in eight steps brings a strip of B while 16 panels
+/// pass by, and a panel of A in 7 strips.
 pub(super) const fn lines(k: usize) -> usize {
     k / STEPS_A_LINE
 }
@@ -262,7 +261,7 @@ impl<E: Copy> Kernel<E> {
         let Shape { m, n, k, alpha, add } = shape;
         if m == self.mr && n == self.nr {
             // SAFETY: the caller's; a `Kernel` is made from a `Simd`, so its instructions are there.
-            return unsafe { (self.tile)(k, alpha, add, a, b, ahead, c, ldc) };
+            return unsafe { (self.tile)(k, alpha, add, [a, b], ahead, c, ldc) };
         }
         let mut edge = EdgeTile([0.0; _]);
         let edge = &mut edge.0[..self.mr * self.nr];
@@ -273,7 +272,7 @@ impl<E: Copy> Kernel<E> {
             }
         }
         // SAFETY: `edge` holds a whole tile with rows nr apart.
-        unsafe { (self.tile)(k, alpha, add, a, b, ahead, edge.as_mut_ptr(), self.nr) };
+        unsafe { (self.tile)(k, alpha, add, [a, b], ahead, edge.as_mut_ptr(), self.nr) };
         for (i, row) in edge.chunks_exact(self.nr).enumerate().take(m) {
             // SAFETY: row i < m of n floats is the caller's to write.
             unsafe { std::slice::from_raw_parts_mut(c.add(i * ldc), n) }.copy_from_slice(&row[..n]);
