@@ -19,6 +19,8 @@ pub struct DeviceInfo {
     pub arch: u32,
     /// Bytes of memory.
     pub memory_bytes: u64,
+    /// Bytes of the cache between memory and multiprocessors; 0 on the virtual GPU, which has none.
+    pub l2_bytes: u32,
     /// Streaming multiprocessors.
     pub multiprocessors: u32,
     /// The most shared memory that a block may ask for, in bytes.

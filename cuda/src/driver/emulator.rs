@@ -98,6 +98,7 @@ pub(crate) fn open(options: EmulatorOptions) -> Result<Box<dyn Driver>> {
         name: format!("emulated GPU (sm_{})", options.arch),
         arch: options.arch,
         memory_bytes: options.memory_bytes,
+        l2_bytes: 0,
         // Those of the A100, the L40 and the H100: launchers cut work by it.
         multiprocessors: match options.arch {
             ..89 => 108,

@@ -413,6 +413,7 @@ fn describe(device: sys::CUdevice, version: i32) -> std::result::Result<DeviceIn
             + attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
         // SAFETY: as above.
         memory_bytes: unsafe { result::device::total_mem(device) }? as u64,
+        l2_bytes: attribute(Attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)?,
         multiprocessors: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
         shared_bytes_per_block: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
         driver_version: version as u32,
@@ -459,6 +460,7 @@ mod tests {
             name: "T4".into(),
             arch,
             memory_bytes: 0,
+            l2_bytes: 0,
             multiprocessors: 0,
             shared_bytes_per_block: 0,
             driver_version: 0,
