@@ -13,7 +13,7 @@
 //! quarter to a third (moves, address arithmetic), and sectors as often as they are asked for, as if there were no L1: where
 //! `issue` is the roof, or `L2` that of a kernel that reads its rows several times, a real GPU is faster.
 //!
-//! Another kernel is another [`Job`] in the list of its kind.
+//! Another kernel is another [`Job`] in the list of its kind; what it is to reach, and why it does not, is in `targets`.
 
 mod attention;
 mod elements;

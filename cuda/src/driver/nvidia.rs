@@ -268,9 +268,9 @@ impl Driver for Nvidia {
             attrs: attributes.as_mut_ptr(),
             numAttrs: attributes.len() as u32,
         };
-        // SAFETY: `function` came from `function`, and its module is loaded: see `unload`; each pointer shows the bytes of one argument, which the driver copies
-        // before it returns. How many it copies is what the kernel declares: `Device::launch` has checked count and sizes
-        // against the PTX, and `function` against the driver's own view.
+        // SAFETY: `function` came from `function`, and its module is loaded: see `unload`. Each pointer shows the bytes of one
+        // argument, which the driver copies before it returns. How many it copies is what the kernel declares: `Device::launch`
+        // has checked count and sizes against the PTX, and `function` against the driver's own view.
         // What the kernel does with addresses is outside of Rust's guarantees (see the head of this file).
         unsafe {
             sys::cuLaunchKernelEx(
