@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
 """Times of PyTorch's ops and of a QLoRA step on a GPU, the twin of examples/gpu_times: the same shapes, the same names, one JSON object.
 
-    .venv/bin/python benches/pytorch/gpu.py [--device cuda:0|cpu] [--small] [--shapes FILE]
+    .venv/bin/python benches/pytorch/gpu.py --beside KINGLET.json [--device cuda:0|cpu] [--small] [--shapes FILE]
 
-The ops are in gpu_ops.py; the step is that of transformers and peft. An op's time is that between two CUDA events around as many calls as fill 5 ms, the median of rounds in each of which every op
-has its turn; the step is wall time between synchronisations. With `--device cpu --small` the times mean nothing, but the path is
-known to run. It has not run on a GPU yet.
+The ops are in gpu_ops.py; the step is that of transformers and peft. An op's time is that between two CUDA events around as many calls
+as fill 5 ms, the median of rounds in each of which every op has its turn. As many copies of an op take turns, each with data and a
+result of its own, as did in what examples/gpu_times printed, KINGLET.json: enough that none finds its operands in L2. The step is wall
+time between synchronisations. With `--device cpu --small` the times mean nothing, but the path is known to run. It has not run on a GPU
+yet.
 """
 
 import argparse
@@ -48,31 +50,43 @@ class Clock:
             torch.cuda.synchronize()
 
 
-def jobs(shapes: dict, device: str):
-    """Name and call of every op that PyTorch has; the others kinglet has alone."""
+class Turns:
+    """Copies of a call that take turns; each keeps its result until it has the next, so that they have different ones."""
+
+    def __init__(self, calls: list):
+        self.calls, self.results, self.next = calls, [None] * len(calls), 0
+
+    def start(self) -> None:
+        self.results[self.next] = self.calls[self.next]()
+        self.next = (self.next + 1) % len(self.calls)
+
+
+def jobs(shapes: dict, device: str, copies: dict[str, int]):
+    """Name and copies of every op that PyTorch has; the others kinglet has alone."""
     for op, lists in shapes["ops"].items():
         for sizes in lists if op in OPS else []:
-            yield f"{op} {'x'.join(map(str, sizes))}", OPS[op](Data(device), *sizes)
+            name = f"{op} {'x'.join(map(str, sizes))}"
+            yield name, Turns([OPS[op](Data(device), *sizes) for _ in range(copies[name])])
 
 
-def time_of(call, count: int, clock: Clock) -> float:
-    """Milliseconds of each of `count` calls in a row."""
+def time_of(job: Turns, count: int, clock: Clock) -> float:
+    """Milliseconds of each of `count` starts in a row."""
     start = clock.point()
     for _ in range(count):
-        call()
+        job.start()
     return clock.between(start, clock.point()) / count
 
 
-def times(shapes: dict, device: str, rounds: int, clock: Clock) -> list[dict]:
-    calls = dict(jobs(shapes, device))
-    counts, samples = {}, {op: [] for op in calls}
-    for op, call in calls.items():
-        time_of(call, 2, clock)
-        counts[op] = int(min(max(5 / time_of(call, 1, clock), 1), 100))
+def times(shapes: dict, copies: dict[str, int], device: str, rounds: int, clock: Clock) -> list[dict]:
+    ready = dict(jobs(shapes, device, copies))
+    counts, samples = {}, {op: [] for op in ready}
+    for op, job in ready.items():
+        time_of(job, 1 + len(job.calls), clock)
+        counts[op] = int(min(max(5 / time_of(job, 1, clock), 1), 100))
     for _ in range(rounds):
-        for op, call in calls.items():
-            samples[op].append(time_of(call, counts[op], clock))
-    return [{"op": op, "milliseconds": statistics.median(samples[op])} for op in calls]
+        for op, job in ready.items():
+            samples[op].append(time_of(job, counts[op], clock))
+    return [{"op": op, "milliseconds": statistics.median(samples[op])} for op in ready]
 
 
 def quantise(module: torch.nn.Module, device: str) -> None:
@@ -135,11 +149,13 @@ def main() -> None:
     parser.add_argument("--device", default="cuda:0")
     parser.add_argument("--small", action="store_true", help="shapes that any machine can run, once")
     parser.add_argument("--shapes", type=Path)
+    parser.add_argument("--beside", type=Path, required=True, help="what examples/gpu_times printed: it says how many copies of an op take turns")
     options = parser.parse_args()
     path = options.shapes or SHAPES / ("small.json" if options.small else "gpu.json")
     shapes, clock = json.loads(path.read_text()), Clock(options.device)
     torch.manual_seed(0)
-    ops = times(shapes, options.device, 1 if options.small else 9, clock)
+    copies = {row["op"]: row["copies"] for row in json.loads(options.beside.read_text())["ops"]}
+    ops = times(shapes, copies, options.device, 1 if options.small else 9, clock)
     name = torch.cuda.get_device_name(options.device) if clock.cuda else "cpu"
     versions = {"torch": torch.__version__, "bitsandbytes": bitsandbytes.__version__}
     print(json.dumps({"what": "PyTorch", "device": name, **versions, "ops": ops, "qlora_step": step(shapes, options.device, clock)}))

@@ -6,9 +6,10 @@
 constexpr u32 CORE_THREADS = 128;
 constexpr u32 CORE_WARPS = CORE_THREADS / WARP;
 
-// Where 16-byte chunk `chunk` of a row of WIDTH elements lies in a tile. Chunks are permuted within a row so that eight
-// rows' chunks of one number lie in different banks.
-template <u32 WIDTH> INLINE u32 place(u32 row, u32 chunk) { return row * (2 * WIDTH) + ((chunk ^ row % 8) * 16); }
+// Where 16-byte chunk `chunk` of a row of WIDTH elements lies in a tile. Chunks are permuted within a row so that the chunks of
+// one number of SWIZZLE rows lie in different banks: of all that are read or written at a time.
+constexpr u32 SWIZZLE = 8;
+template <u32 WIDTH> INLINE u32 place(u32 row, u32 chunk) { return row * (2 * WIDTH) + ((chunk ^ row % SWIZZLE) * 16); }
 
 // Four 8 x 8 matrices, as mma::load_matrices, from an address in shared memory; and each of them transposed.
 INLINE void load_matrices(u32 (&out)[4], u32 row) {
@@ -94,8 +95,9 @@ INLINE void multiply_rows(f32 (&sums)[M][N][4], u32 left, u32 right, u32 double_
     u32 lane = lane_index();
     // Matrices of the left: rows 0-7 and 8-15 of the first 8 columns, then of the next 8; of the right: both halves
     // of the columns of rows 0-7, then of rows 8-15.
-    u32 left_row = left + lane % 16 * (2 * WIDTH), left_twist = (lane / 16 ^ lane % 8) * 16;
-    u32 right_row = right + (lane / 16 * 8 + lane % 8) * (2 * WIDTH), right_twist = (lane / 8 % 2 ^ lane % 8) * 16;
+    u32 left_row = left + lane % 16 * (2 * WIDTH), left_twist = (lane / 16 ^ lane % SWIZZLE) * 16;
+    u32 right_row = right + (lane / 16 * 8 + lane % 8) * (2 * WIDTH);
+    u32 right_twist = (lane / 8 % 2 ^ lane % SWIZZLE) * 16;
 #pragma unroll
     for (u32 i = 0; i < M; i++) {
 #pragma unroll
@@ -141,7 +143,7 @@ template <typename T, u32 WIDTH, u32 M, u32 K, u32 COLUMNS>
 INLINE void add_weighted(f32 (&sums)[M][COLUMNS][4], const u32 (&weights)[M][K][4], u32 tile, u32 first, u32 steps) {
     u32 lane = lane_index();
     // Matrices: rows 0-7 and 8-15 of the first 8 columns, then of the next 8.
-    u32 row = tile + lane % 16 * (2 * WIDTH), twist = (lane / 16 ^ lane % 8) * 16;
+    u32 row = tile + lane % 16 * (2 * WIDTH), twist = (lane / 16 ^ lane % SWIZZLE) * 16;
 #pragma unroll
     for (u32 c = 0; c < COLUMNS / 2; c++) {
         if (c < steps) {

@@ -29,7 +29,10 @@ INLINE void multiply(f32 (&d)[4], const u32 (&a)[4], const u32 (&b)[2], tf32) {
 }
 
 // An f32 beside a number of at most 11 significant bits, which TF32 holds exactly (every bf16 and f16): a is taken apart
-// into its upper 11 bits, cut off so that none overflows, and the rest, of which TF32 holds all but the last 2^-22 of a.
+// into its upper 11 bits and the next 11, both cut off so that none overflows; what is left is below 2^-22 of a, or
+// 2^-136, the least number of TF32.
+// Nothing is left of an infinity, where inf - inf would be NaN; and one of b meets the upper bits alone, where lower ones of 0
+// would make it NaN. (What stays NaN: an a below 2^-136, which has no upper bits, times an infinity.)
 struct split32 {
     u32 bits;
 };
@@ -39,13 +42,15 @@ INLINE u32 to_tf32(f32 x) {
     return bits;
 }
 INLINE void multiply(f32 (&d)[4], const u32 (&a)[4], const u32 (&b)[2], split32) {
-    u32 upper[4], lower[4];
+    u32 upper[4], lower[4], finite[2];
 #pragma unroll
     for (u32 i = 0; i < 4; i++) {
         upper[i] = a[i] & 0xFFFFE000;
-        lower[i] = to_tf32(as_f32(a[i]) - as_f32(upper[i]));
+        lower[i] = a[i] & 0x1FFF ? as_bits(as_f32(a[i]) - as_f32(upper[i])) & 0xFFFFE000 : 0;
     }
-    multiply(d, lower, b, tf32());
+#pragma unroll
+    for (u32 i = 0; i < 2; i++) finite[i] = ~b[i] & 0x7F800000 ? b[i] : 0;
+    multiply(d, lower, finite, tf32());
     multiply(d, upper, b, tf32());
 }
 

@@ -6,7 +6,7 @@ use crate::launch::{Arg, Launch};
 use crate::memory::Memory;
 use crate::signature::{self, Signatures};
 use crate::{EmulatorOptions, Error, Result};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -19,6 +19,8 @@ pub struct DeviceInfo {
     pub arch: u32,
     /// Bytes of memory.
     pub memory_bytes: u64,
+    /// Bytes of the cache between memory and multiprocessors; 0 on the virtual GPU, which has none.
+    pub l2_bytes: u32,
     /// Streaming multiprocessors.
     pub multiprocessors: u32,
     /// The most shared memory that a block may ask for, in bytes.
@@ -57,14 +59,17 @@ enum AnyDriver {
     Some(Box<dyn Driver>),
 }
 
-/// Modules by name, and what was put into the place of their kernels.
+/// Modules by name, and what was put into the place of their kernels. Whoever launches holds its lock until the driver has the
+/// launch, so that no module goes between the look-up of a kernel and its launch.
 #[derive(Default)]
 pub(crate) struct Kernels {
     pub(crate) modules: HashMap<String, Module>,
-    /// Modules of replacing kernels; nothing in the place of one that no kernel needs any more.
+    /// Modules of replacing kernels; nothing in the place of one that is unloaded.
     pub(crate) replacing: Vec<Option<Module>>,
     /// By module and kernel.
     pub(crate) replaced: HashMap<String, HashMap<String, Replacement>>,
+    /// While a graph is captured: the holds on replacing modules whose kernels are in it.
+    pub(crate) captured: Option<Vec<Hold>>,
 }
 
 /// A loaded module, with those of its kernels that were used.
@@ -72,7 +77,12 @@ pub(crate) struct Module {
     pub(crate) id: ModuleId,
     pub(crate) signatures: Signatures,
     functions: HashMap<String, FunctionId>,
+    /// The device's own hold; another exists for each graph that launches the module's kernels.
+    pub(crate) hold: Hold,
 }
+
+/// As long as two of one module exist it is not unloaded. They are copied under the lock of [`Kernels`] only.
+pub(crate) type Hold = Arc<()>;
 
 /// A kernel that another one stands for.
 pub(crate) struct Replacement {
@@ -217,7 +227,8 @@ impl Device {
     /// When there is no such kernel, the arguments do not fit it, the geometry is not possible, or the device fails.
     pub fn launch(&self, module: &str, entry: &str, launch: &Launch, args: &[Arg<'_>]) -> Result<()> {
         let sizes: Vec<usize> = args.iter().map(Arg::bytes).collect();
-        let (function, order) = self.function(module, entry, &sizes)?;
+        let kernels = &mut *lock(&self.0.kernels);
+        let (function, order) = self.function(kernels, module, entry, &sizes)?;
         let mut bytes = Vec::with_capacity(sizes.iter().sum());
         args.iter().for_each(|arg| arg.write(&mut bytes));
         let mut rest = bytes.as_slice();
@@ -235,9 +246,14 @@ impl Device {
     }
 
     /// What runs as the kernel `entry` of `module`, which must take arguments of `sizes` bytes; with the order of its own
-    /// arguments where it is a replacement.
-    fn function(&self, module: &str, entry: &str, sizes: &[usize]) -> Result<(FunctionId, Option<Vec<usize>>)> {
-        let kernels = &mut *lock(&self.0.kernels);
+    /// arguments where it is a replacement. It may be launched while `kernels` is borrowed.
+    fn function(
+        &self,
+        kernels: &mut Kernels,
+        module: &str,
+        entry: &str,
+        sizes: &[usize],
+    ) -> Result<(FunctionId, Option<Vec<usize>>)> {
         self.ensure_loaded(kernels, module)?;
         let unknown = || Error::invalid(format!("module {module} has no kernel called {entry}"));
         let built_in = kernels.modules.get_mut(module).ok_or_else(unknown)?;
@@ -246,6 +262,11 @@ impl Device {
             None => Ok((built_in.function(self.driver(), entry)?, None)),
             Some(Replacement { module, order }) => {
                 let replacing = kernels.replacing.get_mut(*module).and_then(Option::as_mut).ok_or_else(unknown)?;
+                if let Some(captured) = &mut kernels.captured
+                    && !captured.iter().any(|hold| Hold::ptr_eq(hold, &replacing.hold))
+                {
+                    captured.push(replacing.hold.clone());
+                }
                 Ok((replacing.function(self.driver(), entry)?, Some(order.clone())))
             }
         }
@@ -262,7 +283,38 @@ impl Device {
 
     pub(crate) fn loaded(&self, module: &str, image: &Image) -> Result<Module> {
         let signatures = signature::read(module, &image.ptx)?;
-        Ok(Module { id: self.driver().load(module, image)?, signatures, functions: HashMap::new() })
+        Ok(Module {
+            id: self.driver().load(module, image)?,
+            signatures,
+            functions: HashMap::new(),
+            hold: Hold::default(),
+        })
+    }
+
+    /// Unloads replacing modules that nobody can launch any more: no kernel is replaced by them, and no graph holds them. The
+    /// caller has waited for the device since it locked `kernels`, so no launch of theirs is under way either. One that the
+    /// driver does not unload is tried again by the next.
+    pub(crate) fn unload_idle(&self, kernels: &mut Kernels) {
+        let used: HashSet<usize> = kernels.replaced.values().flat_map(HashMap::values).map(|r| r.module).collect();
+        for (place, slot) in kernels.replacing.iter_mut().enumerate() {
+            let idle = slot.as_ref().filter(|module| !used.contains(&place) && Hold::strong_count(&module.hold) == 1);
+            if idle.is_some_and(|module| self.driver().unload(module.id).is_ok()) {
+                *slot = None;
+            }
+        }
+    }
+
+    /// After a graph let go of the modules that it `held`. In the middle of a capture, and after a failure, they stay until
+    /// the next replacement.
+    pub(crate) fn let_go(&self, held: Vec<Hold>) {
+        if held.is_empty() {
+            return;
+        }
+        let mut kernels = lock(&self.0.kernels);
+        drop(held);
+        if self.synchronize().is_ok() {
+            self.unload_idle(&mut kernels);
+        }
     }
 
     pub(crate) fn kernels(&self) -> &Mutex<Kernels> {
@@ -329,7 +381,9 @@ impl Context {
 
 impl Drop for Context {
     fn drop(&mut self) {
-        // Nothing can be done about a driver that refuses here, and nobody is left to be told.
+        // Nothing can be done about a driver that refuses here, and nobody is left to be told. Graphs are gone, as each has the
+        // device; what they and others launched is over after the wait.
+        let _ = self.driver().synchronize();
         let kernels = std::mem::take(&mut *lock(&self.kernels));
         for module in kernels.modules.into_values().chain(kernels.replacing.into_iter().flatten()) {
             let _ = self.driver().unload(module.id);

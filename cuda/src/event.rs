@@ -13,11 +13,12 @@ impl Event {
     /// Milliseconds from this point to `later`; waits for it. The virtual GPU gives the host's time.
     ///
     /// # Errors
-    /// When the events are of two devices, or the device fails.
+    /// When the events are of two devices, in the middle of a capture, or when the device fails.
     pub fn elapsed(&self, later: &Event) -> Result<f32> {
         if self.device != later.device {
             return Err(crate::Error::invalid("elapsed: the events are of two devices"));
         }
+        self.device.wait("the host waits for an event")?;
         self.device.driver().elapsed(self.id, later.id)
     }
 }

@@ -1,5 +1,6 @@
 //! Captured pieces of a device's stream, and the memory that they work in.
 
+use crate::device::{Hold, lock};
 use crate::driver::GraphId;
 use crate::memory::GraphMemory;
 use crate::{Device, Result};
@@ -14,6 +15,8 @@ pub struct Graph {
     device: Device,
     id: GraphId,
     _memory: Arc<GraphMemory>,
+    /// The modules of replaced kernels in it, which are not unloaded before the graph is gone.
+    held: Vec<Hold>,
 }
 
 impl Graph {
@@ -30,6 +33,7 @@ impl Graph {
 impl Drop for Graph {
     fn drop(&mut self) {
         self.device.driver().drop_graph(self.id);
+        self.device.let_go(std::mem::take(&mut self.held));
     }
 }
 
@@ -47,20 +51,30 @@ impl Device {
         impl Drop for Capturing<'_> {
             fn drop(&mut self) {
                 self.0.parts().end_capture();
+                lock(self.0.kernels()).captured = None;
                 if let Ok(id) = self.0.driver().end_capture() {
                     self.0.driver().drop_graph(id);
                 }
             }
         }
         self.not_capturing("a capture begins")?;
-        self.driver().begin_capture()?;
+        {
+            // No launch of another thread lies between these two.
+            let mut kernels = lock(self.kernels());
+            self.driver().begin_capture()?;
+            kernels.captured = Some(Vec::new());
+        }
         let memory = Arc::new(GraphMemory::new(self));
         self.parts().begin_capture(memory.clone());
         let capturing = Capturing(self);
         work()?;
-        let id = self.driver().end_capture()?;
+        let mut kernels = lock(self.kernels());
+        let id = self.driver().end_capture();
+        let held = kernels.captured.take().unwrap_or_default();
+        drop(kernels);
+        let id = id?;
         std::mem::forget(capturing);
         self.parts().end_capture();
-        Ok(Graph { device: self.clone(), id, _memory: memory })
+        Ok(Graph { device: self.clone(), id, _memory: memory, held })
     }
 }

@@ -222,6 +222,7 @@ impl Device {
     /// # Errors
     /// When the driver refuses.
     pub fn release_cache(&self) -> Result<()> {
+        self.not_capturing("memory goes back to the driver")?;
         self.free_unused(&mut lock(&self.parts().pool))
     }
 

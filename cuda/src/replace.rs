@@ -1,12 +1,12 @@
 //! Other kernels in the place of built-in ones, from CUDA source or PTX, while a program runs.
 
 use crate::compile::{self, Target};
-use crate::device::{Device, Kernels, Module, Replacement, lock};
+use crate::device::{Device, Kernels, Replacement, lock};
 use crate::driver::Image;
 use crate::signature::Signatures;
 use crate::source::{self, Declaration};
 use crate::{Error, Result};
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::path::PathBuf;
 
 /// What kernels are replaced by.
@@ -35,7 +35,8 @@ impl Device {
     ///
     /// # Errors
     /// When the source does not compile or load, a kernel in it has no counterpart in `module`, or takes an argument that its
-    /// counterpart has not, or of another kind; then nothing is replaced.
+    /// counterpart has not, or of another kind; in the middle of a capture; when a kernel has failed since the last wait. Then
+    /// nothing is replaced.
     pub fn replace(
         &self,
         module: &str,
@@ -53,7 +54,8 @@ impl Device {
         };
         let mut kernels = lock(self.kernels());
         let replacing = self.loaded(file, &image)?;
-        match plan(&kernels, module, &replacing.signatures, declared.as_deref(), file) {
+        let orders = plan(&kernels, module, &replacing.signatures, declared.as_deref(), file);
+        match orders.and_then(|orders| self.synchronize().map(|()| orders)) {
             Ok(orders) => {
                 let mut names: Vec<String> = orders.keys().cloned().collect();
                 names.sort();
@@ -63,7 +65,7 @@ impl Device {
                 for (entry, order) in orders {
                     replaced.insert(entry, Replacement { module: place, order });
                 }
-                self.unload_unused(&mut kernels)?;
+                self.unload_idle(&mut kernels);
                 Ok(names)
             }
             Err(error) => {
@@ -74,25 +76,16 @@ impl Device {
         }
     }
 
-    /// Goes back to the built-in kernels of `module`.
+    /// Goes back to the built-in kernels of `module`. Graphs that were captured before keep what they launch.
     ///
     /// # Errors
-    /// When the driver does not unload what stood in their place.
+    /// In the middle of a capture, and when a kernel has failed since the last wait; then nothing is restored.
     pub fn restore(&self, module: &str) -> Result<()> {
         let mut kernels = lock(self.kernels());
+        self.synchronize()?;
         kernels.replaced.remove(module);
-        self.unload_unused(&mut kernels)
-    }
-
-    /// Unloads replacing modules that no kernel needs any more, once their last launch is over.
-    fn unload_unused(&self, kernels: &mut Kernels) -> Result<()> {
-        let used: HashSet<usize> = kernels.replaced.values().flat_map(HashMap::values).map(|r| r.module).collect();
-        let is_idle = |(place, module): &(usize, &mut Option<Module>)| !used.contains(place) && module.is_some();
-        let mut idle = kernels.replacing.iter_mut().enumerate().filter(is_idle).peekable();
-        if idle.peek().is_some() {
-            self.synchronize()?;
-        }
-        idle.filter_map(|(_, module)| module.take()).try_for_each(|module| self.driver().unload(module.id))
+        self.unload_idle(&mut kernels);
+        Ok(())
     }
 }
 

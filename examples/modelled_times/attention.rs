@@ -4,15 +4,25 @@ use crate::job::{Job, NONE_FOUND, NOWHERE, bf16, forget};
 use kinglet::tensor::ops::{self, KvView, Mask, Segments};
 use kinglet::tensor::{Device, Result};
 
+/// What is counted.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Pass {
+    Forward,
+    Backward,
+    Both,
+}
+
 /// One head, whose queries, keys and values are one tensor; segments end at `offsets`.
-fn attention(offsets: &[usize], head_dim: usize, mask: Mask, backward: bool, device: &Device) -> Result<()> {
+fn attention(offsets: &[usize], head_dim: usize, mask: Mask, pass: Pass, device: &Device) -> Result<()> {
     let x = bf16([offsets[offsets.len() - 1], 1, head_dim], device)?;
     let (kv, segments) = (KvView { k: &x, v: &x }, Segments::packed(offsets)?);
     segments.to_device(device)?;
     forget(device);
     let (out, lse) = ops::attention(&x, kv, &segments, mask, 0.1)?;
-    if backward {
+    if pass == Pass::Backward {
         forget(device);
+    }
+    if pass != Pass::Forward {
         ops::attention_backward(&x, &x, kv, &out, &lse, &segments, mask, 0.1)?;
     }
     Ok(())
@@ -51,20 +61,30 @@ pub(crate) const JOBS: &[Job] = &[
             "with the backward pass: see there",
             "FlashAttention-2 0.90 ms (306 TFLOP/s, FA PR #1893); 0.83 ms (333 TFLOP/s) in its chart flash3_fp16_fwd",
         ],
-        run: |d, tokens| attention(&[0, tokens], 128, Mask::Causal, false, d),
+        run: |d, tokens| attention(&[0, tokens], 128, Mask::Causal, Pass::Forward, d),
     },
     Job {
-        name: "attention backward, the same",
+        name: "attention backward, causal, d 128, bf16",
         real: "16 heads x 8192",
         factor: squares(16.0),
         depths: [512; 3],
         bytes: 8.0 * OPERAND,
         flops: 10.0 * CAUSAL,
+        published: ["with the forward pass: see there", "FlashAttention-2 4.14 ms (166 TFLOP/s, FA PR #1893)"],
+        run: |d, tokens| attention(&[0, tokens], 128, Mask::Causal, Pass::Backward, d),
+    },
+    Job {
+        name: "attention both ways, causal, d 128, bf16",
+        real: "16 heads x 8192",
+        factor: squares(16.0),
+        depths: [512; 3],
+        bytes: 12.0 * OPERAND,
+        flops: 14.0 * CAUSAL,
         published: [
-            "with the forward pass: FlashAttention-2 5.29 ms (182 TFLOP/s, its chart flash2_a100_fwd_bwd)",
-            "FlashAttention-2 4.14 ms (166 TFLOP/s, FA PR #1893); with the forward pass 3.12 ms (308 TFLOP/s) in its chart flash2_h100_fwd_bwd",
+            "FlashAttention-2 5.29 ms (182 TFLOP/s, its chart flash2_a100_fwd_bwd)",
+            "FlashAttention-2 3.12 ms (308 TFLOP/s, its chart flash2_h100_fwd_bwd)",
         ],
-        run: |d, tokens| attention(&[0, tokens], 128, Mask::Causal, true, d),
+        run: |d, tokens| attention(&[0, tokens], 128, Mask::Causal, Pass::Both, d),
     },
     Job {
         name: "attention forward, causal, d 64, bf16",
@@ -77,20 +97,30 @@ pub(crate) const JOBS: &[Job] = &[
             "with the backward pass: see there",
             "FlashAttention-2 0.93 ms (295 TFLOP/s, its chart flash3_fp16_fwd)",
         ],
-        run: |d, tokens| attention(&[0, tokens], 64, Mask::Causal, false, d),
+        run: |d, tokens| attention(&[0, tokens], 64, Mask::Causal, Pass::Forward, d),
     },
     Job {
-        name: "attention backward, the same",
+        name: "attention backward, causal, d 64, bf16",
         real: "32 heads x 8192",
         factor: squares(32.0),
         depths: [512; 3],
         bytes: 8.0 * OPERAND,
         flops: 10.0 * CAUSAL,
+        published: ["with the forward pass: see there"; 2],
+        run: |d, tokens| attention(&[0, tokens], 64, Mask::Causal, Pass::Backward, d),
+    },
+    Job {
+        name: "attention both ways, causal, d 64, bf16",
+        real: "32 heads x 8192",
+        factor: squares(32.0),
+        depths: [512; 3],
+        bytes: 12.0 * OPERAND,
+        flops: 14.0 * CAUSAL,
         published: [
-            "with the forward pass: FlashAttention-2 5.83 ms (165 TFLOP/s, its chart flash2_a100_fwd_bwd)",
-            "with the forward pass: FlashAttention-2 3.52 ms (273 TFLOP/s, its chart flash2_h100_fwd_bwd)",
+            "FlashAttention-2 5.83 ms (165 TFLOP/s, its chart flash2_a100_fwd_bwd)",
+            "FlashAttention-2 3.52 ms (273 TFLOP/s, its chart flash2_h100_fwd_bwd)",
         ],
-        run: |d, tokens| attention(&[0, tokens], 64, Mask::Causal, true, d),
+        run: |d, tokens| attention(&[0, tokens], 64, Mask::Causal, Pass::Both, d),
     },
     Job {
         name: "attention forward, causal, d 256, bf16",
@@ -100,17 +130,17 @@ pub(crate) const JOBS: &[Job] = &[
         bytes: 4.0 * OPERAND,
         flops: 4.0 * CAUSAL,
         published: [NONE_FOUND, "FlashAttention-2 0.93 ms (297 TFLOP/s, its chart flash3_fp16_fwd)"],
-        run: |d, tokens| attention(&[0, tokens], 256, Mask::Causal, false, d),
+        run: |d, tokens| attention(&[0, tokens], 256, Mask::Causal, Pass::Forward, d),
     },
     Job {
-        name: "attention backward, the same",
+        name: "attention backward, causal, d 256, bf16",
         real: "8 heads x 8192",
         factor: squares(8.0),
         depths: [512; 3],
         bytes: 8.0 * OPERAND,
         flops: 10.0 * CAUSAL,
         published: NOWHERE,
-        run: |d, tokens| attention(&[0, tokens], 256, Mask::Causal, true, d),
+        run: |d, tokens| attention(&[0, tokens], 256, Mask::Causal, Pass::Backward, d),
     },
     Job {
         name: "attention forward, window of 1024, d 128, bf16",
@@ -120,17 +150,17 @@ pub(crate) const JOBS: &[Job] = &[
         bytes: 4.0 * OPERAND,
         flops: 4.0 * WINDOW,
         published: NOWHERE,
-        run: |d, tokens| attention(&[0, tokens], 128, Mask::Window(1024), false, d),
+        run: |d, tokens| attention(&[0, tokens], 128, Mask::Window(1024), Pass::Forward, d),
     },
     Job {
-        name: "attention backward, the same",
+        name: "attention backward, window of 1024, d 128, bf16",
         real: "16 heads x 8192",
         factor: 16.0,
         depths: [1280, 1536, 8192],
         bytes: 8.0 * OPERAND,
         flops: 10.0 * WINDOW,
         published: NOWHERE,
-        run: |d, tokens| attention(&[0, tokens], 128, Mask::Window(1024), true, d),
+        run: |d, tokens| attention(&[0, tokens], 128, Mask::Window(1024), Pass::Backward, d),
     },
     Job {
         name: "attention forward, 16 packed segments, d 128, bf16",
@@ -140,17 +170,17 @@ pub(crate) const JOBS: &[Job] = &[
         bytes: 4.0 * OPERAND,
         flops: 4.0 * PACKED,
         published: NOWHERE,
-        run: |d, tokens| attention(&[0, tokens, 2 * tokens], 128, Mask::Causal, false, d),
+        run: |d, tokens| attention(&[0, tokens, 2 * tokens], 128, Mask::Causal, Pass::Forward, d),
     },
     Job {
-        name: "attention backward, the same",
+        name: "attention backward, 16 packed segments, d 128, bf16",
         real: "16 heads x 8192",
         factor: 16.0 * 8.0,
         depths: [512; 3],
         bytes: 8.0 * OPERAND,
         flops: 10.0 * PACKED,
         published: NOWHERE,
-        run: |d, tokens| attention(&[0, tokens, 2 * tokens], 128, Mask::Causal, true, d),
+        run: |d, tokens| attention(&[0, tokens, 2 * tokens], 128, Mask::Causal, Pass::Backward, d),
     },
     Job {
         name: "attention of one query, d 128, bf16",

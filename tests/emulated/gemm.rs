@@ -3,11 +3,12 @@
 use kinglet::quant::nf4::Format;
 use kinglet::quant::{Direction, FourBit, GgufMatrix, RowOrder, Weight, ggml};
 use kinglet::tensor::cpu::gemm::Accumulate;
+use kinglet::tensor::cpu::{Level, Simd};
 use kinglet::tensor::kernels::{Epilogue, Freedom, LowRank, MATMUL, MatmulArgs, Plan, Tile};
 use kinglet::tensor::ops;
 use kinglet::tensor::philox::Key;
-use kinglet::{DType, Device, Tensor};
-use kinglet_oracle::{device, emulated};
+use kinglet::{CpuOptions, DType, Device, Tensor};
+use kinglet_oracle::{device, emulated, simd};
 use std::sync::Arc;
 
 /// Normal values of mean 0, in a matrix whose rows are `pitch` long, of which the first `shape[1]` elements are taken; turned if
@@ -150,6 +151,63 @@ fn f32_times_bf16() {
         let case = Case { accumulate: Accumulate::Add, ..Case::plain([17, 70, 300], turned, DType::F32) };
         let (want, got) = (case.run(&cpu, None, Freedom::Order), case.run(&gpu, None, Freedom::Order));
         case.compare(&got, &want, 2f32.powi(-22), "f32 times bf16");
+    }
+}
+
+/// What is no number, the largest and the smallest come out of a product as out of one multiplication, on both kinds of device.
+#[test]
+fn special_values() {
+    // Where bf16 is multiplied as bf16, subnormals are zero.
+    let simd = if simd().level() > Level::Avx512 { Simd::new(Level::Avx512).unwrap() } else { simd() };
+    let cpu = Device::cpu(CpuOptions { simd: Some(simd), ..CpuOptions::default() }).unwrap();
+    let (largest, smallest) = (f32::MAX, 3e-40);
+    let specials = |dtype: DType, device: &Device| {
+        let (largest, small) = match dtype {
+            DType::BF16 => (f32::from_bits(0x7F7F_0000), smallest),
+            DType::F16 => (65504.0, 3e-6),
+            _ => (largest, smallest),
+        };
+        let inf = f32::INFINITY;
+        let all = [1.0, -3.0, 0.0, -0.0, inf, -inf, f32::NAN, largest, -largest, small, -small, 1.0 / 3.0];
+        Tensor::from_vec(all.to_vec(), &[12], device).unwrap().to_dtype(dtype).unwrap()
+    };
+    let pairs = [
+        (DType::F32, DType::BF16, Freedom::Order),
+        (DType::F32, DType::BF16, Freedom::None),
+        (DType::F32, DType::F32, Freedom::None),
+        (DType::F32, DType::F16, Freedom::None),
+        (DType::BF16, DType::BF16, Freedom::None),
+        (DType::F16, DType::F16, Freedom::None),
+    ];
+    for (a_dtype, b_dtype, freedom) in pairs {
+        for device in [cpu.clone(), emulated(80, 3)] {
+            // Row i of a has special value i in column 9, and zeros; column j of b special value j in row 9, and ones.
+            let (x, y) = (specials(a_dtype, &device), specials(b_dtype, &device));
+            let of = |values: &Tensor, rest: f32| {
+                let around = |rows| Tensor::full(rest, &[rows, 12], values.dtype(), &device).unwrap();
+                ops::cat(&[&around(9), &values.reshape(&[1, 12]).unwrap(), &around(22)], 0).unwrap()
+            };
+            // More rows than one warp an element is for.
+            let a = of(&x, 0.0).transpose(0, 1).unwrap();
+            let a = ops::cat(&[&a, &a], 0).unwrap();
+            let mut out = device.alloc(&[24, 12], DType::F32).unwrap();
+            let b = of(&y, 1.0);
+            let args = MatmulArgs { freedom, ..MatmulArgs::new(&a, &b, out.view()) };
+            device.run(&MATMUL, args).unwrap();
+            let (x, y, got) = (values(&x), values(&y), values(&out.finish()));
+            for (i, got) in got.into_iter().enumerate() {
+                let (x, y) = (x[i / 12 % 12], y[i % 12]);
+                let want = x * y;
+                // TF32 has nothing between 0 and 2^-136.
+                let lost = f32::MIN_POSITIVE + 2f32.powi(-136) * y.abs();
+                let near = (got - want).abs() <= 2f32.powi(-21) * want.abs() + lost;
+                let same = got == want || (got.is_nan() && want.is_nan());
+                assert!(
+                    same || near,
+                    "{device:?}, {a_dtype} times {b_dtype}, {freedom:?}: {x:e} times {y:e} is {got:e}"
+                );
+            }
+        }
     }
 }
 

@@ -155,13 +155,17 @@ fn a_graph_does_again_what_was_captured() {
     assert_eq!(read(&a), [5; 64], "a capture that panics is over too");
     let grows = device.capture(|| device.alloc(1 << 30).map(drop));
     contains(&grows.err().unwrap(), &["capture"]);
+    contains(&device.capture(|| device.release_cache()).err().unwrap(), &["capture"]);
 }
 
 #[test]
 fn events_have_an_order() {
     let device = device();
     let (first, second) = (device.record().unwrap(), device.record().unwrap());
+    let before = device.counts().synchronisations;
     assert!(first.elapsed(&second).unwrap() >= 0.0);
+    assert_eq!(device.counts().synchronisations, before + 1, "the host waited for the second");
+    contains(&device.capture(|| first.elapsed(&second).map(drop)).err().unwrap(), &["capture"]);
     contains(&first.elapsed(&self::device().record().unwrap()).unwrap_err(), &["two devices"]);
 }
 

@@ -5,6 +5,8 @@ use kinglet_cuda::{CompilerOptions, Device as Cuda, KernelSource};
 use kinglet_oracle::{Checker, cases, simd};
 use kinglet_tensor::{DType, Device, EmulatorOptions, Tensor, ops};
 use std::path::PathBuf;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 fn device() -> Device {
     Device::emulated(EmulatorOptions::default()).unwrap()
@@ -101,6 +103,90 @@ fn what_is_replaced_again_is_unloaded() {
     for _ in 0..20 {
         replace(&device, "scale", KernelSource::Ptx(&large)).unwrap();
     }
+}
+
+/// What a graph has of a replaced kernel stays loaded until the graph is gone, and no longer.
+#[test]
+fn a_graph_keeps_the_kernels_that_it_was_captured_with() {
+    let device = device();
+    let cuda = device.as_cuda().unwrap();
+    let ballast = ".global .align 8 .b8 ballast[8388608];\n.visible";
+    let doubled = only("copy", "fill_f32").replacen("cvta.to.global", "add.f32 %f1, %f1, %f1;\n\tcvta.to.global", 1);
+    assert_eq!(ones(&device), [1.0; 3]);
+    let fill = || Tensor::full(1.0, &[3], DType::F32, &device);
+    let before = cuda.available().unwrap();
+    replace(&device, "copy", KernelSource::Ptx(&doubled.replacen(".visible", ballast, 1))).unwrap();
+    let (graph, filled) = device.capture(fill).unwrap();
+    let graphs = [graph, device.capture(fill).unwrap().0];
+    for again in ["restore", "replace"] {
+        match again {
+            "restore" => cuda.restore("copy").unwrap(),
+            _ => drop(replace(&device, "copy", KernelSource::Ptx(&only("copy", "fill_f32"))).unwrap()),
+        }
+        assert_eq!(ones(&device), [1.0; 3]);
+        for graph in &graphs {
+            graph.launch().unwrap();
+        }
+        assert_eq!(filled.to_vec::<f32>().unwrap(), [2.0; 3], "{again}");
+        assert!(cuda.available().unwrap() < before - (8 << 20), "{again}: the module is loaded");
+    }
+    drop(graphs);
+    drop(filled);
+    assert!(cuda.available().unwrap() > before - (1 << 20), "the module is unloaded");
+    assert_eq!(ones(&device), [1.0; 3]);
+}
+
+/// Nothing is half replaced or half restored in the middle of a capture.
+#[test]
+fn a_capture_refuses_to_replace() {
+    let device = device();
+    let doubled = only("copy", "fill_f32").replacen("cvta.to.global", "add.f32 %f1, %f1, %f1;\n\tcvta.to.global", 1);
+    let capture = |work: &dyn Fn() -> kinglet_cuda::Result<()>| device.as_cuda().unwrap().capture(work).err().unwrap();
+    let replaced = |ptx: &str| replace(&device, "copy", KernelSource::Ptx(ptx)).map(drop);
+    contains(&capture(&|| replaced(&doubled)), &["capture"]);
+    assert_eq!(ones(&device), [1.0; 3]);
+    replaced(&doubled).unwrap();
+    contains(&capture(&|| device.as_cuda().unwrap().restore("copy")), &["capture"]);
+    assert_eq!(ones(&device), [2.0; 3]);
+}
+
+/// A launch runs one kernel or the other, while another thread exchanges them: none is unloaded in the middle of its work, which
+/// the virtual GPU would tell.
+#[test]
+fn kernels_are_exchanged_while_others_launch() {
+    let device = device();
+    let doubled = only("copy", "fill_f32").replacen("cvta.to.global", "add.f32 %f1, %f1, %f1;\n\tcvta.to.global", 1);
+    let (launched, done, wrong) = (AtomicU64::new(0), AtomicBool::new(false), Mutex::new(Vec::new()));
+    let exchange = || {
+        for i in 0..100 {
+            match i % 2 {
+                0 => drop(replace(&device, "copy", KernelSource::Ptx(&doubled)).unwrap()),
+                _ => device.as_cuda().unwrap().restore("copy").unwrap(),
+            }
+            let before = launched.load(Ordering::Relaxed);
+            while launched.load(Ordering::Relaxed) == before {
+                std::thread::yield_now();
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while !done.load(Ordering::Relaxed) {
+                    let made = Tensor::full(1.0, &[1 << 14], DType::F32, &device);
+                    launched.fetch_add(1, Ordering::Relaxed);
+                    match made.and_then(|x| x.narrow(0, 9, 1)?.to_vec::<f32>()) {
+                        Ok(value) if [[1.0], [2.0]].iter().any(|v| *v == *value) => {}
+                        other => wrong.lock().unwrap().push(other.map_err(|e| e.to_string())),
+                    }
+                }
+            });
+        }
+        let exchanged = std::panic::catch_unwind(std::panic::AssertUnwindSafe(exchange));
+        done.store(true, Ordering::Relaxed);
+        exchanged.unwrap();
+    });
+    assert_eq!(wrong.into_inner().unwrap(), []);
 }
 
 #[test]

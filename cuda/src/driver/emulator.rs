@@ -9,7 +9,7 @@ use kinglet_emulator::counters::Counters;
 use kinglet_emulator::gpu::{Fill, Gpu, GpuOptions, Launch as Geometry, Module};
 use kinglet_emulator::program::Program;
 use std::collections::HashSet;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Instant;
 
 /// Between the ranges of a pool: as much as the emulator leaves around its own allocations.
@@ -26,6 +26,7 @@ struct Emulator {
 #[derive(Default)]
 struct State {
     modules: Handles<Arc<Module>>,
+    /// Numbers of functions are never used again: one of a module that was unloaded is found out.
     functions: Handles<Function>,
     events: Handles<Instant>,
     graphs: Handles<Arc<Captured>>,
@@ -38,7 +39,8 @@ struct State {
 
 #[derive(Clone)]
 struct Function {
-    module: Arc<Module>,
+    /// Gone once it is unloaded, as it is on a real GPU.
+    module: Weak<Module>,
     name: String,
     /// Where each parameter begins, and how long all are.
     offsets: Vec<usize>,
@@ -96,6 +98,7 @@ pub(crate) fn open(options: EmulatorOptions) -> Result<Box<dyn Driver>> {
         name: format!("emulated GPU (sm_{})", options.arch),
         arch: options.arch,
         memory_bytes: options.memory_bytes,
+        l2_bytes: 0,
         // Those of the A100, the L40 and the H100: launchers cut work by it.
         multiprocessors: match options.arch {
             ..89 => 108,
@@ -147,7 +150,10 @@ impl Emulator {
                     cluster: launch.cluster.unwrap_or([1; 3]),
                     dynamic_shared: launch.dynamic_shared,
                 };
-                let report = self.gpu.launch(&function.module, &function.name, geometry, params).map_err(translated)?;
+                let module = function.module.upgrade().ok_or_else(|| {
+                    Error::Fault(format!("kernel {} is launched after its module was unloaded", function.name))
+                })?;
+                let report = self.gpu.launch(&module, &function.name, geometry, params).map_err(translated)?;
                 let mut state = self.state();
                 state.printed.push_str(&report.printed);
                 state.counters += report.counters;
@@ -228,7 +234,9 @@ impl Driver for Emulator {
     }
 
     fn unload(&self, module: ModuleId) -> Result<()> {
-        self.state().modules.take(module);
+        let module = self.state().modules.take(module);
+        let idle = module.is_none_or(|module| Arc::strong_count(&module) == 1);
+        assert!(idle, "a module is unloaded while one of its kernels runs");
         Ok(())
     }
 
@@ -243,6 +251,7 @@ impl Driver for Emulator {
         crate::signature::check(name, &declared, sizes)?;
         let offsets = kernel.params.iter().map(|param| param.offset as usize).collect();
         let bytes = kernel.param_bytes as usize;
+        let module = Arc::downgrade(&module);
         Ok(state.functions.keep(Function { module, name: name.to_owned(), offsets, bytes }))
     }
 

@@ -69,6 +69,7 @@ pub(crate) trait Driver: Send + Sync {
     }
     /// Loads a module. `name` is for messages.
     fn load(&self, name: &str, image: &Image) -> Result<ModuleId>;
+    /// Nothing that launches the module's kernels may be under way or follow, graphs included.
     fn unload(&self, module: ModuleId) -> Result<()>;
     /// The kernel `name`, whose parameters have `sizes` bytes.
     fn function(&self, module: ModuleId, name: &str, sizes: &[usize]) -> Result<FunctionId>;

@@ -232,7 +232,10 @@ impl Driver for Nvidia {
 
     fn unload(&self, module: ModuleId) -> Result<()> {
         self.enter()?;
-        // SAFETY: `module` came from `load`, and the device unloads each once.
+        // SAFETY: `module` came from `load`, and the device unloads each once, when nothing can launch its kernels any more:
+        // `Device::launch` finds a kernel and launches it under the lock that `unload_idle` holds; graphs with its kernels hold it
+        // until after they were dropped; and the device waited for the stream after it took that lock, so what was launched
+        // before is over. When a device is dropped its last handle is: no graph, which has one, is left, and it waits too.
         unsafe { result::module::unload(module as sys::CUmodule) }.map_err(|e| self.failed("unload", e))
     }
 
@@ -265,9 +268,9 @@ impl Driver for Nvidia {
             attrs: attributes.as_mut_ptr(),
             numAttrs: attributes.len() as u32,
         };
-        // SAFETY: `function` came from `function`; each pointer shows the bytes of one argument, which the driver copies
-        // before it returns. How many it copies is what the kernel declares: `Device::launch` has checked count and sizes
-        // against the PTX, and `function` against the driver's own view.
+        // SAFETY: `function` came from `function`, and its module is loaded: see `unload`. Each pointer shows the bytes of one
+        // argument, which the driver copies before it returns. How many it copies is what the kernel declares: `Device::launch`
+        // has checked count and sizes against the PTX, and `function` against the driver's own view.
         // What the kernel does with addresses is outside of Rust's guarantees (see the head of this file).
         unsafe {
             sys::cuLaunchKernelEx(
@@ -339,7 +342,7 @@ impl Driver for Nvidia {
     fn launch_graph(&self, graph: GraphId) -> Result<()> {
         self.enter()?;
         let graph = lock(&self.graphs).get(graph).ok_or_else(|| Error::invalid("launch: the graph is gone"))?;
-        // SAFETY: the graph lives: its owner holds it during this call.
+        // SAFETY: the graph lives: its owner holds it during this call, and with it the modules of its kernels (see `unload`).
         unsafe { result::graph::launch(graph, self.stream) }.map_err(|e| self.failed("graph", e))
     }
 
@@ -347,7 +350,7 @@ impl Driver for Nvidia {
         if let Some(graph) = lock(&self.graphs).take(graph)
             && self.enter().is_ok()
         {
-            // SAFETY: taken out of the table: nobody else destroys it.
+            // SAFETY: taken out of the table: nobody else destroys it. One that is under way ends first, by itself.
             let _ = unsafe { result::graph::exec_destroy(graph) };
         }
     }
@@ -410,6 +413,7 @@ fn describe(device: sys::CUdevice, version: i32) -> std::result::Result<DeviceIn
             + attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
         // SAFETY: as above.
         memory_bytes: unsafe { result::device::total_mem(device) }? as u64,
+        l2_bytes: attribute(Attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)?,
         multiprocessors: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
         shared_bytes_per_block: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
         driver_version: version as u32,
@@ -456,6 +460,7 @@ mod tests {
             name: "T4".into(),
             arch,
             memory_bytes: 0,
+            l2_bytes: 0,
             multiprocessors: 0,
             shared_bytes_per_block: 0,
             driver_version: 0,
