@@ -44,7 +44,7 @@ pub(crate) fn open(choice: &Choice<'_>) -> Result<Device> {
         };
     }
     let device = match (name, cuda_index(name)) {
-        ("emulated", _) => Device::emulated(EmulatorOptions { threads, ..EmulatorOptions::default() })?,
+        ("emulated", _) => Device::emulated(EmulatorOptions { threads, prints: true, ..EmulatorOptions::default() })?,
         (_, Some(index)) => Device::cuda(index).map_err(|e| e.context(format!("--device {name}")))?,
         _ => return Err(Error::invalid(format!("--device {name}: must be cpu, cuda:N or emulated"))),
     };

@@ -350,7 +350,8 @@ impl Device {
         self.driver().take_counters()
     }
 
-    /// What kernels printed since the last call, on the virtual GPU; NVIDIA's driver writes it to standard output itself.
+    /// What kernels printed since the last call, on a virtual GPU that does not write it to standard output itself, as NVIDIA's driver
+    /// does ([`EmulatorOptions::prints`]).
     #[must_use]
     pub fn take_printed(&self) -> String {
         self.driver().take_printed()

@@ -53,6 +53,33 @@ fn ptx_takes_the_place_of_a_kernel_on_one_device_until_it_is_restored() {
 }
 
 #[test]
+fn what_a_kernel_printed_is_there_even_if_it_then_fails() {
+    let before = |place: &str, text: &str, ptx: &str| ptx.replacen(place, &format!("{text}\n{place}"), 1);
+    let ptx = only("copy", "fill_f32");
+    let ptx = before(
+        ".visible .entry",
+        ".global .align 1 .b8 said[4] = {104, 105, 10, 0};
+         .extern .func (.param .b32 r) vprintf (.param .b64 f, .param .b64 v);",
+        &ptx,
+    );
+    let ptx = before(
+        "cvta.to.global",
+        "{ .reg .b64 text; .param .b64 f; .param .b64 v; .param .b32 r; mov.u64 text, said; cvta.global.u64 text, text;
+         st.param.b64 [f], text; st.param.b64 [v], 0; call.uni (r), vprintf, (f, v); }
+         trap;",
+        &ptx,
+    );
+    let device = device();
+    replace(&device, "copy", KernelSource::Ptx(&ptx)).unwrap();
+    let cuda = device.as_cuda().unwrap();
+    let filled = Tensor::full(1.0, &[3], DType::F32, &device).and_then(|x| x.to_vec::<f32>());
+    contains(&filled.unwrap_err(), &["trap", "fill_f32"]);
+    let printed = cuda.take_printed();
+    assert!(printed.starts_with("hi\n"), "{printed:?}");
+    assert_eq!(cuda.take_printed(), "");
+}
+
+#[test]
 fn a_wrong_answer_is_found_by_the_oracle() {
     let device = device();
     let wrong = only("scale", "scale_f32").replacen("mul.rn.f32", "add.rn.f32", 1);

@@ -9,6 +9,7 @@ use kinglet_emulator::counters::Counters;
 use kinglet_emulator::gpu::{Fill, Gpu, GpuOptions, Launch as Geometry, Module};
 use kinglet_emulator::program::Program;
 use std::collections::HashSet;
+use std::io::Write as _;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Instant;
 
@@ -20,6 +21,8 @@ struct Emulator {
     info: DeviceInfo,
     gpu: Gpu,
     state: Mutex<State>,
+    /// See [`EmulatorOptions::prints`].
+    prints: bool,
 }
 
 /// What the driver of a real GPU would keep.
@@ -108,7 +111,7 @@ pub(crate) fn open(options: EmulatorOptions) -> Result<Box<dyn Driver>> {
         shared_bytes_per_block: kinglet_emulator::gpu::shared_limit(options.arch),
         driver_version: 0,
     };
-    let driver = Box::new(Emulator { info, gpu, state: Mutex::default() });
+    let driver = Box::new(Emulator { info, gpu, state: Mutex::default(), prints: options.prints });
     Ok(match options.fail_at {
         None => driver,
         Some(at) => Box::new(Failing::new(driver, at)),
@@ -135,6 +138,15 @@ impl Emulator {
         }
     }
 
+    fn print(&self, text: &str) {
+        if self.prints {
+            // Whoever closed it does not want to read it.
+            let _ = std::io::stdout().write_all(text.as_bytes());
+        } else {
+            self.state().printed.push_str(text);
+        }
+    }
+
     fn run(&self, work: &Work) -> Result<()> {
         match work {
             Work::Copy { to, from, bytes } => self.gpu.copy(*to, *from, *bytes).map_err(translated),
@@ -153,10 +165,12 @@ impl Emulator {
                 let module = function.module.upgrade().ok_or_else(|| {
                     Error::Fault(format!("kernel {} is launched after its module was unloaded", function.name))
                 })?;
-                let report = self.gpu.launch(&module, &function.name, geometry, params).map_err(translated)?;
-                let mut state = self.state();
-                state.printed.push_str(&report.printed);
-                state.counters += report.counters;
+                let done = self.gpu.launch(&module, &function.name, geometry, params);
+                self.print(match &done {
+                    Ok(report) => &report.printed,
+                    Err(error) => error.fault().map_or("", |fault| &fault.printed),
+                });
+                self.state().counters += done.map_err(translated)?.counters;
                 Ok(())
             }
         }
