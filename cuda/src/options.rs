@@ -14,6 +14,8 @@ pub struct EmulatorOptions {
     /// The most instructions that the warps of a block, or of a cluster of blocks, may run in one launch: an endless loop ends
     /// there.
     pub instruction_limit: u64,
+    /// For tests of memory at full size: nothing is run, what is read is zero; memory is counted, and runs out, all the same.
+    pub idle: bool,
     /// For tests: the call of the driver, counted from 0, that fails as if memory had run out.
     pub fail_at: Option<u64>,
 }
@@ -26,6 +28,7 @@ impl Default for EmulatorOptions {
             threads: None,
             seed: 0,
             instruction_limit: 1 << 28,
+            idle: false,
             fail_at: None,
         }
     }

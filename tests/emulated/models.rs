@@ -1,5 +1,6 @@
 //! Whole models on the virtual GPU: they train and generate there as on the CPU.
 
+use crate::memory::idle;
 use crate::support::{NF4, adapter, batch, bits, fixtures, ids, load, training};
 use kinglet::autograd::{Grads, Param, Tape};
 use kinglet::models::{AdapterSet, Batch, Ctx, Decoder, Finish, Request, Sampling, generate};
@@ -233,14 +234,27 @@ fn memory_of(
     Ok(stages)
 }
 
+/// A chunk of what was planned is what a run takes: with a grain less it would need another.
 #[test]
 fn memory_is_planned_to_the_byte() {
     let others = [("llama", METHODS[1]), ("qwen3", METHODS[3]), ("gguf-llama", METHODS[0])];
     let check = |what: &str, new: &dyn Fn(&Device) -> Result<Run>, how: (DType, bool)| {
         let gpu = gpu_or_emulated(80, 1);
         let planned = memory_of(new, how, &gpu.planner()).unwrap();
-        assert_eq!(memory_of(new, how, &gpu).unwrap(), planned, "{what} {how:?}");
-        assert_eq!(gpu.as_cuda().unwrap().memory().live, 0);
+        let held = planned.iter().map(|stage| stage[2]).max().unwrap();
+        // What lives, at most and now, at each stage; and chunks of the driver.
+        let measured = |device: &Device, reserved: u64| {
+            let cuda = device.as_cuda().unwrap();
+            cuda.reserve(reserved).unwrap();
+            let stages = memory_of(new, how, device).unwrap();
+            let lives: Vec<_> = stages.into_iter().map(|[live, peak, _]| [live, peak]).collect();
+            (lives, cuda.counts().driver_allocations)
+        };
+        let want: Vec<_> = planned.into_iter().map(|[live, peak, _]| [live, peak]).collect();
+        assert_eq!(measured(&gpu, held), (want.clone(), 1), "{what} {how:?}");
+        assert_eq!((gpu.as_cuda().unwrap().memory().live, gpu.as_cuda().unwrap().memory().held), (0, held));
+        assert_eq!(measured(&idle(4 << 30), held), (want.clone(), 1), "{what} {how:?}: an idle device");
+        assert_eq!(measured(&idle(4 << 30), held - 256), (want, 2), "{what} {how:?}: a grain less");
     };
     for (name, (four_bit, dtype, checkpoint)) in METHODS.map(|method| ("qwen2", method)).into_iter().chain(others) {
         check(name, &|device| Run::new(name, four_bit, device), (dtype, checkpoint));
@@ -313,8 +327,8 @@ fn logged(case: &str, device: &Device, change: impl Fn(&mut Settings)) -> Vec<[f
         peak = reporter.peak;
     }
     if let Ok(cuda) = device.as_cuda() {
-        let held = cuda.memory().held;
-        assert!(held <= peak as u64, "{case}: {held} bytes are held, {peak} were planned");
+        assert_eq!(cuda.memory().held, peak as u64, "{case}");
+        assert_eq!(cuda.counts().driver_allocations, 2, "{case}: one chunk for each of the two runs");
     }
     let log = std::fs::read_to_string(output.join("log.jsonl")).unwrap();
     let row = |line: &str| {

@@ -1,10 +1,11 @@
 //! Memory that a run may take, and what would fit where it asks for more.
 
 use crate::base::Base;
+use crate::eval::{packed, token_losses};
 use crate::learner::Learner;
 use crate::rows::Rows;
 use crate::settings::{Method, Settings};
-use kinglet_data::TokenBatch;
+use kinglet_data::Example;
 use kinglet_tensor::{Device, Error, Result};
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -84,21 +85,41 @@ impl fmt::Display for ByteSize {
     }
 }
 
-/// The most bytes that the run takes at once on a device like `device`: one step on micro-batches like `largest`, planned on
-/// a device that runs nothing and counts bytes. On a CPU the pages of the weight files count too.
-pub(crate) fn peak_bytes(
+/// Micro-batches of the run that are planned beside the largest that could be.
+const PLANNED: usize = 16;
+/// A GPU's share for the shapes that were not planned: this part of what a step takes. Where blocks of a step come to lie, and so
+/// how much lies idle between them, changes a little from shape to shape.
+const SLACK: u64 = 32;
+/// What a GPU's driver hands out at least.
+const GRANULE: u64 = 2 << 20;
+
+/// The most bytes that the run takes at once on a device like `device`: steps on its micro-batches and the evaluation, planned
+/// on a device that runs nothing and counts bytes. On a GPU they are bytes of one chunk, see [`reserve`]. On a CPU the pages of
+/// the weight files count too.
+fn peak_bytes(
     settings: &Settings,
     base: &Base,
-    largest: TokenBatch,
+    (rows, eval): (&Rows, &[Example]),
     adapter: Option<&Path>,
     device: &Device,
 ) -> Result<ByteSize> {
     let planner = device.planner();
     let mut learner = Learner::new(base.model(settings, &planner)?, settings, adapter)?;
-    let micro = vec![largest; settings.gradient_accumulation_steps];
-    learner.step(&micro, 1, settings.learning_rate)?;
+    let size = settings.per_device_train_batch_size;
+    let accumulation = settings.gradient_accumulation_steps;
+    learner.step(&vec![rows.batches.largest_of(size); accumulation], 1, settings.learning_rate)?;
+    for micro in rows.batches.spread_of(size, PLANNED).chunks(accumulation) {
+        learner.step(micro, 1, settings.learning_rate)?;
+    }
+    let tokens = |rows: &&[Example]| rows.iter().map(|row| row.ids.len()).sum::<usize>();
+    if let Some(rows) = eval.chunks(size).max_by_key(tokens) {
+        token_losses(&learner.model, &learner.eval_ctx(), &packed(rows))?;
+    }
     Ok(ByteSize(match planner.as_cuda() {
-        Ok(cuda) => cuda.memory().held,
+        Ok(cuda) => {
+            let memory = cuda.memory();
+            (memory.held + memory.held.saturating_sub(memory.live) / SLACK).next_multiple_of(GRANULE)
+        }
         Err(_) => {
             let mapped: usize = base.source.weights.entries.values().map(|e| e.range.len()).sum();
             (planner.memory().peak + mapped) as u64
@@ -110,12 +131,11 @@ pub(crate) fn peak_bytes(
 pub(crate) fn check(
     settings: &Settings,
     base: &Base,
-    rows: &Rows,
+    data: (&Rows, &[Example]),
     adapter: Option<&Path>,
     device: &Device,
 ) -> Result<ByteSize> {
-    let largest = |size| rows.batches.largest_of(size);
-    let peak = peak_bytes(settings, base, largest(settings.per_device_train_batch_size), adapter, device)?;
+    let peak = peak_bytes(settings, base, data, adapter, device)?;
     let capacity = match device.as_cuda() {
         Ok(cuda) => Some((ByteSize(cuda.available()?), "the device has free")),
         Err(_) => None,
@@ -128,7 +148,7 @@ pub(crate) fn check(
     let refused = |advice: String| Error::invalid(format!("the run needs {peak}, but {what} {limit}: {advice}"));
     let mut least = peak;
     for (options, changed) in frugal(settings, base) {
-        let needs = peak_bytes(&changed, base, largest(changed.per_device_train_batch_size), adapter, device)?;
+        let needs = peak_bytes(&changed, base, data, adapter, device)?;
         if needs <= limit {
             return Err(refused(format!("{needs} would do with {options}")));
         }
@@ -137,6 +157,30 @@ pub(crate) fn check(
     Err(refused(format!(
         "with checkpointing and batches of one row it is {least} still; try a smaller --max-length, --lora-r or model"
     )))
+}
+
+/// The memory of a run on a GPU.
+pub(crate) struct Reserved(Device);
+
+/// Takes all of `peak` from a GPU at once. A chunk that was planned serves every step from the same places whatever came before,
+/// so no order of batches leaves holes that others do not fit in. What lies outside of the plan after all gets chunks of its own,
+/// within the budget.
+pub(crate) fn reserve(settings: &Settings, peak: ByteSize, device: &Device) -> Result<Reserved> {
+    if let Ok(cuda) = device.as_cuda() {
+        cuda.reserve(peak.0)?;
+        // Whoever calls may hold memory of the device too.
+        let others = cuda.memory().held.saturating_sub(peak.0);
+        cuda.set_limit(settings.memory_budget.map_or(u64::MAX, |budget| others.saturating_add(budget.0)));
+    }
+    Ok(Reserved(device.clone()))
+}
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        if let Ok(cuda) = self.0.as_cuda() {
+            cuda.set_limit(u64::MAX);
+        }
+    }
 }
 
 /// The same run in ever less memory, and the options that ask for it.
