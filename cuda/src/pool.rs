@@ -157,15 +157,12 @@ mod tests {
     fn the_first_fit_is_taken_in_the_order_of_chunks() {
         let mut pool = Pool::new(0);
         pool.add_chunk(0x9000, 1024);
-        pool.add_chunk(0x1000, 1024);
-        let taken = [256, 512, 512].map(|bytes| pool.take(bytes).unwrap());
-        assert_eq!(taken, [0x9000, 0x9100, 0x1000]);
-        pool.give(0x9000, 256);
-        // The remainder of the chunk that came first comes before the exact fit behind it.
+        pool.add_chunk(0x1000, 512);
+        // Not the lowest address, nor what would fit exactly.
+        assert_eq!([256, 512, 256, 512].map(|bytes| pool.take(bytes)), [0x9000, 0x9100, 0x9300, 0x1000].map(Some));
+        assert_eq!((pool.take(256), pool.reach(), pool.unused()), (None, 1536, 0));
         pool.give(0x1000, 512);
-        pool.take(1024).unwrap();
-        assert_eq!(pool.take(256), Some(0x9000));
-        assert_eq!(pool.take(256), Some(0x9300));
+        assert_eq!((pool.reach(), pool.unused()), (1536, 512));
     }
 
     /// What any calls reach of a chunk without end is exactly what a chunk must have to serve them, from the same places.
