@@ -65,12 +65,17 @@ fn output(name: &str) -> PathBuf {
 
 /// Training of the demo's model on rows of 4 to 250 words.
 fn demo(name: &str) -> Settings {
+    demo_of(name, 250)
+}
+
+/// On rows of 4 to so many words.
+fn demo_of(name: &str, words: usize) -> Settings {
     let (model, output) = (Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/demo-model"), output(name));
     let data = output.with_extension("jsonl");
     let mut state = 7u64;
     let row = |_| {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        let words = "one two ".repeat(2 + (state >> 40) as usize % 124);
+        let words = "one two ".repeat(2 + (state >> 40) as usize % (words / 2 - 1));
         format!("{{\"prompt\": \"{words}\", \"completion\": \"five six\"}}\n")
     };
     std::fs::write(&data, (0..90).map(row).collect::<String>()).unwrap();
@@ -82,7 +87,11 @@ fn demo(name: &str) -> Settings {
 #[test]
 fn no_order_of_rows_takes_more_than_was_planned() {
     type Change = fn(&mut Settings);
-    let cases: [(&str, Change); 5] = [
+    let cases: [(&str, Change); 6] = [
+        ("short-packed", |s| {
+            (s.packing, s.gradient_checkpointing) = (true, true);
+            (s.per_device_train_batch_size, s.gradient_accumulation_steps) = (1, 4);
+        }),
         ("lora", |s| (s.method, s.per_device_train_batch_size, s.gradient_accumulation_steps) = (Method::Lora, 4, 2)),
         ("lora-alone", |s| {
             (s.method, s.per_device_train_batch_size, s.gradient_accumulation_steps) = (Method::Lora, 1, 3)
@@ -93,7 +102,7 @@ fn no_order_of_rows_takes_more_than_was_planned() {
     ];
     for (name, change) in cases {
         for seed in 0..4 {
-            let mut settings = demo(&format!("{name}-{seed}"));
+            let mut settings = demo_of(&format!("{name}-{seed}"), if name == "short-packed" { 12 } else { 250 });
             (settings.seed, settings.max_steps) = (seed, Some(40));
             change(&mut settings);
             let peak = planned(&settings);
@@ -104,7 +113,7 @@ fn no_order_of_rows_takes_more_than_was_planned() {
             assert_eq!((outcome.steps, again), (40, peak), "{name} {seed}");
             assert!(held.iter().all(|&held| held == peak), "{name} {seed}: {held:?} of {peak}");
             assert_eq!(gpu.as_cuda().unwrap().counts().driver_allocations, 1, "{name} {seed}");
-            assert!(peak > 16 << 20, "{name} {seed}: {peak} is no more than a few blocks");
+            assert!(peak > 8 << 20, "{name} {seed}: {peak} is no more than a few blocks");
             settings.memory_budget = Some(ByteSize(peak - 1));
             let refused = watched(&settings, Start::Overwrite, 0, &idle(8 << 30)).unwrap_err().to_string();
             assert!(refused.contains("--memory-budget is"), "{refused}");
