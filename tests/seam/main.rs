@@ -141,6 +141,7 @@ fn a_reserved_chunk_of_what_a_planner_held_is_enough_and_no_grain_too_large() {
     let planner = device.planner();
     work(&planner).unwrap();
     let held = planner.memory().held;
+    assert!(planner.alloc(u64::MAX / 2).unwrap_err().is_out_of_memory());
     for (bytes, chunks) in [(held, 1), (held - 256, 2)] {
         let device = small(64 << 20);
         device.reserve(bytes).unwrap();

@@ -25,6 +25,8 @@ struct Chunks {
 /// The first address, and what chunks are aligned to.
 const START: u64 = 1 << 32;
 const ALIGNMENT: u64 = 1 << 21;
+/// More than any run asks for, and still addresses.
+const NO_END: u64 = 1 << 60;
 
 impl Planner {
     /// Whose memory has no end.
@@ -44,7 +46,8 @@ impl Planner {
     }
 
     fn free_of(&self, chunks: &Chunks) -> u64 {
-        self.info.memory_bytes.saturating_sub(chunks.bytes.values().sum())
+        let memory = if self.limited { self.info.memory_bytes } else { NO_END };
+        memory.saturating_sub(chunks.bytes.values().sum())
     }
 }
 
@@ -66,7 +69,7 @@ impl Driver for Planner {
     }
     fn alloc(&self, bytes: u64) -> Result<u64> {
         let mut chunks = self.chunks();
-        if self.limited && bytes > self.free_of(&chunks) {
+        if bytes > self.free_of(&chunks) {
             return Err(Error::OutOfMemory { requested: bytes, held: 0 });
         }
         let address = chunks.next;
