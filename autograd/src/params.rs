@@ -119,6 +119,16 @@ impl ParamSet {
         self.values.narrow(0, param.start, param.len())?.reshape(&param.shape)
     }
 
+    /// Replaces all values by `values`, flat in the order of the set.
+    ///
+    /// # Errors
+    /// `is_aliased` as [`ParamSet::update`]; when there are more or fewer.
+    pub fn write(&mut self, values: &[f32]) -> Result<()> {
+        self.values.write(values)?;
+        self.version += 1;
+        Ok(())
+    }
+
     /// Changes the values in place.
     ///
     /// # Errors

@@ -13,7 +13,7 @@ pub struct MemoryUse {
     pub live: u64,
     /// The largest `live` since the device was made or [`Device::reset_peak`].
     pub peak: u64,
-    /// Bytes of the chunks that the pool holds: what the driver counts for this process.
+    /// Bytes of the chunks that the pool holds: what the driver counts for this process. On a planner, what such chunks must have.
     pub held: u64,
 }
 
@@ -24,6 +24,8 @@ pub(crate) struct Memory {
     /// Where memory comes from while work is noted, not done: then the host may neither wait nor lend its own.
     capture: Mutex<Option<Arc<GraphMemory>>>,
     driver_allocations: AtomicU64,
+    /// What `held` may come to.
+    limit: AtomicU64,
 }
 
 /// The memory that was asked for while a graph was captured. Ranges that are given back serve what is asked for later in the
@@ -40,6 +42,7 @@ impl Memory {
             usage: Mutex::default(),
             capture: Mutex::default(),
             driver_allocations: AtomicU64::new(0),
+            limit: AtomicU64::new(u64::MAX),
         }
     }
 
@@ -85,6 +88,8 @@ impl Drop for GraphMemory {
 
 /// A chunk is at least this large, so that few calls reach the driver.
 const CHUNK: u64 = 8 << 20;
+/// The one chunk of a device whose memory has no end.
+const ENDLESS: u64 = 1 << 50;
 
 fn lost() -> Error {
     Error::invalid("the pool lost a chunk")
@@ -140,21 +145,45 @@ impl Device {
     /// A chunk that holds `footprint` bytes: a large one, or just what is needed once memory is scarce.
     fn grow(&self, pool: &mut Pool, footprint: u64) -> Result<()> {
         self.not_capturing("memory is asked for")?;
-        let roomy = footprint.max(CHUNK);
-        let chunk = self.driver().alloc(roomy).map(|address| (address, roomy)).or_else(|error| {
+        let roomy = footprint.max(if self.driver().is_endless() { ENDLESS } else { CHUNK });
+        self.add_chunk(pool, roomy).or_else(|error| {
             if !error.is_out_of_memory() {
                 return Err(error);
             }
             self.free_unused(pool)?;
-            self.driver().alloc(footprint).map(|address| (address, footprint))
-        });
-        let (address, bytes) = chunk.map_err(|error| match error {
-            Error::OutOfMemory { .. } => Error::OutOfMemory { requested: footprint, held: pool.held() },
-            error => error,
-        })?;
+            self.add_chunk(pool, footprint)
+        })
+    }
+
+    /// A chunk of the driver, within the limit.
+    fn add_chunk(&self, pool: &mut Pool, bytes: u64) -> Result<()> {
+        let held = pool.held();
+        let scarce = Error::OutOfMemory { requested: bytes, held };
+        if held.saturating_add(bytes) > self.parts().limit.load(Ordering::Relaxed) {
+            return Err(scarce);
+        }
+        let address =
+            self.driver().alloc(bytes).map_err(|error| if error.is_out_of_memory() { scarce } else { error })?;
         self.parts().driver_allocations.fetch_add(1, Ordering::Relaxed);
         pool.add_chunk(address, bytes);
         Ok(())
+    }
+
+    /// Takes a chunk of `bytes` bytes from the driver now, which serves buffers before any later chunk does: with as much as a
+    /// planner came to hold, what ran there runs here without another chunk.
+    ///
+    /// # Errors
+    /// When the device has no more, even after the pool's unused chunks were given back.
+    pub fn reserve(&self, bytes: u64) -> Result<()> {
+        self.not_capturing("memory is asked for")?;
+        let mut pool = lock(&self.parts().pool);
+        self.free_unused(&mut pool)?;
+        self.add_chunk(&mut pool, bytes)
+    }
+
+    /// From now on the pool takes no chunk with which it would hold more than `bytes`; `u64::MAX` is no limit.
+    pub fn set_limit(&self, bytes: u64) {
+        self.parts().limit.store(bytes, Ordering::Relaxed);
     }
 
     /// Takes a buffer back, to the graph that it belongs to if there is one.
@@ -199,16 +228,19 @@ impl Device {
     /// Bytes in use.
     #[must_use]
     pub fn memory(&self) -> MemoryUse {
-        MemoryUse { held: lock(&self.parts().pool).held(), ..*lock(&self.parts().usage) }
+        let pool = lock(&self.parts().pool);
+        let held = if self.driver().is_endless() { pool.reach() } else { pool.held() };
+        drop(pool);
+        MemoryUse { held, ..*lock(&self.parts().usage) }
     }
 
-    /// Bytes that buffers could take: what the device has free, whoever uses the rest, and what the pool holds unused.
+    /// Bytes that [`Device::reserve`] could have: what the device has free, whoever uses the rest, and the pool's unused chunks.
     ///
     /// # Errors
     /// When the device fails.
     pub fn available(&self) -> Result<u64> {
-        let memory = self.memory();
-        Ok(self.driver().free_bytes()? + memory.held.saturating_sub(memory.live))
+        let unused = lock(&self.parts().pool).unused();
+        Ok(self.driver().free_bytes()? + unused)
     }
 
     /// Starts a new count of the peak from what lives now.

@@ -16,6 +16,8 @@ pub struct EmulatorOptions {
     pub instruction_limit: u64,
     /// Write what kernels print to standard output at once, as NVIDIA's driver does; else it is kept for `Device::take_printed`.
     pub prints: bool,
+    /// For tests of memory at full size: nothing is run, what is read is zero; memory is counted, and runs out, all the same.
+    pub idle: bool,
     /// For tests: the call of the driver, counted from 0, that fails as if memory had run out.
     pub fail_at: Option<u64>,
 }
@@ -29,6 +31,7 @@ impl Default for EmulatorOptions {
             seed: 0,
             instruction_limit: 1 << 28,
             prints: false,
+            idle: false,
             fail_at: None,
         }
     }

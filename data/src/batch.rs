@@ -114,7 +114,8 @@ impl Batches {
         self.groups.len().div_ceil(self.options.batch_size)
     }
 
-    /// A batch of the longest rows (or the fullest bins): no other has more tokens.
+    /// A batch of the longest rows (or the fullest bins), with as many targets as the rows that have most of them: no batch of
+    /// any epoch has more tokens or more targets.
     #[must_use]
     pub fn largest(&self) -> TokenBatch {
         self.largest_of(self.options.batch_size)
@@ -123,11 +124,34 @@ impl Batches {
     /// As [`Batches::largest`], were there `batch_size` rows (or bins) in a batch.
     #[must_use]
     pub fn largest_of(&self, batch_size: usize) -> TokenBatch {
-        let tokens = |group: &[usize]| group.iter().map(|&row| self.examples[row].ids.len()).sum::<usize>();
-        let mut groups: Vec<&Vec<usize>> = self.groups.iter().collect();
-        groups.sort_by_key(|group| std::cmp::Reverse(tokens(group)));
-        let rows = groups.into_iter().take(batch_size).flatten();
-        TokenBatch::of(rows.map(|&row| &self.examples[row]))
+        let most_by = |count: &dyn Fn(&Example) -> usize| {
+            let mut groups: Vec<&[usize]> = self.groups.iter().map(Vec::as_slice).collect();
+            groups.sort_by_key(|group| std::cmp::Reverse(self.sum(group, count)));
+            TokenBatch::of(groups.into_iter().take(batch_size).flatten().map(|&row| &self.examples[row]))
+        };
+        let mut batch = most_by(&|row| row.ids.len());
+        let missing = most_by(&Example::target_tokens).target_tokens().saturating_sub(batch.target_tokens());
+        let others = batch.targets.iter_mut().filter(|target| **target < 0);
+        others.take(missing).for_each(|target| *target = 0);
+        batch
+    }
+
+    /// At most `count` batches of the first epoch, were there `batch_size` rows (or bins) in each: evenly from the one with the
+    /// most tokens to the one with the fewest.
+    #[must_use]
+    pub fn spread_of(&self, batch_size: usize, count: usize) -> Vec<TokenBatch> {
+        let order = self.epoch(0).order;
+        let rows = |groups: &[usize]| groups.iter().flat_map(|&group| self.groups[group].clone()).collect();
+        let mut batches: Vec<Vec<usize>> = order.chunks(batch_size).map(rows).collect();
+        batches.sort_by_key(|rows| std::cmp::Reverse(self.sum(rows, &|row| row.ids.len())));
+        let count = count.min(batches.len());
+        let chosen = (0..count).map(|i| &batches[i * (batches.len() - 1) / (count - 1).max(1)]);
+        chosen.map(|rows| TokenBatch::of(rows.iter().map(|&row| &self.examples[row]))).collect()
+    }
+
+    /// What the rows have together.
+    fn sum(&self, rows: &[usize], count: &dyn Fn(&Example) -> usize) -> usize {
+        rows.iter().map(|&row| count(&self.examples[row])).sum()
     }
 
     /// The order of epoch `epoch`, counted from 0.
@@ -241,6 +265,26 @@ mod tests {
         assert_eq!(batches.largest().lines, [2, 4]);
         let packed = Batches::new(rows(), BatchOptions { pack_to: Some(12), ..options(1) }).unwrap();
         assert_eq!(packed.largest().ids.len(), 12, "9 + 3 or 8 + 4");
+    }
+
+    #[test]
+    fn no_batch_has_more_tokens_or_targets_than_the_largest() {
+        // A short row that is all target beside long ones of few.
+        let row = |line, length, targets| Example {
+            is_target: (0..length).map(|i| i + targets >= length).collect(),
+            ..example(line, length)
+        };
+        let rows = || vec![row(1, 20, 1), row(2, 19, 2), row(3, 9, 8), row(4, 7, 6), row(5, 3, 2)];
+        let batches = Batches::new(rows(), options(2)).unwrap();
+        let largest = batches.largest();
+        assert_eq!((largest.ids.len(), largest.target_tokens()), (39, 14));
+        assert_eq!(batches.largest_of(5).target_tokens(), 19);
+        let spread = batches.spread_of(2, 9);
+        assert_eq!(spread.len(), 3, "all of the epoch");
+        assert!(spread.windows(2).all(|pair| pair[0].ids.len() >= pair[1].ids.len()));
+        let ends = batches.spread_of(2, 2);
+        assert_eq!(ends, [spread[0].clone(), spread[2].clone()]);
+        assert_eq!(batches.spread_of(1, 1)[0].lines, [1]);
     }
 
     #[test]

@@ -74,23 +74,23 @@ impl AdamW {
         Ok(AdamW { options, m: zeros()?, v: zeros()?, steps: 0, groups, numbers })
     }
 
-    /// The state that a checkpoint saved.
+    /// Goes on from the state that a checkpoint saved, in the memory that is there already: moments flat, in the order of the set.
     ///
     /// # Errors
-    /// When the moments are not f32 of the set's length, and as [`AdamW::new`].
-    pub fn resume(set: &ParamSet, options: AdamWOptions, m: &Tensor, v: &Tensor, steps: u64) -> Result<Self> {
-        let mut state = Self::new(set, options)?;
-        for (name, moment, saved) in [("m", &mut state.m, m), ("v", &mut state.v, v)] {
-            if saved.shape() != [set.len()] || saved.dtype() != DType::F32 {
-                let what = format!("{:?} {} for {} parameters", saved.shape(), saved.dtype(), set.len());
-                return Err(Error::shape("AdamW", format!("saved moments {name}: {what}")));
-            }
-            // A copy of our own: the given tensor may lie in a mapped file.
-            let place = moment.as_mut().ok_or_else(|| Error::aliased("AdamW: moments are held elsewhere"))?;
-            kinglet_tensor::ops::copy_into(&saved.to(set.values().device())?, place)?;
+    /// When there are more or fewer moments than parameters, and `is_aliased` while somebody holds the moments; then nothing has
+    /// changed. When the device fails.
+    pub fn restore(&mut self, m: &[f32], v: &[f32], steps: u64) -> Result<()> {
+        if m.len() != self.m.len() || v.len() != self.v.len() {
+            let what = format!("{} and {} saved moments for {} parameters", m.len(), v.len(), self.m.len());
+            return Err(Error::shape("AdamW", what));
         }
-        state.steps = steps;
-        Ok(state)
+        if self.m.as_mut().is_none() || self.v.as_mut().is_none() {
+            return Err(Error::aliased("AdamW: moments are held elsewhere"));
+        }
+        self.m.write(m)?;
+        self.v.write(v)?;
+        self.steps = steps;
+        Ok(())
     }
 
     /// First and second moments [elements of the set], flat: views, which must be dropped before the next step.

@@ -7,7 +7,7 @@ use kinglet_models::fs::Folder;
 use kinglet_models::mmap::Mapped;
 use kinglet_models::safetensors::{TensorSpec, open_file, write_file};
 use kinglet_models::{Decoder, StoredType, WeightFiles};
-use kinglet_tensor::{DType, Device, Error, Result, Tensor, dispatch};
+use kinglet_tensor::{DType, Device, Element, Error, Result, Tensor, dispatch};
 use std::collections::BTreeSet;
 use std::io::Write;
 use std::path::Path;
@@ -114,19 +114,27 @@ pub fn write_params(set: &ParamSet, out: &mut impl Write) -> Result<()> {
     })
 }
 
-/// Writes a tensor as little-endian `dtype` elements.
+/// Writes a tensor as little-endian `dtype` elements. What lies on another device is converted on the host: a run saves without
+/// memory of its device.
 ///
 /// # Errors
 /// When `dtype` is no float that is computed with, or `out` fails.
 pub fn write_tensor(t: &Tensor, dtype: StoredType, out: &mut dyn Write) -> Result<()> {
-    let t = t.to_dtype(float(dtype)?)?.contiguous()?;
-    let on_host = t.device().as_cpu().is_ok();
-    let written = dispatch!(float t.dtype(), "save", T => {
-        let copy = if on_host { Vec::new() } else { t.to_vec::<T>()? };
-        let values = if on_host { t.as_slice::<T>()? } else { &copy };
-        Ok(out.write_all(bytemuck::cast_slice(values)))
-    })?;
-    written.map_err(|e| Error::io("cannot write", e))
+    let dtype = float(dtype)?;
+    let written = if t.device().as_cpu().is_ok() {
+        let t = t.to_dtype(dtype)?.contiguous()?;
+        dispatch!(float dtype, "save", T => Ok(out.write_all(bytemuck::cast_slice(t.as_slice::<T>()?))))
+    } else {
+        let t = t.contiguous()?;
+        dispatch!(float t.dtype(), "save", S => {
+            let stored = t.to_vec::<S>()?;
+            dispatch!(float dtype, "save", T => {
+                let values: Vec<T> = stored.into_iter().map(|x| T::from_f32(x.to_f32())).collect();
+                Ok(out.write_all(bytemuck::cast_slice(&values)))
+            })
+        })
+    };
+    written?.map_err(|e| Error::io("cannot write", e))
 }
 
 /// The dtype that a stored float type is computed in.

@@ -11,6 +11,7 @@ mod fused;
 mod gemm;
 mod gguf;
 mod matvec;
+mod memory;
 mod models;
 mod sample;
 #[path = "../support/mod.rs"]

@@ -110,6 +110,52 @@ fn memory_that_is_not_there_is_an_error_and_the_device_stays() {
 }
 
 #[test]
+fn the_pool_gives_back_what_nobody_uses_before_it_passes_its_limit() {
+    let device = device();
+    device.set_limit(20 << 20);
+    let (first, second) = (device.alloc(6 << 20).unwrap(), device.alloc(9 << 20).unwrap());
+    drop(first);
+    let third = device.alloc(10 << 20).unwrap();
+    assert!(device.memory().held <= 20 << 20, "{:?}", device.memory());
+    let error = device.alloc(2 << 20).unwrap_err();
+    contains(&error, &["out of device memory", "2097"]);
+    drop(second);
+    assert_eq!(device.alloc(9 << 20).unwrap().len(), 9 << 20);
+    assert!(device.reserve(11 << 20).unwrap_err().is_out_of_memory());
+    assert!(device.memory().held <= 20 << 20);
+    device.set_limit(u64::MAX);
+    device.alloc(40 << 20).unwrap();
+    drop(third);
+}
+
+#[test]
+fn a_reserved_chunk_of_what_a_planner_held_is_enough_and_no_grain_too_large() {
+    let device = device();
+    let work = |device: &Device| {
+        let (a, b) = (device.alloc(9 << 20)?, device.alloc(1000)?);
+        drop(a);
+        let c = device.alloc(10 << 20)?;
+        drop((b, c));
+        device.alloc(5 << 20).map(drop)
+    };
+    let planner = device.planner();
+    work(&planner).unwrap();
+    let held = planner.memory().held;
+    assert!(planner.alloc(u64::MAX / 2).unwrap_err().is_out_of_memory());
+    for (bytes, chunks) in [(held, 1), (held - 256, 2)] {
+        let device = small(64 << 20);
+        device.reserve(bytes).unwrap();
+        work(&device).unwrap();
+        assert_eq!(device.counts().driver_allocations, chunks, "{bytes} of {held}");
+    }
+    let exact = small(held);
+    exact.reserve(held).unwrap();
+    work(&exact).unwrap();
+    assert_eq!((exact.memory().held, exact.available().unwrap()), (held, held), "it is free again as a whole");
+    assert!(small(held).reserve(held + 256).unwrap_err().is_out_of_memory());
+}
+
+#[test]
 fn kernels_run_in_the_order_of_their_launches() {
     let device = device();
     device.load("add", ADD).unwrap();

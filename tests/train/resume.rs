@@ -92,6 +92,30 @@ fn full() {
     resumes_bit_for_bit(Method::Full, "full");
 }
 
+/// The state goes into the buffers that the run has anyway. (Of an adapter it would not show beside what a step takes.)
+#[test]
+fn a_resumed_run_takes_no_more_memory() {
+    let new = |name: &str| {
+        let mut settings = settings(Method::Full, &output(&format!("memory-{name}")));
+        // One short row a step: parameters are most of what there is, and all steps take as much.
+        settings.data = output(&format!("memory-{name}-rows")).with_extension("jsonl");
+        std::fs::write(&settings.data, "{\"prompt\": \"a\", \"completion\": \"b\"}\n".repeat(4)).unwrap();
+        (settings.per_device_train_batch_size, settings.gradient_accumulation_steps) = (1, 1);
+        (settings.max_steps, settings.packing, settings.raw) = (Some(3), false, true);
+        settings
+    };
+    let peak = |settings: &Settings, start, last| {
+        let (device, stop) = (device(2), AtomicBool::new(false));
+        let options = RunOptions { start, dry_run: false, stop: &stop, renderer: None };
+        let outcome = run(settings, &device, options, &mut StopAfter(last, &stop)).unwrap();
+        (outcome.steps, device.memory().peak)
+    };
+    let (whole, cut) = (new("whole"), new("cut"));
+    let (_, through) = peak(&whole, Start::New, 9);
+    assert_eq!(peak(&cut, Start::New, 1), (1, through));
+    assert_eq!(peak(&cut, Start::Resume, 9), (3, through));
+}
+
 /// A copy of the adapter that the fixtures start from, with scales of their own in two modules.
 fn init_adapter(name: &str) -> PathBuf {
     let (from, to) = (fixtures().join("llama-lora/adapter-init"), output(name));

@@ -13,13 +13,13 @@ use kinglet_autograd::{Param, ParamSet};
 use kinglet_models::fs::{Disk, Folder, read_text, write_folder_atomic};
 use kinglet_models::mmap::Mapped;
 use kinglet_models::safetensors::{TensorSpec, open_file, write_file};
-use kinglet_models::{StoredType, WeightFiles};
-use kinglet_optim::AdamW;
+use kinglet_models::{Bytes, StoredType, WeightFiles};
 use kinglet_peft::{MergeOptions, merge, write_tensor};
 use kinglet_tensor::{DType, Device, Error, Result, Tensor};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// Names of state files begin so.
 pub(crate) const STATE: &str = "kinglet_state";
@@ -252,30 +252,37 @@ impl Checkpoint {
         Ok(Checkpoint { path, state })
     }
 
-    /// Puts `learner` where the checkpoint was, and returns its step.
+    /// Puts `learner` where the checkpoint was, and returns its step. The state goes into the memory that parameters and moments
+    /// have already, one tensor after the other, once all of it is known to fit.
     pub(crate) fn restore(&self, learner: &mut Learner, settings: &Settings) -> Result<u64> {
         self.state.check_params(&learner.params).map_err(|e| e.context(self.path.join(STATE_JSON).display()))?;
-        let tensors = self.path.join(STATE_TENSORS);
-        let files = open_file(&tensors, Mapped::open_unmapped)?;
+        let path = self.path.join(STATE_TENSORS);
+        let files = open_file(&path, if settings.no_mmap { Mapped::open_unmapped } else { Mapped::open })?;
         if let Some(name) = files.entries.keys().find(|name| !STATE_NAMES.contains(&name.as_str())) {
-            return Err(Error::invalid(format!("{}: tensor {name:?} is no part of a state", tensors.display())));
+            return Err(Error::invalid(format!("{}: tensor {name:?} is no part of a state", path.display())));
         }
-        let flat = |name: &str| flat(&files, name, &learner.model).map_err(|e| e.context(tensors.display()));
-        let [values, m, v] = STATE_NAMES.map(flat);
-        let (values, m, v) = (values?, m?, v?);
-        let adamw = AdamW::resume(&learner.params, settings.adamw(), &m, &v, self.state.optimizer_steps)?;
-        learner.restore(&values, adamw)?;
+        let params =
+            Arc::get_mut(&mut learner.params).ok_or_else(|| Error::aliased("the parameters are held elsewhere"))?;
+        let flat = |name| flat(&files, name, params.len());
+        let [values, m, v] = STATE_NAMES.map(|name| flat(name).map_err(|e| e.context(path.display())));
+        let [values, m, v] = [values?, m?, v?];
+        let [values, m, v] = [&values, &m, &v].map(|bytes| bytemuck::try_cast_slice::<u8, f32>(bytes.as_ref()));
+        let odd = |e| Error::invalid(format!("{}: {e}", path.display()));
+        let (values, m, v) = (values.map_err(odd)?, m.map_err(odd)?, v.map_err(odd)?);
+        learner.adamw.restore(m, v, self.state.optimizer_steps)?;
+        params.write(values)?;
         Ok(self.state.step)
     }
 }
 
-fn flat(files: &WeightFiles, name: &str, model: &kinglet_models::Decoder) -> Result<Tensor> {
+/// The bytes of a flat tensor of `len` parameters or moments.
+fn flat(files: &WeightFiles, name: &str, len: usize) -> Result<Bytes> {
     let entry = files.get(name)?;
-    if entry.dtype != StoredType::F32 {
-        return Err(Error::invalid(format!("tensor {name:?} is {}, not F32", entry.dtype)));
+    if entry.dtype != StoredType::F32 || entry.shape != [len] {
+        let stored = format!("{:?} of {}", entry.shape, entry.dtype);
+        return Err(Error::invalid(format!("tensor {name:?} is {stored}, not {len} elements of F32")));
     }
-    let bytes = files.bytes(entry)?;
-    Tensor::from_shared(bytes.owner, bytes.range.start, DType::F32, &entry.shape, model.device())
+    files.bytes(entry)
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use kinglet_data::{Example, Prompt, TokenBatch, Tokenizer};
 use kinglet_models::{Batch, Ctx, Decoder, Request, Sampling, generate};
 use kinglet_tensor::cpu::gemm::FEW_ROWS;
 use kinglet_tensor::ops::Targets;
-use kinglet_tensor::{Error, Result};
+use kinglet_tensor::{Error, Result, Tensor};
 use std::ops::ControlFlow;
 
 /// The loss over a file.
@@ -65,24 +65,31 @@ pub fn evaluate_loss(
 
 /// The sum of -log p over the targets of each row.
 fn row_losses(model: &Decoder, ctx: &Ctx, rows: &[Example]) -> Result<Vec<f64>> {
-    // Products of few rows add in another order than larger ones, so a small batch gets a row that nobody looks at.
-    let is_small = rows.iter().map(Example::target_tokens).sum::<usize>() <= FEW_ROWS;
-    let filler = Example { ids: vec![0; FEW_ROWS + 2], is_target: vec![true; FEW_ROWS + 2], line: 0 };
-    let packed = TokenBatch::of(rows.iter().chain(is_small.then_some(&filler)));
-    let tape = Tape::inert();
-    let losses = || {
-        let batch = Batch::new(&packed.ids, &packed.segments, model.device())?;
-        let targets = Targets::new(&packed.targets, model.device())?;
-        let hidden = model.hidden(&tape, &batch, None, ctx)?;
-        model.losses(&hidden, &targets, 1.0, ctx)?.1.to_vec::<f32>()
-    };
+    let packed = packed(rows);
     let place = |e: Error| match rows {
         [row] => e.context(format!("line {}", row.line)),
         _ => e.context(format!("lines {} to {}", rows[0].line, rows[rows.len() - 1].line)),
     };
-    let losses = losses().map_err(place)?;
+    let losses = token_losses(model, ctx, &packed).and_then(|losses| losses.to_vec::<f32>()).map_err(place)?;
     let of_row = |span: &[usize]| losses[span[0]..span[1]].iter().map(|&loss| f64::from(loss)).sum();
     Ok(packed.segments.windows(2).take(rows.len()).map(of_row).collect())
+}
+
+/// `rows` as they go through the model together.
+pub(crate) fn packed(rows: &[Example]) -> TokenBatch {
+    // Products of few rows add in another order than larger ones, so a small batch gets a row that nobody looks at.
+    let is_small = rows.iter().map(Example::target_tokens).sum::<usize>() <= FEW_ROWS;
+    let filler = Example { ids: vec![0; FEW_ROWS + 2], is_target: vec![true; FEW_ROWS + 2], line: 0 };
+    TokenBatch::of(rows.iter().chain(is_small.then_some(&filler)))
+}
+
+/// -log p of each token that is a target, 0 for any other.
+pub(crate) fn token_losses(model: &Decoder, ctx: &Ctx, packed: &TokenBatch) -> Result<Tensor> {
+    let tape = Tape::inert();
+    let batch = Batch::new(&packed.ids, &packed.segments, model.device())?;
+    let targets = Targets::new(&packed.targets, model.device())?;
+    let hidden = model.hidden(&tape, &batch, None, ctx)?;
+    Ok(model.losses(&hidden, &targets, 1.0, ctx)?.1)
 }
 
 /// How answers are generated for [`exact_match`].

@@ -85,14 +85,6 @@ impl Learner {
         })
     }
 
-    /// Replaces parameters and moments by those of a checkpoint.
-    pub(crate) fn restore(&mut self, values: &Tensor, adamw: AdamW) -> Result<()> {
-        let params = Arc::get_mut(&mut self.params).ok_or_else(held)?;
-        params.update(|place| kinglet_tensor::ops::copy_into(values, place))?;
-        self.adamw = adamw;
-        Ok(())
-    }
-
     /// The context of an evaluation.
     pub(crate) fn eval_ctx(&self) -> Ctx {
         Ctx::eval(self.dtype).with_adapters(self.adapters())
@@ -158,12 +150,16 @@ impl Learner {
     fn accumulate(&mut self, inputs: &[Input], step: u64, options: Options) -> Result<Tensor, (usize, Error)> {
         self.grads.zero().map_err(|e| (0, e))?;
         let targets: usize = inputs.iter().map(|input| input.targets.count()).sum();
-        let mut losses = Vec::with_capacity(inputs.len());
+        // They have their place before anything else: what a micro-batch leaves behind would lie in the middle of the memory
+        // that the next one needs.
+        let mut losses = Tensor::zeros(&[inputs.len()], DType::F32, self.model.device()).map_err(|e| (0, e))?;
         for (i, input) in inputs.iter().enumerate() {
             let ctx = self.train_ctx(step, i);
-            losses.push(self.backward(input, targets, &ctx, options).map_err(|e| (i, e))?);
+            let loss = self.backward(input, targets, &ctx, options).map_err(|e| (i, e))?;
+            let place = losses.as_mut().ok_or_else(held).and_then(|all| all.into_part(i, loss.shape()));
+            place.and_then(|place| ops::copy_into(&loss, place)).map_err(|e| (i, e))?;
         }
-        ops::stack(&losses.iter().collect::<Vec<_>>(), 0).map_err(|e| (0, e))
+        Ok(losses)
     }
 
     /// Adds one micro-batch's gradient; returns its share of the loss.

@@ -26,9 +26,9 @@ pub struct Plan {
     pub steps_per_epoch: u64,
     /// Steps of the warm-up.
     pub warmup_steps: u64,
-    /// The most bytes that the run is expected to need at once: what one step on the largest batch allocates on a device that
-    /// only counts ([`Device::planner`](kinglet_tensor::Device::planner)). On a CPU the mapped pages of the model are
-    /// included; on a GPU it is what its pool takes of the driver.
+    /// The most bytes that the run is expected to need at once: what steps on its batches allocate on a device that only counts
+    /// ([`Device::planner`](kinglet_tensor::Device::planner)). On a CPU the mapped pages of the model are included; on a GPU it is
+    /// the chunk that the run takes of the driver, before its first step and for all of them.
     pub peak_bytes: usize,
 }
 

@@ -112,7 +112,9 @@ pub fn run(
     }
     // A run goes on with the adapter of its checkpoint: the one that it began with may have changed since, or be gone.
     let adapter = checkpoint.as_ref().map(|c| c.path.as_path()).or(settings.init_adapter.as_deref());
-    let peak = budget::check(settings, &base, &rows, adapter, device)?;
+    let eval = eval.map(|e| e.examples);
+    let peak = budget::check(settings, &base, (&rows, eval.as_deref().unwrap_or_default()), adapter, device)?;
+    let _reserved = budget::reserve(settings, peak, device)?; // until the run ends
     let model = base.model(settings, device)?;
     if let Some(text) = base.unused_warning(&model) {
         reporter.warning(&text);
@@ -138,7 +140,6 @@ pub fn run(
     }
     let _held = held.map_or_else(|| output.lock(), |held| Ok(Some(held)))?; // until the run ends
     let log = Log::open(&output.path, done)?;
-    let eval = eval.map(|e| e.examples);
     let schedule = settings.schedule(rows.steps);
     let mut run = Run { settings, base, rows: &rows, eval, identity, learner, output, log, plan, schedule, reporter };
     run.go(done, options.stop)

@@ -2,6 +2,7 @@
 
 use super::{Driver, EventId, FunctionId, GraphId, Image, ModuleId};
 use crate::driver::failing::Failing;
+use crate::driver::planner::Planner;
 use crate::handles::Handles;
 use crate::launch::Launch;
 use crate::{DeviceInfo, EmulatorOptions, Error, Result};
@@ -15,6 +16,9 @@ use std::time::Instant;
 
 /// Between the ranges of a pool: as much as the emulator leaves around its own allocations.
 const RED_ZONE: u64 = 256;
+
+/// Left beside chunks for constants and tables of modules that are loaded later.
+const TABLES: u64 = 1 << 20;
 
 /// One virtual GPU.
 struct Emulator {
@@ -112,6 +116,9 @@ pub(crate) fn open(options: EmulatorOptions) -> Result<Box<dyn Driver>> {
         driver_version: 0,
     };
     let driver = Box::new(Emulator { info, gpu, state: Mutex::default(), prints: options.prints });
+    if options.idle {
+        return Ok(Box::new(Planner::limited(&*driver)));
+    }
     Ok(match options.fail_at {
         None => driver,
         Some(at) => Box::new(Failing::new(driver, at)),
@@ -187,7 +194,7 @@ impl Driver for Emulator {
     }
 
     fn free_bytes(&self) -> Result<u64> {
-        Ok(self.gpu.free_bytes())
+        Ok(self.gpu.free_bytes().saturating_sub(TABLES))
     }
 
     fn alloc(&self, bytes: u64) -> Result<u64> {

@@ -41,11 +41,15 @@ pub(crate) trait Driver: Send + Sync {
     fn is_planner(&self) -> bool {
         false
     }
+    /// Whether memory has no end: then what is reached of a chunk counts, not its size.
+    fn is_endless(&self) -> bool {
+        false
+    }
     /// Bytes to leave unused behind every range of a pool.
     fn red_zone(&self) -> u64 {
         0
     }
-    /// Bytes that could be had in chunks now, by anybody.
+    /// Bytes that could be had in chunks now, by anybody, without what modules need that are loaded later.
     fn free_bytes(&self) -> Result<u64>;
     /// A chunk of memory, aligned to at least 256 bytes, contents arbitrary.
     fn alloc(&self, bytes: u64) -> Result<u64>;

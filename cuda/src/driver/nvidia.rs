@@ -26,6 +26,9 @@ const OLDEST_ARCH: u32 = 80;
 /// From this version on the driver tells the parameters of a kernel.
 const TELLS_PARAMETERS: u32 = 12_040;
 
+/// Left to the driver beside chunks, for the code of kernels that are loaded later.
+const CODE: u64 = 64 << 20;
+
 /// One GPU.
 pub(crate) struct Nvidia {
     info: DeviceInfo,
@@ -136,7 +139,8 @@ impl Driver for Nvidia {
 
     fn free_bytes(&self) -> Result<u64> {
         self.enter()?;
-        result::mem_get_info().map(|(free, _)| free as u64).map_err(|e| self.failed("mem_get_info", e))
+        let (free, _) = result::mem_get_info().map_err(|e| self.failed("mem_get_info", e))?;
+        Ok((free as u64).saturating_sub(CODE))
     }
 
     fn alloc(&self, bytes: u64) -> Result<u64> {

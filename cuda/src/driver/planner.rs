@@ -1,24 +1,53 @@
-//! A driver that does nothing: every call succeeds, memory is addresses. What a run takes of the pool can be counted on it.
+//! A driver that runs nothing: memory is addresses. What a run takes of the pool can be counted on it.
 
 use super::{Driver, EventId, FunctionId, GraphId, Image, ModuleId};
 use crate::launch::Launch;
-use crate::{DeviceInfo, Result};
-use std::sync::atomic::{AtomicU64, Ordering};
+use crate::{DeviceInfo, Error, Result};
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Stands for another device.
 pub(crate) struct Planner {
     info: DeviceInfo,
     red_zone: u64,
-    /// Where the next chunk begins.
-    next: AtomicU64,
+    /// Whether memory runs out where that of the other device would.
+    limited: bool,
+    chunks: Mutex<Chunks>,
+}
+
+struct Chunks {
+    /// Where the next one begins.
+    next: u64,
+    /// Bytes of each by address.
+    bytes: HashMap<u64, u64>,
 }
 
 /// The first address, and what chunks are aligned to.
 const START: u64 = 1 << 32;
+const ALIGNMENT: u64 = 1 << 21;
+/// More than any run asks for, and still addresses.
+const NO_END: u64 = 1 << 60;
 
 impl Planner {
+    /// Whose memory has no end.
     pub(crate) fn of(driver: &dyn Driver) -> Self {
-        Planner { info: driver.info().clone(), red_zone: driver.red_zone(), next: AtomicU64::new(START) }
+        let chunks = Mutex::new(Chunks { next: START, bytes: HashMap::new() });
+        Planner { info: driver.info().clone(), red_zone: driver.red_zone(), limited: false, chunks }
+    }
+
+    /// With as much memory as the other device has.
+    #[cfg(feature = "emulator")]
+    pub(crate) fn limited(driver: &dyn Driver) -> Self {
+        Planner { limited: true, ..Self::of(driver) }
+    }
+
+    fn chunks(&self) -> MutexGuard<'_, Chunks> {
+        self.chunks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn free_of(&self, chunks: &Chunks) -> u64 {
+        let memory = if self.limited { self.info.memory_bytes } else { NO_END };
+        memory.saturating_sub(chunks.bytes.values().sum())
     }
 }
 
@@ -29,17 +58,28 @@ impl Driver for Planner {
     fn is_planner(&self) -> bool {
         true
     }
+    fn is_endless(&self) -> bool {
+        !self.limited
+    }
     fn red_zone(&self) -> u64 {
         self.red_zone
     }
     fn free_bytes(&self) -> Result<u64> {
-        Ok(self.info.memory_bytes)
+        Ok(self.free_of(&self.chunks()))
     }
     fn alloc(&self, bytes: u64) -> Result<u64> {
+        let mut chunks = self.chunks();
+        if bytes > self.free_of(&chunks) {
+            return Err(Error::OutOfMemory { requested: bytes, held: 0 });
+        }
+        let address = chunks.next;
         // Chunks are neighbours nowhere.
-        Ok(self.next.fetch_add(bytes.next_multiple_of(1 << 21) + (1 << 21), Ordering::Relaxed))
+        chunks.next += bytes.next_multiple_of(ALIGNMENT) + ALIGNMENT;
+        chunks.bytes.insert(address, bytes);
+        Ok(address)
     }
-    fn free(&self, _: u64) -> Result<()> {
+    fn free(&self, address: u64) -> Result<()> {
+        self.chunks().bytes.remove(&address);
         Ok(())
     }
     fn announce(&self, _: u64, _: u64) -> Result<()> {

@@ -135,8 +135,10 @@ fn threads_do_not_change_a_bit_and_a_resumed_state_goes_on() {
             let grads = grads_of(&set, &g);
             norms.push(adamw.step(&mut set, &grads, 1e-2).unwrap().item().unwrap().to_bits());
             if interrupted {
-                let [m, v] = adamw.moments();
-                adamw = AdamW::resume(&set, options, m, v, adamw.steps()).unwrap();
+                let [m, v] = adamw.moments().map(|moment| moment.to_vec::<f32>().unwrap());
+                let steps = adamw.steps();
+                adamw = AdamW::new(&set, options).unwrap();
+                adamw.restore(&m, &v, steps).unwrap();
             }
         }
         (set.values().to_vec::<f32>().unwrap(), norms)
@@ -157,6 +159,11 @@ fn options_and_states_that_do_not_fit_are_errors() {
     ] {
         assert!(AdamW::new(&set, bad).err().unwrap().is_invalid());
     }
-    let short = Tensor::zeros(&[3], DType::F32, &device).unwrap();
-    assert!(AdamW::resume(&set, AdamWOptions::default(), &short, &short, 1).err().unwrap().is_shape());
+    let mut adamw = AdamW::new(&set, AdamWOptions::default()).unwrap();
+    assert!(adamw.restore(&[1.0; 4], &[1.0; 3], 1).err().unwrap().is_shape());
+    let held = adamw.moments()[1].clone();
+    assert!(adamw.restore(&[1.0; 4], &[1.0; 4], 1).err().unwrap().is_aliased());
+    assert!(adamw.moments().iter().all(|m| m.to_vec::<f32>().unwrap() == [0.0; 4]), "all or nothing");
+    assert_eq!(adamw.steps(), 0);
+    drop(held);
 }

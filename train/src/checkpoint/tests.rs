@@ -156,6 +156,32 @@ fn a_tensor_that_is_no_part_of_a_state_is_named() {
 }
 
 #[test]
+fn a_state_that_does_not_fit_as_a_whole_changes_nothing() {
+    let mut saved = Saved::new("short");
+    let len = saved.learner.params.len();
+    let state = |l: &Learner| {
+        let [m, v] = l.adamw.moments();
+        [l.params.values(), m, v].map(|t| t.to_vec::<f32>().unwrap())
+    };
+    let before = state(&saved.learner);
+    for (short, other) in STATE_NAMES.into_iter().map(|name| (name, len - 1)).chain([("v", len + 1)]) {
+        let mut bytes = Vec::new();
+        let spec = |name: &str| {
+            let len = if name == short { other } else { len };
+            TensorSpec { name: name.into(), dtype: StoredType::F32, shape: vec![len] }
+        };
+        let specs = STATE_NAMES.map(spec);
+        let zeros = |spec: &TensorSpec, out: &mut dyn std::io::Write| {
+            out.write_all(&vec![0; 4 * spec.shape[0]]).map_err(|e| Error::io("memory", e))
+        };
+        write_file(&mut bytes, &specs, zeros).unwrap();
+        let error = saved.restore(STATE_TENSORS, &bytes).unwrap_err().to_string();
+        assert!(error.contains(&format!("{short:?}")) && error.contains(&len.to_string()), "{error}");
+        assert!(state(&saved.learner) == before, "{short}");
+    }
+}
+
+#[test]
 fn a_state_of_other_parameters_is_refused_by_the_first_that_differs() {
     let mut saved = Saved::new("params");
     let whole = saved.bytes(STATE_JSON);
