@@ -145,13 +145,20 @@ fn a_run_that_does_not_fit_is_refused_and_told_what_would() {
         temp.write("rows.jsonl", "{\"prompt\": \"one two three four\", \"completion\": \"five six\"}\n".repeat(9));
     let output = temp.arg("out");
     let run = |more: &[&str]| {
-        let args = ["finetune", "--model", &model, "--data", &data, "--output", &output, "--method", "lora"];
+        let args = ["finetune", "--model", &model, "--data", &data, "--output", &output];
         refused(&[&args, more].concat())
     };
-    let told = run(&["--memory-budget", "1.5MiB"]);
+    let lora = |budget: &str| run(&["--method", "lora", "--memory-budget", budget]);
+    let told = lora("1.5MiB");
     contains(&told, &["the run needs", "--memory-budget is 1.5 MiB", "would do with --gradient-checkpointing"]);
-    contains(&run(&["--memory-budget", "400KiB"]), &["it is", "still", "--max-length"]);
-    contains(&run(&["--memory-budget", "much"]), &["much", "6GiB"]);
+    let smallest = "with --gradient-checkpointing --dtype bf16 --method qlora --per-device-train-batch-size 1";
+    contains(&lora("400KiB"), &[smallest, "it is", "still", "--max-length, --lora-r or model"]);
+    // Every weight is trained: the same model with an adapter takes less.
+    let full = |budget: &str| run(&["--method", "full", "--memory-budget", budget]);
+    contains(&full("400KiB"), &[smallest, "still"]);
+    let need = full("800KiB");
+    contains(&need, &["would do with", "--method lora"]);
+    contains(&lora("much"), &["much", "6GiB"]);
     assert!(!std::path::Path::new(&output).exists());
 }
 
