@@ -10,7 +10,7 @@ use crate::cpu::{Level, amx};
 use crate::cpu::{Simd, span};
 
 /// One tile: C [mr, nr] = alpha A B, or C += alpha A B if `add`, of `k` steps of packed operands. `ahead` is where tiles to come
-/// read of A and of B, if that is not in L2: [`lines`] of each may be fetched; they are not read, and need not be there.
+/// read of A and of B, if that is not in L2: a line of each may be fetched in [`Kernel::steps_a_line`]; they are not read, and need not be there.
 ///
 /// # Safety
 /// The CPU has the kernel's instructions, and [`Kernel::held`] has set them up; `k` is a multiple of the kernel's group;
@@ -26,16 +26,10 @@ pub(super) type Tile<E> = unsafe fn(
     ldc: usize,
 );
 
-/// Lines of the cache that a tile of `k` steps fetches ahead of each operand: one in eight steps brings a strip of B while 16 panels
-/// pass by, and a panel of A in 7 strips.
-pub(super) const fn lines(k: usize) -> usize {
-    k / STEPS_A_LINE
-}
-
-/// Steps of a tile in which one line is fetched ahead.
+/// [`Kernel::steps_a_line`] of f32.
 pub(super) const STEPS_A_LINE: usize = 8;
 
-/// Bytes of a line.
+/// Bytes of a line of the cache.
 pub(super) const LINE: usize = 64;
 
 /// The most floats of a tile of any level: those of AMX.
@@ -67,6 +61,8 @@ pub(crate) struct Kernel<E: 'static = f32> {
     pub(crate) block: usize,
     /// Rows and columns of C that one task computes, about: A's and B's blocks for them stay in L2 together.
     pub(crate) tile_of_task: usize,
+    /// Steps of a tile in which one line of each operand is fetched ahead: what 14 to 16 tiles fetch of a strip or panel is all of it.
+    steps_a_line: usize,
     /// Whether the tiles of AMX must be set up around a product.
     #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "no other architecture has them"))]
     tiles: bool,
@@ -107,6 +103,7 @@ impl Kernel {
             unit: KC,
             block: 2 * KC,
             tile_of_task: 224,
+            steps_a_line: STEPS_A_LINE,
             tiles: false,
             tile,
         };
@@ -142,6 +139,7 @@ impl Kernel<bf16> {
             unit: group,
             block,
             tile_of_task: 448,
+            steps_a_line: micro_amx::STEPS_A_LINE,
             tiles,
             tile,
         };
@@ -208,7 +206,7 @@ impl<E: Copy> Kernel<E> {
         assert!(m == 0 || n == 0 || fits, "gemm: sums too short");
         for k0 in (0..k).step_by(self.chain) {
             let step = Shape { k: self.chain.min(k - k0), add: shape.add || k0 > 0, ..shape };
-            let fetched = lines(step.k) * LINE / size_of::<E>();
+            let fetched = step.k / self.steps_a_line * LINE / size_of::<E>();
             // Where the steps after these begin, and how far its panels are apart.
             let then = next.map(|next| match k0 + step.k {
                 all if all == k => (next.a.as_ptr(), next.b.as_ptr(), self.depth(next.k)),

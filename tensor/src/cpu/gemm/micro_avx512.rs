@@ -1,7 +1,7 @@
 //! Tiles of f32 in AVX-512: MR rows of V registers of 16 columns, each of which has an accumulator; V registers of B and one broadcast
 //! of A.
 
-use super::kernel::{LINE, STEPS_A_LINE, lines};
+use super::kernel::{LINE, STEPS_A_LINE};
 use std::arch::x86_64::*;
 
 /// Rows of the usual tile, of two registers: 28 accumulators.
@@ -48,7 +48,7 @@ pub(super) unsafe fn tile<const MR: usize, const V: usize>(
     };
     let mut done = 0;
     if let Some([a, b]) = ahead.map(|ahead| ahead.map(|x| x.cast::<i8>())) {
-        for line in 0..lines(k) {
+        for line in 0..k / STEPS_A_LINE {
             _mm_prefetch::<_MM_HINT_T1>(a.wrapping_add(line * LINE));
             _mm_prefetch::<_MM_HINT_T1>(b.wrapping_add(line * LINE));
             (done..done + STEPS_A_LINE).for_each(&mut step);
