@@ -10,12 +10,13 @@ use crate::cpu::{Level, amx};
 use crate::cpu::{Simd, span};
 
 /// One tile: C [mr, nr] = alpha A B, or C += alpha A B if `add`, of `k` steps of packed operands. `ahead` is where tiles to come
-/// read of A and of B, if that is not in L2: a line of each may be fetched in [`Kernel::steps_a_line`]; they are not read, and need not be there.
+/// read of A and of B, if that is not in L2: a line of each may be fetched in [`Kernel::steps_a_line`]; they are not read, and need
+/// not be there.
 ///
 /// # Safety
 /// The CPU has the kernel's instructions, and [`Kernel::held`] has set them up; `k` is a multiple of the kernel's group;
-/// `operands`, A and B, are valid for k * mr and k * nr elements; `c` is valid for reads and writes of mr rows of nr floats, `ldc` apart, which
-/// nothing else accesses meanwhile.
+/// `operands`, A and B, are valid for k * mr and k * nr elements; `c` is valid for reads and writes of mr rows of nr floats, `ldc`
+/// apart, which nothing else accesses meanwhile.
 pub(super) type Tile<E> = unsafe fn(
     k: usize,
     alpha: f32,
