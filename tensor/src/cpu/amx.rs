@@ -4,6 +4,7 @@
 //! Rust has no stable intrinsics for them, so this is assembly.
 
 use std::arch::asm;
+use std::marker::PhantomData;
 
 /// Rows of a tile.
 pub(super) const ROWS: usize = 16;
@@ -64,6 +65,29 @@ static WHOLE: Config = Config {
     row_bytes: [64, 64, 64, 64, 64, 64, 64, 64, 0, 0, 0, 0, 0, 0, 0, 0],
     rows: [16, 16, 16, 16, 16, 16, 16, 16, 0, 0, 0, 0, 0, 0, 0, 0],
 };
+
+/// This thread's tiles, set up until this is dropped.
+pub(super) struct Tiles {
+    /// Not to be sent to another thread.
+    here: PhantomData<*const ()>,
+}
+
+impl Tiles {
+    /// # Safety
+    /// [`is_there`].
+    pub(super) unsafe fn set_up() -> Self {
+        // SAFETY: the caller's.
+        unsafe { enter() };
+        Tiles { here: PhantomData }
+    }
+}
+
+impl Drop for Tiles {
+    fn drop(&mut self) {
+        // SAFETY: a `Tiles` is made where the CPU has them.
+        unsafe { leave() }
+    }
+}
 
 /// Sets up this thread's tiles, until [`leave`].
 ///

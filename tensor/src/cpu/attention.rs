@@ -16,8 +16,6 @@
 //! segment alone and is the same in prefill and with a cache, on any number of threads; and, where products are of
 //! f32, at any SIMD level.
 
-#[cfg(target_arch = "x86_64")]
-mod amx;
 mod backward;
 mod few;
 mod forward;

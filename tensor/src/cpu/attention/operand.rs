@@ -2,16 +2,15 @@
 
 use super::backward::{KEYS, Scored, score_gradients};
 use super::forward::Forward;
+#[cfg(target_arch = "x86_64")]
+use super::scores512::{self, Panels};
 use super::softmax::{Strip, hide, softmax};
 use super::{Block, Tile, few, products};
-#[cfg(target_arch = "x86_64")]
-use super::{
-    amx,
-    scores512::{self, Panels},
-};
 use crate::Float;
 use crate::cpu::Simd;
 use crate::cpu::gemm::{Elems, Kernel, Lanes, Shape, pack_lanes, pack_lanes_bf16};
+#[cfg(target_arch = "x86_64")]
+use crate::cpu::{Level, amx::Tiles};
 use bytemuck::Pod;
 use half::{bf16, f16};
 use std::ops::Range;
@@ -59,11 +58,12 @@ pub(super) struct Steps<'a, E> {
     pub(super) taken: Range<usize>,
 }
 
-/// What a task holds for its products.
+/// What a task holds for its products: they are so small that to set up AMX tiles for each, as [`Kernel::multiply`] does, would cost
+/// as much as a tenth of the pass.
 pub(super) struct Hold {
     simd: Simd,
     #[cfg(target_arch = "x86_64")]
-    tiles: Option<amx::Tiles>,
+    tiles: Option<Tiles>,
 }
 
 impl Hold {
@@ -72,7 +72,8 @@ impl Hold {
         Hold {
             simd,
             #[cfg(target_arch = "x86_64")]
-            tiles: amx::Tiles::hold(simd),
+            // SAFETY: the level proves AMX.
+            tiles: (simd.level() == Level::Amx).then(|| unsafe { Tiles::set_up() }),
         }
     }
 }
@@ -231,7 +232,8 @@ impl Operand for bf16 {
     fn multiply(held: &Hold, kernel: Kernel<bf16>, shape: Shape, a: &[bf16], b: &[bf16], c: &mut [f32], ldc: usize) {
         match held {
             #[cfg(target_arch = "x86_64")]
-            Hold { tiles: Some(tiles), .. } => tiles.multiply(shape, a, b, c, ldc),
+            // SAFETY: this thread's tiles are set up while `held`, which no other thread has, lives.
+            Hold { tiles: Some(_), .. } => unsafe { kernel.multiply_held(shape, a, b, None, c, ldc) },
             _ => kernel.multiply(shape, a, b, c, ldc),
         }
     }

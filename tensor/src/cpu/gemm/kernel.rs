@@ -82,7 +82,7 @@ pub(crate) struct Shape {
 }
 
 /// The packed operands of the product that comes next, to be fetched while another runs, and its depth.
-pub(super) struct Next<'a, E> {
+pub(in crate::cpu) struct Next<'a, E> {
     pub(super) a: &'a [E],
     pub(super) b: &'a [E],
     pub(super) k: usize,
@@ -183,11 +183,13 @@ impl<E: Copy> Kernel<E> {
         self.held(|| unsafe { self.multiply_held(shape, a, b, None, c, ldc) });
     }
 
-    /// [`Kernel::multiply`] for callers that have many small products. With `next`, what tiles to come will read is fetched from beyond L2.
+    /// [`Kernel::multiply`] for callers that have many small products. With `next`, what tiles to come will read is fetched from
+    /// beyond L2.
     ///
     /// # Safety
-    /// The calling thread is within [`Kernel::held`] of this kernel, or of another with the same [`Simd`] and tiles.
-    pub(super) unsafe fn multiply_held(
+    /// The calling thread is within [`Kernel::held`] of this kernel, or of another with the same [`Simd`] and tiles; or it has its
+    /// [`amx::Tiles`].
+    pub(in crate::cpu) unsafe fn multiply_held(
         &self,
         shape: Shape,
         a: &[E],
@@ -232,14 +234,9 @@ impl<E: Copy> Kernel<E> {
 
     /// Runs `f` with what the kernel's instructions need set up on this thread.
     pub(super) fn held(&self, f: impl FnOnce()) {
+        // SAFETY: a kernel with tiles is made from a `Simd` that proves AMX.
         #[cfg(target_arch = "x86_64")]
-        if self.tiles {
-            // SAFETY: a kernel with tiles is made from a `Simd` that proves AMX.
-            unsafe { amx::enter() };
-            f();
-            // SAFETY: as above.
-            return unsafe { amx::leave() };
-        }
+        let _tiles = self.tiles.then(|| unsafe { amx::Tiles::set_up() });
         f();
     }
 

@@ -32,7 +32,7 @@ pub(super) unsafe fn tile(
 ) {
     // SAFETY: the caller's, for all of this function: `k` steps of A and of B are valid, and MR rows of NR floats of C.
     unsafe {
-        // With nothing to fetch, what is there already: that costs no more than a test would.
+        // With nothing to fetch, what is there already: 3% of the small products of attention, and no second loop.
         let ahead = ahead.unwrap_or([a, b]);
         if alpha == 1.0 {
             return multiply(k, add, [a, b], ahead, c, ldc);
