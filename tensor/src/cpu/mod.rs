@@ -18,12 +18,14 @@ pub mod sample;
 mod scratch;
 mod shared;
 mod simd;
+mod team;
 
-pub(crate) use simd::simd;
 pub use simd::{Level, Simd};
+pub(crate) use simd::simd;
 
 use shared::Pieces;
 use std::sync::Arc;
+use team::Team;
 
 /// How many rows of `width` elements to hand to one task: enough to be worth it, a number that depends on the shape
 /// alone.
@@ -43,6 +45,8 @@ pub struct Cpu {
     threads: usize,
     /// `None` runs everything on the calling thread.
     pool: Option<Arc<rayon::ThreadPool>>,
+    /// The pool's threads, where there are several.
+    team: Option<Arc<Team>>,
     scratch: Arc<scratch::Pool>,
 }
 
@@ -50,18 +54,20 @@ impl Cpu {
     /// Kernels on the calling thread alone.
     #[must_use]
     pub fn single(simd: Simd) -> Self {
-        Cpu { simd, threads: 1, pool: None, scratch: Arc::default() }
+        Cpu { simd, threads: 1, pool: None, team: None, scratch: Arc::default() }
     }
 
     /// Kernels on `pool`. The pool is never rayon's global one unless the caller passes that.
     #[must_use]
     pub fn on_pool(simd: Simd, pool: Arc<rayon::ThreadPool>) -> Self {
-        Cpu { simd, threads: pool.current_num_threads(), pool: Some(pool), scratch: Arc::default() }
+        let threads = pool.current_num_threads();
+        let team = (threads > 1).then(|| Arc::new(Team::new(pool.clone())));
+        Cpu { simd, threads, pool: Some(pool), team, scratch: Arc::default() }
     }
 
     /// The same level and memory on the calling thread alone: for work too small to hand out.
     pub(crate) fn on_caller(&self) -> Self {
-        Cpu { simd: self.simd, threads: 1, pool: None, scratch: self.scratch.clone() }
+        Cpu { simd: self.simd, threads: 1, pool: None, team: None, scratch: self.scratch.clone() }
     }
 
     /// The SIMD level of every kernel.
@@ -115,10 +121,11 @@ impl Cpu {
     /// to compile than most kernels, and a call through a pointer is nothing beside a task.
     fn each(&self, tasks: usize, f: &(dyn Fn(usize) + Sync)) {
         use rayon::prelude::*;
-        if tasks <= 1 || self.pool.is_none() {
-            return (0..tasks).for_each(f);
+        let Some(team) = self.team.as_ref().filter(|_| tasks > 1) else { return (0..tasks).for_each(f) };
+        if !team.run(tasks, f) {
+            // Within a loop, or beside one of another caller.
+            self.enter(|| (0..tasks).into_par_iter().with_max_len(1).for_each(f));
         }
-        self.enter(|| (0..tasks).into_par_iter().with_max_len(1).for_each(f));
     }
 
     /// Cuts `out` into pieces of `len` elements (the last may be shorter) and calls `f(i, piece)` on
