@@ -38,7 +38,7 @@ mod words;
 pub(crate) use kernel::{Kernel, Shape};
 pub use pack::{Dense, interleave};
 pub(crate) use pack::{Lanes, pack_lanes};
-pub(crate) use pack_bf16::pack_lanes_bf16;
+pub(crate) use pack_bf16::{Strips, pack_lanes_bf16};
 pub use pack_bf16::{pair_columns, pair_rows};
 
 use std::ops::Range;
@@ -145,8 +145,9 @@ pub trait Panels: Sync {
     /// past the end of `n`. `out` has exactly `n.len().div_ceil(nr) * k.len() * nr` elements.
     fn pack(&self, k: Range<usize>, n: Range<usize>, nr: usize, out: &mut [f32]);
 
-    /// As [`Panels::pack`] for one strip, rounded to bf16 and in pairs of steps: `out[kk / 2][col][kk % 2]`, with zeros past the last
-    /// column and past an odd last step. [`pair_columns`] and [`pair_rows`] make such strips.
+    /// As [`Panels::pack`], rounded to bf16 and in pairs of steps: `out[strip][kk / 2][col][kk % 2]`, with zeros past the last column and
+    /// from the last step to the end of a strip; strips are equally long. Only what [is dense](Panels::is_dense) is asked for more than
+    /// one strip, or for more steps than `k` has, rounded up to pairs. [`pair_columns`] and [`pair_rows`] make such strips.
     fn pack_bf16(&self, k: Range<usize>, n: Range<usize>, nr: usize, out: &mut [bf16]);
 
     /// Writes column `n` of B, its rows `k`, as f32: for products of few rows, where packing does not pay.

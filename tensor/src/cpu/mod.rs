@@ -21,7 +21,7 @@ mod simd;
 mod team;
 
 pub use simd::{Level, Simd};
-pub(crate) use simd::simd;
+pub(crate) use simd::{fetch, simd};
 
 use shared::Pieces;
 use std::sync::Arc;

@@ -95,6 +95,19 @@ fn has(level: Level) -> bool {
     level == Level::Portable
 }
 
+/// Asks for the line of memory at `at`, which will be read soon: for rows that lie apart, which a CPU does not foresee. Any address will
+/// do, because nothing is read.
+#[inline(always)]
+pub(crate) fn fetch<T>(at: *const T) {
+    // SAFETY: a prefetch reads nothing and cannot fault; every CPU of this architecture has it.
+    #[cfg(target_arch = "x86_64")]
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(at.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = at;
+}
+
 /// Compiles one function body for every SIMD level and picks at run time; the first argument of the
 /// resulting function is a [`Simd`]. The body is plain Rust over slices that LLVM vectorises; it must
 /// say `mul_add` where it wants a fused multiply-add, so that all levels give the same bits. It may be generic over one type, such

@@ -8,7 +8,7 @@ use super::softmax::{Strip, hide, softmax};
 use super::{Block, Tile, few, products};
 use crate::Float;
 use crate::cpu::Simd;
-use crate::cpu::gemm::{Elems, Kernel, Lanes, Shape, pack_lanes, pack_lanes_bf16};
+use crate::cpu::gemm::{Elems, Kernel, Lanes, Shape, Strips, pack_lanes, pack_lanes_bf16};
 #[cfg(target_arch = "x86_64")]
 use crate::cpu::{Level, amx::Tiles};
 use bytemuck::Pod;
@@ -239,16 +239,13 @@ impl Operand for bf16 {
     }
 
     fn left(simd: Simd, kernel: Kernel<bf16>, x: Lanes, lanes: usize, k: usize, out: &mut [bf16]) {
-        pack_lanes_bf16(simd, x, 0..lanes, 0..k, [kernel.mr, kernel.group], out);
+        let strips = Strips { width: kernel.mr, group: kernel.group, depth: kernel.depth(k) };
+        pack_lanes_bf16(simd, x, 0..lanes, 0..k, strips, out);
     }
 
     fn right(simd: Simd, kernel: Kernel<bf16>, x: Lanes, lanes: usize, k: usize, out: &mut [bf16]) {
-        let [pairs, depth] = [k.next_multiple_of(2), kernel.depth(k)].map(|steps| steps * kernel.nr);
-        for (first, strip) in (0..lanes).step_by(kernel.nr).zip(out.chunks_exact_mut(depth)) {
-            let (strip, past_end) = strip.split_at_mut(pairs);
-            pack_lanes_bf16(simd, x, first..lanes.min(first + kernel.nr), 0..k, [kernel.nr, 2], strip);
-            past_end.fill(bf16::ZERO);
-        }
+        let strips = Strips { width: kernel.nr, group: 2, depth: kernel.depth(k) };
+        pack_lanes_bf16(simd, x, 0..lanes, 0..k, strips, out);
     }
 
     fn deep(kernel: Kernel<bf16>, d: usize) -> usize {

@@ -34,6 +34,8 @@ const TASKS: usize = 4;
 const MAX_STRIPS: usize = 4;
 /// Rows of A that one task packs.
 const PACKED_ROWS: usize = 96;
+/// Strips of a dense B that are packed together: their rows are some lines long.
+const PACKED_STRIPS: usize = 8;
 /// Products of fewer multiplications run on the calling thread; a hand-off would cost more.
 const SMALL: usize = 1 << 18;
 
@@ -275,21 +277,24 @@ impl<E: Packed, N: Packed> Part<'_, E, N> {
     /// Packs all of B[k, cols]: `[block][strip][depth / g][nr][g]`.
     fn pack_all(&self, b: &dyn Panels, out: &mut [E]) {
         let (kernel, n) = (self.kernel, self.cols.len());
-        let strips = n.div_ceil(kernel.nr);
+        let (width, padded) = (PACKED_STRIPS * kernel.nr, n.next_multiple_of(kernel.nr));
+        let groups = n.div_ceil(width);
         let blocks: Vec<_> = self.blocks().collect();
         let out = Shared::new(out);
-        self.cpu.run(strips * blocks.len(), |task| {
-            let (block, first) = (&blocks[task / strips], task % strips * kernel.nr);
-            let at = strips * kernel.nr * block.start + first * kernel.depth(block.len());
-            // SAFETY: this strip of this block is the task's alone.
-            let out = unsafe { out.slice(at, kernel.packed_b(1, block.len())) };
-            self.pack_b(b, block, first..n.min(first + kernel.nr), out);
+        self.cpu.run(groups * blocks.len(), |task| {
+            let (block, first) = (&blocks[task / groups], task % groups * width);
+            let at = padded * block.start + first * kernel.depth(block.len());
+            let cols = first..n.min(first + width);
+            // SAFETY: these strips of this block are the task's alone.
+            let out = unsafe { out.slice(at, kernel.packed_b(cols.len(), block.len())) };
+            self.pack_b(b, block, cols, out);
         });
     }
 
     /// C[rows, cols] = alpha A B, or += that: `shared` is packed B, where it is packed already.
     fn multiply(&self, packed_a: &[E], b: &dyn Panels, shared: Option<&[E]>, c: &Target) {
-        let (Kernel { mr, nr, tile_of_task: tile, .. }, m, n) = (self.kernel, self.rows.len(), self.cols.len());
+        let (Kernel { mr, nr, tile_of_task, .. }, m, n) = (self.kernel, self.rows.len(), self.cols.len());
+        let tile = tile_of_task[usize::from(self.depth < self.k.len())];
         let mr = self.after.map_or(mr, |(after, _)| after.whole_panels(mr));
         let [rows, cols] = match shared {
             Some(_) => [even(m, tile, mr), even(n, tile, nr)],
@@ -301,23 +306,26 @@ impl<E: Packed, N: Packed> Part<'_, E, N> {
             }
         };
         let down = m.div_ceil(rows);
-        self.cpu.run(down * n.div_ceil(cols), |task| {
-            let (i, j) = (task % down * rows, task / down * cols);
+        let tasks = down * n.div_ceil(cols);
+        self.cpu.run(tasks, |task| {
+            let [i, j] = [task % down * rows, task / down * cols];
+            // What a thread most likely takes next: tasks are taken in order.
+            let then = if task + 1 < tasks { [(task + 1) % down * rows, (task + 1) / down * cols] } else { [i, j] };
             let (rows, cols) = (i..m.min(i + rows), j..n.min(j + cols));
             // SAFETY: within `held`; the tasks' rectangles are apart.
-            self.kernel.held(|| unsafe { self.rectangle(rows, cols, packed_a, b, shared, c) });
+            self.kernel.held(|| unsafe { self.rectangle([rows, cols], then, packed_a, b, shared, c) });
         });
     }
 
     /// A rectangle of the part, which nobody else touches, block by block along k. Sums are formed beside it, in rows without gaps:
-    /// C's may lie a page apart, or be of 16 bits.
+    /// C's may lie a page apart, or be of 16 bits. Operands of the rectangle that begins with row and column `then` are fetched at the end.
     ///
     /// # Safety
     /// As for [`Kernel::multiply_held`]; nothing else accesses the rectangle of C meanwhile.
     unsafe fn rectangle(
         &self,
-        rows: Range<usize>,
-        cols: Range<usize>,
+        [rows, cols]: [Range<usize>; 2],
+        then: [usize; 2],
         packed_a: &[E],
         b: &dyn Panels,
         shared: Option<&[E]>,
@@ -327,8 +335,10 @@ impl<E: Packed, N: Packed> Part<'_, E, N> {
         let (m, n) = (rows.len(), cols.len());
         let [padded_m, padded_n] =
             [self.rows.len().next_multiple_of(kernel.mr), self.cols.len().next_multiple_of(kernel.nr)];
-        let mut strip =
-            cpu.scratch_of::<E>(if shared.is_some() { 0 } else { kernel.packed_b(1, self.depth.min(self.k.len())) });
+        // A quantised strip is decoded, multiplied and forgotten before the next.
+        let at_once = if b.is_dense() { n } else { kernel.nr };
+        let depth = if shared.is_some() { 0 } else { self.depth.min(self.k.len()) };
+        let mut strips = cpu.scratch_of::<E>(kernel.packed_b(at_once.min(n), depth));
         let mut sums = cpu.scratch(m * n);
         let place = [self.rows.start + rows.start, self.cols.start + cols.start];
         // The order of additions of f32: C as it was, then block after block. What is in 16 bits is added to at the end.
@@ -338,26 +348,31 @@ impl<E: Packed, N: Packed> Part<'_, E, N> {
             unsafe { c.load(place, &mut sums, n) };
         }
         let mut add = goes_on;
-        let a_of = |block: &Range<usize>| &packed_a[padded_m * block.start + rows.start * kernel.depth(block.len())..];
+        let a_of =
+            |block: &Range<usize>, row: usize| &packed_a[padded_m * block.start + row * kernel.depth(block.len())..];
+        let first_block = 0..self.depth.min(self.k.len());
         let mut blocks = self.blocks().peekable();
         while let Some(block) = blocks.next() {
-            let a = a_of(&block);
+            let a = a_of(&block, rows.start);
             let shape = Shape { m, n, k: block.len(), alpha: options.alpha, add };
             if let Some(all) = shared {
-                let b_of =
-                    |block: &Range<usize>| &all[padded_n * block.start + cols.start * kernel.depth(block.len())..];
-                // Behind the last block of all comes no other: its own, which is there, costs nothing.
-                let next = blocks.peek().unwrap_or(&block);
-                let next = Next { a: a_of(next), b: b_of(next), k: next.len() };
+                let b_of = |block: &Range<usize>, column: usize| {
+                    &all[padded_n * block.start + column * kernel.depth(block.len())..]
+                };
+                let (next, [row, column]) = match blocks.peek() {
+                    Some(next) => (next, [rows.start, cols.start]),
+                    None => (&first_block, then),
+                };
+                let next = Next { a: a_of(next, row), b: b_of(next, column), k: next.len() };
                 // SAFETY: the caller's.
-                unsafe { kernel.multiply_held(shape, a, b_of(&block), Some(&next), &mut sums, n) };
+                unsafe { kernel.multiply_held(shape, a, b_of(&block, cols.start), Some(&next), &mut sums, n) };
             } else {
-                for j in (0..n).step_by(kernel.nr) {
-                    let width = kernel.nr.min(n - j);
-                    let strip = &mut strip[..kernel.packed_b(1, block.len())];
-                    self.pack_b(b, &block, cols.start + j..cols.start + j + width, strip);
+                for j in (0..n).step_by(at_once) {
+                    let width = at_once.min(n - j);
+                    let strips = &mut strips[..kernel.packed_b(width, block.len())];
+                    self.pack_b(b, &block, cols.start + j..cols.start + j + width, strips);
                     // SAFETY: the caller's.
-                    unsafe { kernel.multiply_held(Shape { n: width, ..shape }, a, strip, None, &mut sums[j..], n) };
+                    unsafe { kernel.multiply_held(Shape { n: width, ..shape }, a, strips, None, &mut sums[j..], n) };
                 }
             }
             add = true;

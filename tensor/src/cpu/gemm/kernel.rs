@@ -60,8 +60,9 @@ pub(crate) struct Kernel<E: 'static = f32> {
     pub(crate) unit: usize,
     /// The most steps along k that are packed as one block.
     pub(crate) block: usize,
-    /// Rows and columns of C that one task computes, about: A's and B's blocks for them stay in L2 together.
-    pub(crate) tile_of_task: usize,
+    /// Rows and columns of C that one task computes, about, where k is one block and where it is several: A's and B's blocks for them stay
+    /// in L2 together, and sums that are not added to again go out soon.
+    pub(crate) tile_of_task: [usize; 2],
     /// Steps of a tile in which one line of each operand is fetched ahead: what 14 to 16 tiles fetch of a strip or panel is all of it.
     steps_a_line: usize,
     /// Whether the tiles of AMX must be set up around a product.
@@ -103,7 +104,7 @@ impl Kernel {
             chain: KC,
             unit: KC,
             block: 2 * KC,
-            tile_of_task: 224,
+            tile_of_task: [224, 224],
             steps_a_line: STEPS_A_LINE,
             tiles: false,
             tile,
@@ -139,7 +140,7 @@ impl Kernel<bf16> {
             chain: usize::MAX,
             unit: group,
             block,
-            tile_of_task: 448,
+            tile_of_task: [320, 448],
             steps_a_line: micro_amx::STEPS_A_LINE,
             tiles,
             tile,

@@ -4,10 +4,11 @@ use std::ops::Range;
 
 use half::{bf16, f16};
 
-use super::pack_bf16::pack_lanes_bf16;
+use super::kernel::LINE;
+use super::pack_bf16::{Strips, pack_lanes_bf16};
 use super::words::Words;
 use super::{Elems, Mat, Panels};
-use crate::cpu::{Simd, simd, span};
+use crate::cpu::{Simd, fetch, simd, span};
 
 /// A stored element that widens to f32 exactly, without branches.
 trait Element: Copy {
@@ -46,36 +47,47 @@ fn widen_slice<T: Element>(x: &[T], out: &mut [f32]) {
     }
 }
 
-/// Rows of `width` neighbours, `stride` apart, into rows of `width` floats, filled up with zeros.
+/// How many rows ahead of those that are packed are fetched.
+pub(super) const AHEAD: usize = 24;
+
+/// Rows of `lanes` neighbours, `stride` apart, into equally long strips of `width` lanes, the last filled up with zeros. All strips take
+/// a row before the next: its lines then come one after the other.
 #[inline(always)]
 fn widen_rows<T: Element>(x: &[T], stride: usize, lanes: usize, width: usize, out: &mut [f32]) {
     // The widths of the micro-kernels, so that a full row is a few register moves.
-    match (lanes == width, width) {
-        (true, 4) => widen_full_rows::<T, 4>(x, stride, out),
-        (true, 6) => widen_full_rows::<T, 6>(x, stride, out),
-        (true, 8) => widen_full_rows::<T, 8>(x, stride, out),
-        (true, 14) => widen_full_rows::<T, 14>(x, stride, out),
-        (true, 16) => widen_full_rows::<T, 16>(x, stride, out),
-        (true, 28) => widen_full_rows::<T, 28>(x, stride, out),
-        (true, 32) => widen_full_rows::<T, 32>(x, stride, out),
-        (true, 48) => widen_full_rows::<T, 48>(x, stride, out),
-        _ => widen_part_rows(x, stride, lanes, width, out),
+    match width {
+        4 => widen_rows_by::<T, 4>(x, stride, lanes, width, out),
+        6 => widen_rows_by::<T, 6>(x, stride, lanes, width, out),
+        8 => widen_rows_by::<T, 8>(x, stride, lanes, width, out),
+        14 => widen_rows_by::<T, 14>(x, stride, lanes, width, out),
+        16 => widen_rows_by::<T, 16>(x, stride, lanes, width, out),
+        28 => widen_rows_by::<T, 28>(x, stride, lanes, width, out),
+        32 => widen_rows_by::<T, 32>(x, stride, lanes, width, out),
+        48 => widen_rows_by::<T, 48>(x, stride, lanes, width, out),
+        _ => widen_rows_by::<T, { usize::MAX }>(x, stride, lanes, width, out),
     }
 }
 
+/// As [`widen_rows`], where strips of W lanes are fast.
 #[inline(always)]
-fn widen_full_rows<T: Element, const W: usize>(x: &[T], stride: usize, out: &mut [f32]) {
-    for (kk, row) in out.as_chunks_mut::<W>().0.iter_mut().enumerate() {
-        widen_slice(&x[kk * stride..kk * stride + W], row);
-    }
-}
-
-#[inline(always)]
-fn widen_part_rows<T: Element>(x: &[T], stride: usize, lanes: usize, width: usize, out: &mut [f32]) {
-    for (kk, row) in out.chunks_exact_mut(width).enumerate() {
-        let (head, tail) = row.split_at_mut(lanes);
-        widen_slice(&x[kk * stride..kk * stride + lanes], head);
-        tail.fill(0.0);
+fn widen_rows_by<T: Element, const W: usize>(x: &[T], stride: usize, lanes: usize, width: usize, out: &mut [f32]) {
+    let strip_len = out.len() / lanes.div_ceil(width).max(1);
+    for kk in 0..strip_len / width {
+        let mut row = &x[kk * stride..][..lanes];
+        let ahead = x.as_ptr().wrapping_add((kk + AHEAD) * stride);
+        for (strip, first) in out.chunks_exact_mut(strip_len).zip((0..).step_by(width)) {
+            (0..width).step_by(LINE / size_of::<T>()).for_each(|at| fetch(ahead.wrapping_add(first + at)));
+            let here;
+            (here, row) = row.split_at(width.min(row.len()));
+            let out = &mut strip[kk * width..][..width];
+            if here.len() == W {
+                widen_slice(&here[..W], &mut out[..W]);
+            } else {
+                let (head, tail) = out.split_at_mut(here.len());
+                widen_slice(here, head);
+                tail.fill(0.0);
+            }
+        }
     }
 }
 
@@ -137,18 +149,20 @@ const MAX_WIDTH: usize = 48;
 
 /// Writes `out[strip][kk][lane]` in strips of `width` lanes, with zeros past the last lane.
 pub(crate) fn pack_lanes(simd: Simd, x: Lanes, lanes: Range<usize>, k: Range<usize>, width: usize, out: &mut [f32]) {
-    if k.is_empty() {
+    if k.is_empty() || lanes.is_empty() {
         return;
     }
-    for (strip, out) in lanes.clone().step_by(width).zip(out.chunks_exact_mut(k.len() * width)) {
-        let here = width.min(lanes.end - strip);
-        let at = strip * x.lane_stride + k.start * x.k_stride;
-        if x.lane_stride == 1 {
-            x.data.widen_rows(simd, at, x.k_stride, here, width, out);
-        } else if let (Elems::F32(data), 1) = (x.data, x.k_stride) {
-            interleave(simd, &data[at..], x.lane_stride, here, width, out);
+    let at = |lane: usize| lane * x.lane_stride + k.start * x.k_stride;
+    let out = &mut out[..lanes.len().next_multiple_of(width) * k.len()];
+    if x.lane_stride == 1 {
+        return x.data.widen_rows(simd, at(lanes.start), x.k_stride, lanes.len(), width, out);
+    }
+    for (first, out) in lanes.clone().step_by(width).zip(out.chunks_exact_mut(k.len() * width)) {
+        let here = width.min(lanes.end - first);
+        if let (Elems::F32(data), 1) = (x.data, x.k_stride) {
+            interleave(simd, &data[at(first)..], x.lane_stride, here, width, out);
         } else {
-            pack_widened(simd, x, at, here, width, out);
+            pack_widened(simd, x, at(first), here, width, out);
         }
     }
 }
@@ -224,7 +238,8 @@ impl Panels for Dense<'_> {
     }
 
     fn pack_bf16(&self, k: Range<usize>, n: Range<usize>, nr: usize, out: &mut [bf16]) {
-        pack_lanes_bf16(self.simd, self.mat.transposed().row_lanes(), n, k, [nr, 2], out);
+        let strips = Strips { width: nr, group: 2, depth: out.len() / n.len().next_multiple_of(nr).max(1) };
+        pack_lanes_bf16(self.simd, self.mat.transposed().row_lanes(), n, k, strips, out);
     }
 
     fn column(&self, n: usize, k: Range<usize>, out: &mut [f32]) {

@@ -5,9 +5,9 @@ use std::ops::Range;
 use half::bf16;
 
 use super::Elems;
-use super::pack::Lanes;
+use super::pack::{AHEAD, Lanes};
 use super::words::Words;
-use crate::cpu::{Simd, simd, span};
+use crate::cpu::{Simd, fetch, simd, span};
 use crate::dtype::Element as _;
 
 /// Steps along k that are rounded at a time before they are interleaved.
@@ -15,39 +15,50 @@ const DEPTH: usize = 64;
 /// The widest panel or strip of any kernel.
 const MAX_WIDTH: usize = 32;
 
-/// Writes `out[strip][kk / group][lane][kk % group]` in strips of `width` lanes, rounded to bf16 where the operand is of another
-/// type, with zeros past the last lane and from k's end to a whole group.
+/// The layout of packed lanes: `[strip][step / group][lane][step % group]`.
+#[derive(Clone, Copy)]
+pub(crate) struct Strips {
+    /// Lanes of a strip.
+    pub(crate) width: usize,
+    /// Steps that lie together in a lane.
+    pub(crate) group: usize,
+    /// Steps of a strip, a whole number of groups.
+    pub(crate) depth: usize,
+}
+
+/// Writes lanes in strips, rounded to bf16 where the operand is of another type, with zeros past the last lane and from k's end to a
+/// strip's.
 pub(crate) fn pack_lanes_bf16(
     simd: Simd,
     x: Lanes,
     lanes: Range<usize>,
     k: Range<usize>,
-    [width, group]: [usize; 2],
+    Strips { width, group, depth }: Strips,
     out: &mut [bf16],
 ) {
-    if k.is_empty() {
+    if k.is_empty() || lanes.is_empty() {
         return;
     }
-    let strip_len = k.len().next_multiple_of(group) * width;
-    for (first, out) in lanes.clone().step_by(width).zip(out.chunks_exact_mut(strip_len)) {
+    let at = |lane: usize| lane * x.lane_stride + k.start * x.k_stride;
+    let out = &mut out[..lanes.len().next_multiple_of(width) * depth];
+    if let (Elems::Bf16(data), 1, 2) = (x.data, x.lane_stride, group) {
+        let steps = Steps { data: &data[at(lanes.start)..], stride: x.k_stride, lanes: lanes.len(), len: k.len() };
+        return steps.pack_pairs(simd, width, depth, out);
+    }
+    for (first, out) in lanes.clone().step_by(width).zip(out.chunks_exact_mut(width * depth)) {
         let here = width.min(lanes.end - first);
-        let at = first * x.lane_stride + k.start * x.k_stride;
+        let (out, past_end) = out.split_at_mut(k.len().next_multiple_of(group) * width);
+        past_end.fill(bf16::ZERO);
         match x.data {
             Elems::Bf16(data) if x.k_stride == 1 => {
-                Rows { data: &data[at..], stride: x.lane_stride, lanes: here, len: k.len() }.pack(
-                    simd,
-                    [width, group],
-                    out,
-                );
+                let rows = Rows { data: &data[at(first)..], stride: x.lane_stride, lanes: here, len: k.len() };
+                rows.pack(simd, [width, group], out);
             }
             Elems::Bf16(data) if x.lane_stride == 1 => {
-                Steps { data: &data[at..], stride: x.k_stride, lanes: here, len: k.len() }.pack(
-                    simd,
-                    [width, group],
-                    out,
-                );
+                let steps = Steps { data: &data[at(first)..], stride: x.k_stride, lanes: here, len: k.len() };
+                steps.pack(simd, [width, group], out);
             }
-            _ => pack_rounded(simd, x, at, here, k.len(), [width, group], out),
+            _ => pack_rounded(simd, x, at(first), here, k.len(), [width, group], out),
         }
     }
 }
@@ -172,19 +183,29 @@ pub(crate) struct Steps<'a> {
 }
 
 impl Steps<'_> {
+    /// Strips of pairs, `depth` steps long, with zeros past the last lane and the last step. All strips take a pair of steps before the
+    /// next: a row's lines then come one after the other, which a CPU fetches ahead, and single lines of many rows it does not.
+    fn pack_pairs(self, simd: Simd, width: usize, depth: usize, out: &mut [bf16]) {
+        let Steps { data, stride, lanes, len } = self;
+        check([len, stride, lanes, data.len()], [lanes, depth], [lanes.next_multiple_of(width), 2], out.len());
+        assert!(len <= depth && depth.is_multiple_of(2), "pack: {len} steps into strips of {depth}");
+        zip_steps(simd, self, width, depth, out);
+    }
+
     /// One strip: `out[kk / group][lane][kk % group]`.
     pub(crate) fn pack(self, simd: Simd, [width, group]: [usize; 2], out: &mut [bf16]) {
         let Steps { data, stride, lanes, len } = self;
         check([len, stride, lanes, data.len()], [lanes, len], [width, group], out.len());
         if group == 2 {
-            return zip_steps(simd, data, stride, lanes, len, width, out);
+            return self.pack_pairs(simd, width, len.next_multiple_of(2), out);
         }
         // Pairs first, [pair][lane], which are words; then words along k for each lane.
         let mut pairs = [bf16::ZERO; MAX_WIDTH * MAX_GROUP];
         let pairs = &mut pairs[..group * width];
         for (i, out) in out.chunks_exact_mut(group * width).enumerate() {
             let first = i * group;
-            zip_steps(simd, &data[first * stride..], stride, lanes, group.min(len - first), width, pairs);
+            let steps = Steps { data: &data[first * stride..], len: group.min(len - first), ..self };
+            zip_steps(simd, steps, width, group, pairs);
             let words = Words { start: pairs.as_ptr().cast(), stride: 4 * width, lanes: group / 2, len: width };
             // SAFETY: `pairs` has group / 2 rows of `width` words; `out` has `width` rows of group / 2 words.
             unsafe { words.transpose(simd, group / 2, out.as_mut_ptr().cast()) }
@@ -196,22 +217,41 @@ impl Steps<'_> {
 const MAX_GROUP: usize = 32;
 
 simd! {
-    /// Steps 2 i and 2 i + 1 become `out[i]`, a row of `width` pairs of which `lanes` are there; zeros past those and past the
-    /// last step.
-    fn zip_steps(data: &[bf16], stride: usize, lanes: usize, len: usize, width: usize, out: &mut [bf16]) {
-        for (i, out) in out.chunks_exact_mut(2 * width).enumerate() {
-            let row = |step: usize| if step < len { &data[step * stride..][..lanes] } else { &[] };
-            let (even, odd) = (row(2 * i), row(2 * i + 1));
-            let pairs = out.as_chunks_mut::<2>().0;
-            let zipped = odd.len();
-            for (pair, (even, odd)) in pairs.iter_mut().zip(even.iter().zip(odd)) {
-                *pair = [*even, *odd];
+    /// See [`Steps::pack_pairs`].
+    fn zip_steps(x: Steps, width: usize, depth: usize, out: &mut [bf16]) {
+        let row = |step: usize| if step < x.len { &x.data[step * x.stride..][..x.lanes] } else { &[] };
+        for i in 0..depth / 2 {
+            let (mut even, mut odd) = (row(2 * i), row(2 * i + 1));
+            let ahead = [0, 1].map(|odd| x.data.as_ptr().wrapping_add((2 * i + odd + AHEAD) * x.stride));
+            for (strip, first) in out.chunks_exact_mut(width * depth).zip((0..).step_by(width)) {
+                ahead.iter().for_each(|row| fetch(row.wrapping_add(first)));
+                let (here_even, here_odd);
+                (here_even, even) = even.split_at(width.min(even.len()));
+                (here_odd, odd) = odd.split_at(width.min(odd.len()));
+                let out = &mut strip[2 * width * i..][..2 * width];
+                match (here_even.as_array::<32>(), here_odd.as_array::<32>(), out.as_mut_array::<64>()) {
+                    // The width of all our micro-kernels of bf16: two registers in, two out.
+                    (Some(even), Some(odd), Some(out)) => zip(even, odd, out),
+                    _ => zip_part(here_even, here_odd, out),
+                }
             }
-            for (pair, even) in pairs[zipped..].iter_mut().zip(&even[zipped..]) {
-                *pair = [*even, bf16::ZERO];
-            }
-            pairs[even.len()..].fill([bf16::ZERO; 2]);
         }
+    }
+}
+
+#[inline(always)]
+fn zip(even: &[bf16; 32], odd: &[bf16; 32], out: &mut [bf16; 64]) {
+    for i in 0..32 {
+        out[2 * i] = even[i];
+        out[2 * i + 1] = odd[i];
+    }
+}
+
+/// As [`zip`] of any length, with zeros where a row ends before `out` does.
+#[inline(always)]
+fn zip_part(even: &[bf16], odd: &[bf16], out: &mut [bf16]) {
+    for (i, pair) in out.as_chunks_mut::<2>().0.iter_mut().enumerate() {
+        *pair = [even, odd].map(|row| row.get(i).copied().unwrap_or(bf16::ZERO));
     }
 }
 

@@ -7,7 +7,7 @@ use half::bf16;
 
 use super::kernel::Kernel;
 use super::pack::pack_lanes;
-use super::pack_bf16::pack_lanes_bf16;
+use super::pack_bf16::{Strips, pack_lanes_bf16};
 use super::{Mat, Panels};
 use crate::cpu::Simd;
 use crate::dtype::Float;
@@ -71,7 +71,8 @@ impl Packed for bf16 {
         _: bool,
         out: &mut [bf16],
     ) {
-        pack_lanes_bf16(simd, a.row_lanes(), rows, k, [kernel.mr, kernel.group], out);
+        let strips = Strips { width: kernel.mr, group: kernel.group, depth: kernel.depth(k.len()) };
+        pack_lanes_bf16(simd, a.row_lanes(), rows, k, strips, out);
     }
 
     fn pack_b(
@@ -83,9 +84,12 @@ impl Packed for bf16 {
         _: bool,
         out: &mut [bf16],
     ) {
-        let [pairs, depth] = [k.len().next_multiple_of(2), kernel.depth(k.len())].map(|depth| depth * kernel.nr);
-        for (first, strip) in cols.clone().step_by(kernel.nr).zip(out.chunks_exact_mut(depth)) {
-            let (strip, past_end) = strip.split_at_mut(pairs);
+        if b.is_dense() {
+            return b.pack_bf16(k, cols, kernel.nr, out);
+        }
+        let strip_len = kernel.packed_b(1, k.len());
+        for (first, strip) in cols.clone().step_by(kernel.nr).zip(out.chunks_exact_mut(strip_len)) {
+            let (strip, past_end) = strip.split_at_mut(k.len().next_multiple_of(2) * kernel.nr);
             b.pack_bf16(k.clone(), first..cols.end.min(first + kernel.nr), kernel.nr, strip);
             past_end.fill(bf16::ZERO);
         }
