@@ -4,12 +4,12 @@ use crate::config::Config;
 use crate::ctx::Site;
 use crate::decoder::{Decoder, EMBEDDING, HEAD};
 use crate::layers::{Attention, Block, Linear, Mlp, Norm};
-use crate::{Entry, Source, SourceTensor, StoredType};
+use crate::{Bytes, Entry, Source, SourceTensor, StoredType};
 use kinglet_quant::{FourBit, GgufMatrix, RowOrder, Weight, bnb, ggml, nf4};
 use kinglet_tensor::ops::Mask;
 use kinglet_tensor::philox::Key;
 use kinglet_tensor::{CpuOptions, DType, Device, Error, Result, Tensor, ops};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// How to hold a model's weights.
 #[derive(Clone)]
@@ -33,7 +33,7 @@ pub struct QuantOptions {
 const BLOCK: usize = 64;
 
 /// Where the tensors of a model come from, by their Hugging Face names.
-trait Tensors {
+trait Tensors: Sync {
     /// A vector [len].
     fn vector(&self, name: &str, len: usize) -> Result<Tensor>;
     /// A matrix [rows, columns].
@@ -68,8 +68,8 @@ impl Decoder {
         Self::random_as(config, seed, DType::F32, &LoadOptions { device: device.clone(), quant: None })
     }
 
-    /// As [`Decoder::random`], with weights of `dtype`, quantised one by one where `options` ask for it: no more than one
-    /// of them is ever held in f32.
+    /// As [`Decoder::random`], with weights of `dtype`, quantised one by one where `options` ask for it: no more than two of them
+    /// are ever held in f32.
     ///
     /// # Errors
     /// As [`Decoder::random`]; when `dtype` is no float.
@@ -88,13 +88,29 @@ impl Decoder {
 fn build(config: &Config, source: &dyn Tensors, options: &LoadOptions) -> Result<Decoder> {
     let c = config;
     let embedding = Arc::new(source.matrix(EMBEDDING, [c.vocab, c.hidden])?);
-    let blocks = (0..c.layers.len()).map(|i| Ok(Arc::new(block(c, i, source, options)?)));
-    let blocks = blocks.collect::<Result<Vec<_>>>()?;
+    let blocks = in_pairs(&options.device, c.layers.len(), |i| Ok(Arc::new(block(c, i, source, options)?)))?;
     let norm = norm(c, "model.norm", c.hidden, source)?;
     let site = Site { name: "lm_head".into(), number: (c.layers.len() * SITES) as u64 };
     let projection = if c.tied { embedding.clone() } else { Arc::new(source.matrix(HEAD, [c.vocab, c.hidden])?) };
     let head = Linear::new(site, projection, None);
     Ok(Decoder { config: c.clone(), embedding, blocks, norm, head, device: options.device.clone() })
+}
+
+/// All `make(i)` for i < `count`. A CPU makes two at a time: while one waits for its pages, which come by one thread alone, the
+/// other is quantised. More at a time would hold more of the stored weights than memory may have room for.
+fn in_pairs<T: Send + Sync>(device: &Device, count: usize, make: impl Fn(usize) -> Result<T> + Sync) -> Result<Vec<T>> {
+    let Ok(cpu) = device.as_cpu() else { return (0..count).map(make).collect() };
+    let mut made = Vec::with_capacity(count);
+    for first in (0..count).step_by(2) {
+        let pair = [OnceLock::new(), OnceLock::new()];
+        cpu.run(pair.len().min(count - first), |i| {
+            pair[i].get_or_init(|| make(first + i));
+        });
+        for one in pair.into_iter().filter_map(OnceLock::into_inner) {
+            made.push(one?);
+        }
+    }
+    Ok(made)
 }
 
 /// Numbers of sites that each block has, more than it needs.
@@ -175,6 +191,12 @@ struct Files<'a> {
 }
 
 impl Files<'_> {
+    /// The bytes of a tensor; a planner never reads them.
+    fn bytes(&self, entry: &Entry) -> Result<Bytes> {
+        let weights = &self.source.weights;
+        if self.device.is_meta() { weights.bytes_unread(entry) } else { weights.bytes(entry) }
+    }
+
     /// A tensor of plain numbers where it lies.
     fn plain(&self, entry: &Entry) -> Result<Tensor> {
         let dtype = match entry.dtype {
@@ -184,7 +206,7 @@ impl Files<'_> {
             StoredType::U8 => DType::U8,
             other => return Err(unusable(entry, format!("is {}, which cannot be a weight", other.name()))),
         };
-        let bytes = self.source.weights.bytes(entry)?;
+        let bytes = self.bytes(entry)?;
         Tensor::from_shared(bytes.owner, bytes.range.start, dtype, &entry.shape, self.device)
     }
 
@@ -235,7 +257,7 @@ impl Tensors for Files<'_> {
         let Some(format) = ggml_format(tensor.entry.dtype).filter(|_| !plain) else {
             return self.floats(tensor).map(Weight::Dense);
         };
-        let bytes = self.source.bytes(tensor)?;
+        let bytes = self.bytes(tensor.entry)?;
         let len = bytes.range.len();
         let blocks = Tensor::from_shared(bytes.owner, bytes.range.start, DType::U8, &[len], self.device)?;
         let matrix = GgufMatrix::new(format, shape, tensor.rows, blocks);

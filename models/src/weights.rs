@@ -129,8 +129,16 @@ impl WeightFiles {
     /// # Panics
     /// When `entry` is not one of these files'.
     pub fn bytes(&self, entry: &Entry) -> Result<Bytes> {
+        self.fault_in(entry)?;
+        self.bytes_unread(entry)
+    }
+
+    /// As [`WeightFiles::bytes`], for a device that reads no values: pages are faulted in for a copy alone.
+    ///
+    /// # Errors
+    /// As [`WeightFiles::bytes`].
+    pub(crate) fn bytes_unread(&self, entry: &Entry) -> Result<Bytes> {
         let file = &self.files[entry.file];
-        file.populate(entry.range.clone()).map_err(|e| e.context(format!("tensor {:?}", entry.name)))?;
         let mut in_use = self.in_use.lock().unwrap_or_else(PoisonError::into_inner);
         let part = match in_use.get(&entry.name).and_then(Weak::upgrade) {
             Some(part) => part,
@@ -138,6 +146,7 @@ impl WeightFiles {
                 Arc::new(Part::InFile { file: file.clone(), range: entry.range.clone() })
             }
             None => {
+                self.fault_in(entry)?;
                 let mut copy = AlignedBytes::zeroed(entry.range.len(), format_args!("tensor {:?}", entry.name))?;
                 copy.as_mut().copy_from_slice(&(**file).as_ref()[entry.range.clone()]);
                 Arc::new(Part::Copy(copy))
@@ -145,6 +154,11 @@ impl WeightFiles {
         };
         in_use.insert(entry.name.clone(), Arc::downgrade(&part));
         Ok(Bytes { range: part.range(), owner: part })
+    }
+
+    fn fault_in(&self, entry: &Entry) -> Result<()> {
+        let pages = self.files[entry.file].populate(entry.range.clone());
+        pages.map_err(|e| e.context(format!("tensor {:?}", entry.name)))
     }
 
     /// Bytes of tensors that somebody uses, where they lie or copied; and all of files that were read into memory.

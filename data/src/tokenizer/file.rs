@@ -8,11 +8,13 @@
 use std::collections::{HashMap, HashSet};
 
 use kinglet_tensor::{Error, Result};
-use serde::de::{MapAccess, Visitor};
+use serde::de::{Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::ser::SerializeMap;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Value, json};
 
+/// The only known `type` of a model.
+pub(super) const BPE: &str = "BPE";
 /// The largest `tokenizer.json` that is read, in bytes (Llama 3's has 17 million).
 pub(super) const MAX_FILE_BYTES: usize = 256 << 20;
 /// Ids above this would make tables of token texts too large to trust.
@@ -93,7 +95,7 @@ pub(super) struct Bpe {
 pub(super) struct Vocab(pub(super) Vec<(String, u32)>);
 
 /// A merge, as a pair or in the older form `"left right"`.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize)]
 #[serde(untagged)]
 pub(super) enum Merge {
     Pair(String, String),
@@ -131,8 +133,11 @@ impl TokenizerFile {
         if bytes.len() > MAX_FILE_BYTES {
             return Err(Error::invalid(format!("{} bytes are more than {MAX_FILE_BYTES}", bytes.len())));
         }
-        refuse_other_models(bytes)?;
-        let file: Self = serde_json::from_slice(bytes).map_err(Error::invalid)?;
+        let read: serde_json::Result<Self> = serde_json::from_slice(bytes);
+        if !read.as_ref().is_ok_and(|file| file.model.kind == BPE) {
+            refuse_other_models(bytes)?;
+        }
+        let file = read.map_err(Error::invalid)?;
         file.check()?;
         Ok(file)
     }
@@ -243,7 +248,33 @@ impl<'de> Deserialize<'de> for Vocab {
     }
 }
 
-/// Names the model's type before its fields are read, as those of another type do not fit.
+/// By hand, because serde would keep each merge in a tree to try one form after the other.
+impl<'de> Deserialize<'de> for Merge {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Form;
+        impl<'de> Visitor<'de> for Form {
+            type Value = Merge;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+                f.write_str("a merge: two texts, or one with a space between them")
+            }
+
+            fn visit_str<E>(self, line: &str) -> Result<Merge, E> {
+                Ok(Merge::Line(line.to_owned()))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut pair: A) -> Result<Merge, A::Error> {
+                match (pair.next_element()?, pair.next_element()?, pair.next_element::<IgnoredAny>()?) {
+                    (Some(left), Some(right), None) => Ok(Merge::Pair(left, right)),
+                    _ => Err(A::Error::custom("a merge is not two texts")),
+                }
+            }
+        }
+        deserializer.deserialize_any(Form)
+    }
+}
+
+/// Names the model's type where the file could not be read as one of byte pairs: the fields of another type do not fit.
 fn refuse_other_models(bytes: &[u8]) -> Result<()> {
     #[derive(Deserialize)]
     struct Peek {
@@ -256,8 +287,8 @@ fn refuse_other_models(bytes: &[u8]) -> Result<()> {
     }
     let peek: Peek = serde_json::from_slice(bytes).map_err(Error::invalid)?;
     match peek.model.kind.as_deref() {
-        Some("BPE") => Ok(()),
-        Some(other) => Err(Error::unsupported(format!("tokenizer model type {other:?} (only \"BPE\" is known)"))),
+        Some(BPE) => Ok(()),
+        Some(other) => Err(Error::unsupported(format!("tokenizer model type {other:?} (only {BPE:?} is known)"))),
         None => Err(Error::invalid("key `model.type` is missing")),
     }
 }

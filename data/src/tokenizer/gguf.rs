@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use kinglet_tensor::{Error, Result};
 use serde_json::{Value, json};
 
-use super::file::{AddedToken, Bpe, Merge, TokenizerFile, Vocab};
+use super::file::{AddedToken, BPE, Bpe, Merge, TokenizerFile, Vocab};
 
 /// The vocabulary of a GGUF file, field by field: `tokenizer.ggml.*` and `tokenizer.chat_template`.
 #[derive(Clone, Debug, Default)]
@@ -147,7 +147,7 @@ impl GgufVocab {
         let pre = self.pre.as_deref().ok_or_else(|| Error::invalid("key `tokenizer.ggml.pre` is missing"))?;
         let split = pre_tokenizer(pre)?;
         let mut file = TokenizerFile::new(Bpe {
-            kind: "BPE".into(),
+            kind: BPE.into(),
             ignore_merges: pre_ignores_merges(pre),
             vocab: self.vocab(),
             merges: self.merges.iter().map(|line| merge_of_line(line)).collect(),
@@ -164,7 +164,7 @@ impl GgufVocab {
     fn sentence_piece_file(&self) -> Result<TokenizerFile> {
         let scores = self.scores.as_ref().ok_or_else(|| Error::invalid("key `tokenizer.ggml.scores` is missing"))?;
         let mut file = TokenizerFile::new(Bpe {
-            kind: "BPE".into(),
+            kind: BPE.into(),
             unk_token: self.unk.map(|id| self.tokens[id as usize].clone()),
             fuse_unk: true,
             byte_fallback: true,

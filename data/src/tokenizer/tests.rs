@@ -224,12 +224,15 @@ fn a_replaced_template_is_the_only_one_in_the_files() {
 #[test]
 fn a_hostile_file_is_an_error() {
     type Break = fn(&mut Value);
-    let cases: [(&str, Break); 26] = [
+    let cases: [(&str, Break); 29] = [
         ("Unigram", |f| f["model"]["type"] = json!("Unigram")),
         ("model.type", |f| f["model"]["type"] = Value::Null),
         ("not in the vocabulary", |f| f["model"]["merges"] = json!([["Ċ", "1"]])),
         ("not in the vocabulary", |f| f["model"]["merges"] = json!([["zz", "1"]])),
         ("not two tokens", |f| f["model"]["merges"] = json!(["a b c"])),
+        ("not two texts", |f| f["model"]["merges"] = json!([["a", "b", "c"]])),
+        ("not two texts", |f| f["model"]["merges"] = json!([["a"]])),
+        ("a merge", |f| f["model"]["merges"] = json!([7])),
         ("share id", |f| f["model"]["vocab"]["zz"] = json!(100)),
         ("above", |f| f["model"]["vocab"]["zz"] = json!(u32::MAX)),
         ("invalid value", |f| f["model"]["vocab"]["zz"] = json!(-1)),

@@ -190,6 +190,22 @@ fn large_tensors_stay_in_the_file_and_small_ones_are_copied() {
     std::fs::remove_file(&path).unwrap();
 }
 
+/// A planner's model knows where its weights are and reads none of them, so bytes that are gone do not show.
+#[test]
+#[cfg(target_os = "linux")]
+fn only_a_reader_faults_pages_in() {
+    let header = r#"{"w":{"dtype":"U8","shape":[131072],"data_offsets":[0,131072]}}"#;
+    let path = folder("unread").with_extension("safetensors");
+    std::fs::write(&path, file(header, 131_072)).unwrap();
+    let weights = open_file(&path, Mapped::open).unwrap();
+    std::fs::File::options().write(true).open(&path).unwrap().set_len(4096).unwrap();
+    let entry = weights.get("w").unwrap();
+    let unread = weights.bytes_unread(entry).unwrap();
+    assert_eq!((unread.range.len(), weights.bytes_in_use()), (131_072, 131_072));
+    assert!(weights.bytes(entry).err().unwrap().to_string().contains("cut short"));
+    std::fs::remove_file(&path).unwrap();
+}
+
 #[test]
 fn hostile_indexes_are_refused() {
     let path = folder("index");

@@ -17,6 +17,7 @@ pub use absmax::{ABSMAX_BLOCK, Absmax, DYNAMIC_MAP, mean, quantize_absmax};
 
 use super::gemm::{Columns, FewRows};
 use super::{Cpu, Simd, simd};
+use crate::Element;
 use half::bf16;
 
 /// The block sizes that bitsandbytes writes: powers of two from 32 to 4096. The usual one is 64.
@@ -155,7 +156,7 @@ const TINY: f32 = 1e-38;
 /// # Panics
 /// When the lengths do not fit, or `blocksize` is not a power of two within [`BLOCK_SIZES`].
 #[must_use]
-pub fn quantize<T: Copy + Sync + Into<f32>>(
+pub fn quantize<T: Element>(
     cpu: &Cpu,
     format: Format,
     blocksize: usize,
@@ -176,7 +177,7 @@ pub fn quantize<T: Copy + Sync + Into<f32>>(
     tiles.iter().all(|(.., finite)| *finite)
 }
 
-fn quantize_tile<T: Copy + Into<f32>>(
+fn quantize_tile<T: Element>(
     simd: Simd,
     format: Format,
     blocksize: usize,
@@ -185,9 +186,7 @@ fn quantize_tile<T: Copy + Into<f32>>(
     absmax: &mut [f32],
 ) -> bool {
     let mut values = [0.0; TILE];
-    for (value, &x) in values.iter_mut().zip(x) {
-        *value = x.into();
-    }
+    T::widen(simd, x, &mut values[..x.len()]);
     let blocks = values[..x.len()].chunks_mut(blocksize).zip(codes.chunks_mut(blocksize / 2));
     for ((values, codes), absmax) in blocks.zip(absmax.iter_mut()) {
         *absmax = scale_block(simd, values.len() == blocksize, values);

@@ -15,10 +15,11 @@ use std::ops::Range;
 const OP: &str = "linear_cross_entropy";
 
 /// Target rows whose logits exist at once: the weight is packed once for each such chunk (read, on a GPU), so few rows cost
-/// time and many cost memory. At most 64 MiB of logits on a host and 128 MiB on a GPU, unless even 64 rows take more.
+/// time and many cost memory, on top of all that the backward pass needs. At most 64 MiB of logits on a host and 128 MiB on a
+/// GPU, unless even 64 rows take more.
 fn rows_at_once(classes: usize, device: &Device) -> usize {
-    let logits: usize = if device.as_cuda().is_ok() { 1 << 25 } else { 1 << 24 };
-    (logits / classes / 32 * 32).clamp(64, 256)
+    let (logits, most): (usize, usize) = if device.as_cuda().is_ok() { (1 << 25, 256) } else { (1 << 24, 176) };
+    (logits / classes / 32 * 32).clamp(64, most)
 }
 
 /// The targets cut into chunks of about one length: a short last one would take another path through the products, with

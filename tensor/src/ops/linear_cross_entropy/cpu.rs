@@ -10,7 +10,9 @@ pub(super) fn linear_cross_entropy(cpu: &Cpu, mut args: LinearCrossEntropyArgs<'
     let (_, classes) = check_terms(args.terms)?;
     args.losses.as_mut_slice::<f32>()?.fill(0.0);
     for gradients in &mut args.gradients {
-        for gradient in [&mut gradients.x, &mut gradients.weight].into_iter().flatten() {
+        // Rows without a target have none, and a weight's is stored by the first chunk, if there is one.
+        let weight = gradients.weight.as_mut().filter(|_| args.targets.count() == 0);
+        for gradient in gradients.x.as_mut().into_iter().chain(weight) {
             dispatch!(float gradient.dtype(), OP, T => {
                 gradient.as_mut_slice::<T>()?.fill(T::from_f32(0.0));
                 Ok(())
@@ -19,7 +21,10 @@ pub(super) fn linear_cross_entropy(cpu: &Cpu, mut args: LinearCrossEntropyArgs<'
     }
     let mut room = args.room.take().ok_or_else(|| Error::invalid(format!("{OP}: no room to work in")))?;
     let targets = args.targets.list();
-    chunks(args.targets, classes).try_for_each(|rows| chunk(cpu, &mut args, &mut room, &targets[rows]))?;
+    for rows in chunks(args.targets, classes) {
+        let onto = if rows.start == 0 { Accumulate::Store } else { Accumulate::Add };
+        chunk(cpu, &mut args, &mut room, &targets[rows], onto)?;
+    }
     let loss = mean_loss(args.losses.as_mut_slice()?, args.divisor);
     args.loss.as_mut_slice()?[0] = loss;
     Ok(())
@@ -28,8 +33,14 @@ pub(super) fn linear_cross_entropy(cpu: &Cpu, mut args: LinearCrossEntropyArgs<'
 /// A row of the hidden states and its target class.
 type Row = (usize, usize);
 
-/// Losses and gradients of some rows.
-fn chunk(cpu: &Cpu, args: &mut LinearCrossEntropyArgs<'_>, room: &mut Room<'_>, rows: &[Row]) -> Result<()> {
+/// Losses and gradients of some rows; `onto` says what becomes of the weights' gradients so far.
+fn chunk(
+    cpu: &Cpu,
+    args: &mut LinearCrossEntropyArgs<'_>,
+    room: &mut Room<'_>,
+    rows: &[Row],
+    onto: Accumulate,
+) -> Result<()> {
     let (simd, n, classes) = (cpu.simd(), rows.len(), room.logits.shape()[1]);
     let logits = &mut room.logits.as_mut_slice::<f32>()?[..n * classes];
     for (i, (term, [x, _])) in args.terms.iter().zip(&mut room.terms).enumerate() {
@@ -47,7 +58,8 @@ fn chunk(cpu: &Cpu, args: &mut LinearCrossEntropyArgs<'_>, room: &mut Room<'_>, 
     }
     let d_logits = Mat::row_major(Elems::F32(logits), n, classes)?;
     let wanted = args.gradients.iter_mut().zip(&mut room.terms);
-    args.terms.iter().zip(wanted).try_for_each(|(term, (out, room))| gradients(cpu, term, out, room, &d_logits, rows))
+    let mut each = args.terms.iter().zip(wanted);
+    each.try_for_each(|(term, (out, room))| gradients(cpu, term, out, room, &d_logits, rows, onto))
 }
 
 /// Beside bf16 hidden states both factors of a product are rounded to bf16, as in every product of a model: the weight, and on the way
@@ -64,6 +76,7 @@ fn gradients(
     [x, d_x]: &mut [TensorMut<'_>; 2],
     d_logits: &Mat<'_>,
     rows: &[Row],
+    onto: Accumulate,
 ) -> Result<()> {
     let (simd, n) = (cpu.simd(), rows.len());
     let (_, width) = term.x.dims2(OP)?;
@@ -75,7 +88,7 @@ fn gradients(
     if let Some(out) = &mut out.weight {
         let x = &x.as_mut_slice::<f32>()?[..n * width];
         let x = Dense::new(simd, Mat::row_major(Elems::F32(x), n, width)?);
-        let options = Options { accumulate: Accumulate::Add, ..Options::default() };
+        let options = Options { accumulate: onto, ..Options::default() };
         gemm(cpu, &d_logits.transposed(), &x, Out::F32(out.as_mut_slice()?), width, options)?;
     }
     Ok(())
