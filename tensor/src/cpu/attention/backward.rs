@@ -9,7 +9,7 @@
 //! Keys are lanes: scores are `[row][key]` in strips of keys, so that P and dS lie as the products for dV and dK read
 //! them, which are formed transposed. Only dS is packed once more, for dQ.
 
-use super::operand::{Hold, Operand, Steps, Stored, by_column, by_row};
+use super::operand::{Hold, Operand, ScoreGradients, Steps, Stored, by_column, by_row};
 use super::tiles::Tiles;
 use super::{Attention, Block, Segment, Tile};
 use crate::cpu::gemm::{Kernel, Shape, interleave};
@@ -271,10 +271,11 @@ struct Work<'a, E: Operand, T: Stored> {
     delta: Buffer,
     /// Which keys of the segment each row sees.
     seen: Vec<Range<usize>>,
-    /// `[row][nr]` of a strip of keys: scores, then P; dP, then dS.
+    /// `[row][nr]` of a strip of keys: scores, then P.
     p: Buffer,
+    /// The same of dP, then dS: of one strip, or of all in a tile; see [`Operand::STRIPS`].
     ds: Buffer,
-    /// dS of a tile as a left-hand operand: a panel of rows after another, of all keys; see [`Operand::keep`].
+    /// Without those, dS of a tile as a left-hand operand: a panel of rows after another, of all keys.
     left: Buffer<E>,
     /// Rows before they are packed.
     rows: [Buffer<T>; 2],
@@ -289,8 +290,9 @@ impl<'a, E: Operand, T: Stored> Work<'a, E, T> {
         let [q, dout] = std::array::from_fn(|_| cpu.scratch_of(kernel.packed_a(rows, d)));
         let [q_steps, dout_steps] = std::array::from_fn(|_| cpu.scratch_of(kernel.depth(rows) * deep));
         let [lse, delta] = std::array::from_fn(|_| cpu.scratch(rows));
-        let [p, ds] = std::array::from_fn(|_| cpu.scratch(step * kernel.nr));
-        let left = cpu.scratch_of(step * KEYS);
+        let (p, strips) = (cpu.scratch(step * kernel.nr), if E::STRIPS { KEYS / kernel.nr } else { 1 });
+        let ds = cpu.scratch(strips * step * kernel.nr);
+        let left = cpu.scratch_of(if E::STRIPS { 0 } else { step * KEYS });
         let gathered = std::array::from_fn(|_| cpu.scratch_of(rows * d));
         let widened = std::array::from_fn(|_| cpu.scratch(d));
         let dq = cpu.scratch(padded * wide);
@@ -334,7 +336,7 @@ impl<'a, E: Operand, T: Stored> Work<'a, E, T> {
 
     /// The five products of some rows and one tile of keys.
     fn rows_of_tile(&mut self, rows: Range<usize>, tile: &Tile, packed: &[E], sums: &mut [f32]) {
-        let Backward { cpu, a, kernel, deep, wide, .. } = *self.pass;
+        let Backward { cpu, a, kernel, deep, wide, rows: step, .. } = *self.pass;
         let (Kernel { mr, nr, .. }, d, simd) = (kernel, a.head_dim, cpu.simd());
         let (n, all) = (tile.keys.len(), self.seen.len());
         let (values, keys) = packed.split_at(kernel.packed_b(n, d));
@@ -354,15 +356,15 @@ impl<'a, E: Operand, T: Stored> Work<'a, E, T> {
             if start >= end {
                 continue;
             }
-            let m = end - start;
+            let (m, panel) = (end - start, (start - rows.start) / mr);
+            let ds = &mut self.ds[if E::STRIPS { i * step * nr } else { 0 } + panel * mr * nr..];
             let products = Shape { m: m.next_multiple_of(mr), n: nr, k: d, alpha: 1.0, add: false };
             E::multiply(&self.held, kernel, products, &self.q[start * kernel.depth(d)..], keys, &mut self.p, nr);
-            E::multiply(&self.held, kernel, products, &self.dout[start * kernel.depth(d)..], values, &mut self.ds, nr);
+            E::multiply(&self.held, kernel, products, &self.dout[start * kernel.depth(d)..], values, ds, nr);
             let (lse, delta) = (&self.lse[start..end], &self.delta[start..end]);
             let scored = Scored { seen: &self.seen[start..end], first, lse, delta, scale: a.scale };
-            let panel = (start - rows.start) / mr;
-            let left = &mut self.left[panel * mr * KEYS..];
-            let [p, ds] = E::gradients(simd, kernel, &mut self.p, &mut self.ds, &scored, i, left);
+            let left = self.left.get_mut(panel * mr * KEYS..).unwrap_or_default();
+            let [p, ds] = E::gradients(simd, kernel, &mut self.p, ds, &scored, i, left);
             for done in &mut done[panel..panel + m.div_ceil(mr)] {
                 *done = if Range::is_empty(done) { i..i + 1 } else { done.start..i + 1 };
             }
@@ -371,14 +373,16 @@ impl<'a, E: Operand, T: Stored> Work<'a, E, T> {
                 E::weigh(&self.held, kernel, steps, right, sums, true);
             }
         }
-        let panels = self.left.chunks_exact(mr * KEYS).zip(self.dq[rows.start * wide..].chunks_exact_mut(mr * wide));
-        for ((panel, dq), strips) in panels.zip(done) {
+        let panels = self.dq[rows.start * wide..].chunks_exact_mut(mr * wide).zip(done).enumerate();
+        for (i, (dq, strips)) in panels {
+            let panel = self.left.get(i * mr * KEYS..).unwrap_or_default();
+            let ds = ScoreGradients { strips: &self.ds[i * mr * nr..], stride: step * nr, panel };
             let taken = strips.start * nr..n.min(strips.end * nr);
             if taken.is_empty() {
                 continue;
             }
             for (columns, j) in columns.chunks_exact(kernel.packed_b(nr, n)).zip((0..wide).step_by(nr)) {
-                E::onto_queries(&self.held, kernel, panel, taken.clone(), columns, &mut dq[j..], wide);
+                E::onto_queries(&self.held, kernel, &ds, taken.clone(), columns, &mut dq[j..], wide);
             }
         }
     }
