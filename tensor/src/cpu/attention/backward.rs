@@ -1,10 +1,10 @@
 //! The backward pass. With P = e^(scores - lse), delta = rowsum(dout * out):
 //! dV = P^T dout, dS = P * (dout V^T - delta) * scale, dQ = dS K, dK = dS^T Q.
 //!
-//! A task takes a run of rows and a key head. It packs the keys and values that they see, then takes its rows block by block. It
-//! finishes its own dQ; for dK and dV it adds up a partial sum over its run. A segment has at most [`MAX_RUNS`] runs; who does the
-//! last one of a head adds their sums up, in the order of the runs. So all working memory is of the heads that are being worked on,
-//! and stays in the cache.
+//! A task takes a run of rows and a key head, block by block. Who does the first one of a head packs its keys and values for all. A
+//! task finishes its own dQ; for dK and dV it adds up a partial sum over its run. A segment has at most [`MAX_RUNS`] runs; who does
+//! the last one of a head adds their sums up, in the order of the runs. So all working memory is of the heads that are being worked
+//! on, and stays in the cache.
 //!
 //! Keys are lanes: scores are `[row][key]` in strips of keys, so that P and dS lie as the products for dV and dK read
 //! them, which are formed transposed. Only dS is packed once more, for dQ.
@@ -19,9 +19,10 @@ use crate::cpu::scratch::Buffer;
 use crate::cpu::shared::Shared;
 use crate::cpu::{Cpu, simd};
 use crate::{DType, Error, Result};
+use bytemuck::Pod;
 use half::bf16;
 use std::ops::Range;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 /// The most runs that the rows of a segment are cut into.
 const MAX_RUNS: usize = 4;
@@ -132,10 +133,27 @@ struct Partial {
     sums: Option<Buffer>,
 }
 
-/// The partial sums of a segment and key head, by run, and how many runs are not done.
-struct Head {
+/// What the runs of a segment and key head share.
+struct Head<E: Pod> {
+    /// Their packed tiles, from the first run on that needs them.
+    packed: Option<Arc<Packed<E>>>,
+    /// Their partial sums.
     partial: Vec<Partial>,
+    /// How many runs are not done.
     open: usize,
+}
+
+impl<E: Pod> Head<E> {
+    /// Of so many runs.
+    fn new(runs: usize) -> Self {
+        Head { packed: None, partial: (0..runs).map(|_| Partial::default()).collect(), open: runs }
+    }
+}
+
+/// Packed tiles of keys.
+struct Packed<E: Pod> {
+    tiles: Tiles,
+    elements: Buffer<E>,
 }
 
 impl<'a, E: Operand> Backward<'a, E> {
@@ -154,25 +172,24 @@ impl<'a, E: Operand> Backward<'a, E> {
     fn run<T: Stored>(&self, saved: Saved<T>, gradients: [&mut [T]; 3]) {
         let (cpu, a) = (self.cpu, self.a);
         let runs = a.blocks(self.segments, |segment| self.run_len(segment));
-        let heads: Vec<Mutex<Head>> = self
-            .segments
-            .iter()
-            .flat_map(|segment| {
-                let runs = a.rows(segment).div_ceil(self.run_len(segment));
-                let head =
-                    move |_| Mutex::new(Head { partial: (0..runs).map(|_| Partial::default()).collect(), open: runs });
-                (0..a.kv_heads).map(head)
-            })
-            .collect();
+        let heads = self.segments.iter().flat_map(|segment| {
+            let runs = a.rows(segment).div_ceil(self.run_len(segment));
+            (0..a.kv_heads).map(move |_| Mutex::new(Head::new(runs)))
+        });
+        let heads: Vec<Mutex<Head<E>>> = heads.collect();
         let [dq, dk, dv] = gradients.map(Shared::new);
         cpu.run(runs.len(), |task| {
             let run = &runs[task];
-            let partial = self.run_backward(run, saved, &dq);
-            let mut head =
-                heads[run.index * a.kv_heads + run.kv_head].lock().expect("no task panics while it holds it");
+            let head = &heads[run.index * a.kv_heads + run.kv_head];
+            let head = || head.lock().expect("no task panics while it holds it");
+            let packed = head().packed.get_or_insert_with(|| Arc::new(self.pack_head(run, saved))).clone();
+            let partial = self.run_backward(run, &packed, saved, &dq);
+            drop(packed);
+            let mut head = head();
             head.partial[run.rows.start / self.run_len(&run.segment)] = partial;
             head.open -= 1;
             if head.open == 0 {
+                head.packed = None;
                 let partial = std::mem::take(&mut head.partial);
                 drop(head);
                 self.add_up(run, partial, [&dk, &dv]);
@@ -201,14 +218,20 @@ impl<'a, E: Operand> Backward<'a, E> {
         E::right(simd, kernel, by_column(k, stride), d, n, columns);
     }
 
-    /// Packs the tiles that a run sees, cuts it into blocks and takes them in order.
-    fn run_backward<T: Stored>(&self, run: &Block, saved: Saved<T>, dq: &Shared<T>) -> Partial {
-        let (cpu, a) = (self.cpu, self.a);
-        let places = Tiles::new(a, run, KEYS, self.packed_len());
-        let mut packed = cpu.scratch_of::<E>(places.size());
-        for tile in run.tiles(a, KEYS) {
-            self.pack(&tile, saved, &mut packed[places.place(&tile)]);
+    /// Packs all tiles that the runs of a head see, of which `run` is one.
+    fn pack_head<T: Stored>(&self, run: &Block, saved: Saved<T>) -> Packed<E> {
+        let all = Block { rows: 0..self.a.rows(&run.segment), ..run.clone() };
+        let tiles = Tiles::new(self.a, &all, KEYS, self.packed_len());
+        let mut elements = self.cpu.scratch_of::<E>(tiles.size());
+        for tile in all.tiles(self.a, KEYS) {
+            self.pack(&tile, saved, &mut elements[tiles.place(&tile)]);
         }
+        Packed { tiles, elements }
+    }
+
+    /// Cuts a run into blocks and takes them in order.
+    fn run_backward<T: Stored>(&self, run: &Block, packed: &Packed<E>, saved: Saved<T>, dq: &Shared<T>) -> Partial {
+        let (cpu, a) = (self.cpu, self.a);
         let tiles = Tiles::new(a, run, KEYS, self.sums_len());
         let mut sums = cpu.scratch(tiles.size());
         sums.fill(0.0);
@@ -218,7 +241,7 @@ impl<'a, E: Operand> Backward<'a, E> {
             let block = Block { rows: first..run.rows.end.min(first + step), ..run.clone() };
             work.load(&block, saved);
             for tile in block.tiles(a, KEYS) {
-                work.tile(&tile, &packed[places.place(&tile)], &mut sums[tiles.place(&tile)]);
+                work.tile(&tile, &packed.elements[packed.tiles.place(&tile)], &mut sums[tiles.place(&tile)]);
             }
             for (row, values) in block.rows.clone().zip(work.dq.chunks_exact(self.wide)) {
                 // SAFETY: queries of segments are disjoint (`check`), so this head of this query is this task's alone.
