@@ -27,14 +27,8 @@ use std::sync::{Arc, Mutex};
 /// The most runs that the rows of a segment are cut into.
 const MAX_RUNS: usize = 4;
 
-/// Rows a block, in [`Operand::ROWS`]: what is read of keys and values serves so many.
-const BLOCK: usize = 4;
-
 /// The shortest run: below this, adding partial sums would cost more than it spreads.
 const MIN_RUN: usize = 500;
-
-/// Keys a tile: whole strips of every micro-kernel (32 and 16 columns).
-pub(super) const KEYS: usize = 128;
 
 /// Where the gradients go; what was there is overwritten.
 #[derive(Debug)]
@@ -199,11 +193,11 @@ impl<'a, E: Operand> Backward<'a, E> {
 
     /// Elements of a tile of packed keys and values, and of sums.
     fn packed_len(&self) -> usize {
-        KEYS * (2 * self.kernel.depth(self.a.head_dim) + self.wide)
+        E::KEYS * (2 * self.kernel.depth(self.a.head_dim) + self.wide)
     }
 
     fn sums_len(&self) -> usize {
-        2 * KEYS * self.deep
+        2 * E::KEYS * self.deep
     }
 
     /// Packs a tile: keys and values as lanes of right-hand operands, then columns of keys as such.
@@ -221,9 +215,9 @@ impl<'a, E: Operand> Backward<'a, E> {
     /// Packs all tiles that the runs of a head see, of which `run` is one.
     fn pack_head<T: Stored>(&self, run: &Block, saved: Saved<T>) -> Packed<E> {
         let all = Block { rows: 0..self.a.rows(&run.segment), ..run.clone() };
-        let tiles = Tiles::new(self.a, &all, KEYS, self.packed_len());
+        let tiles = Tiles::new(self.a, &all, E::KEYS, self.packed_len());
         let mut elements = self.cpu.scratch_of::<E>(tiles.size());
-        for tile in all.tiles(self.a, KEYS) {
+        for tile in all.tiles(self.a, E::KEYS) {
             self.pack(&tile, saved, &mut elements[tiles.place(&tile)]);
         }
         Packed { tiles, elements }
@@ -232,15 +226,15 @@ impl<'a, E: Operand> Backward<'a, E> {
     /// Cuts a run into blocks and takes them in order.
     fn run_backward<T: Stored>(&self, run: &Block, packed: &Packed<E>, saved: Saved<T>, dq: &Shared<T>) -> Partial {
         let (cpu, a) = (self.cpu, self.a);
-        let tiles = Tiles::new(a, run, KEYS, self.sums_len());
+        let tiles = Tiles::new(a, run, E::KEYS, self.sums_len());
         let mut sums = cpu.scratch(tiles.size());
         sums.fill(0.0);
-        let step = self.rows * BLOCK;
+        let step = E::BLOCK;
         let mut work = Work::new(self, run.rows.len().min(step));
         for first in run.rows.clone().step_by(step) {
             let block = Block { rows: first..run.rows.end.min(first + step), ..run.clone() };
             work.load(&block, saved);
-            for tile in block.tiles(a, KEYS) {
+            for tile in block.tiles(a, E::KEYS) {
                 work.tile(&tile, &packed.elements[packed.tiles.place(&tile)], &mut sums[tiles.place(&tile)]);
             }
             for (row, values) in block.rows.clone().zip(work.dq.chunks_exact(self.wide)) {
@@ -257,8 +251,8 @@ impl<'a, E: Operand> Backward<'a, E> {
         let (a, simd, d, nr) = (self.a, self.cpu.simd(), self.a.head_dim, self.kernel.nr);
         let Block { segment, kv_head, .. } = *run;
         let (mut rows, mut total) = (self.cpu.scratch(nr * d), self.cpu.scratch(self.sums_len()));
-        for number in 0..segment.kv_len.div_ceil(KEYS) {
-            let tile = Tile::new(segment, kv_head, number, KEYS);
+        for number in 0..segment.kv_len.div_ceil(E::KEYS) {
+            let tile = Tile::new(segment, kv_head, number, E::KEYS);
             total.fill(0.0);
             for Partial { tiles, sums } in &mut partial {
                 if let (Some(place), Some(sums)) = (tiles.find(&tile), sums) {
@@ -313,9 +307,9 @@ impl<'a, E: Operand, T: Stored> Work<'a, E, T> {
         let [q, dout] = std::array::from_fn(|_| cpu.scratch_of(kernel.packed_a(rows, d)));
         let [q_steps, dout_steps] = std::array::from_fn(|_| cpu.scratch_of(kernel.depth(rows) * deep));
         let [lse, delta] = std::array::from_fn(|_| cpu.scratch(rows));
-        let (p, strips) = (cpu.scratch(step * kernel.nr), if E::STRIPS { KEYS / kernel.nr } else { 1 });
+        let (p, strips) = (cpu.scratch(step * kernel.nr), if E::STRIPS { E::KEYS / kernel.nr } else { 1 });
         let ds = cpu.scratch(strips * step * kernel.nr);
-        let left = cpu.scratch_of(if E::STRIPS { 0 } else { step * KEYS });
+        let left = cpu.scratch_of(if E::STRIPS { 0 } else { step * E::KEYS });
         let gathered = std::array::from_fn(|_| cpu.scratch_of(rows * d));
         let widened = std::array::from_fn(|_| cpu.scratch(d));
         let dq = cpu.scratch(padded * wide);
@@ -386,7 +380,7 @@ impl<'a, E: Operand, T: Stored> Work<'a, E, T> {
             E::multiply(&self.held, kernel, products, &self.dout[start * kernel.depth(d)..], values, ds, nr);
             let (lse, delta) = (&self.lse[start..end], &self.delta[start..end]);
             let scored = Scored { seen: &self.seen[start..end], first, lse, delta, scale: a.scale };
-            let left = self.left.get_mut(panel * mr * KEYS..).unwrap_or_default();
+            let left = self.left.get_mut(panel * mr * E::KEYS..).unwrap_or_default();
             let [p, ds] = E::gradients(simd, kernel, &mut self.p, ds, &scored, i, left);
             for done in &mut done[panel..panel + m.div_ceil(mr)] {
                 *done = if Range::is_empty(done) { i..i + 1 } else { done.start..i + 1 };
@@ -398,7 +392,7 @@ impl<'a, E: Operand, T: Stored> Work<'a, E, T> {
         }
         let panels = self.dq[rows.start * wide..].chunks_exact_mut(mr * wide).zip(done).enumerate();
         for (i, (dq, strips)) in panels {
-            let panel = self.left.get(i * mr * KEYS..).unwrap_or_default();
+            let panel = self.left.get(i * mr * E::KEYS..).unwrap_or_default();
             let ds = ScoreGradients { strips: &self.ds[i * mr * nr..], stride: step * nr, panel };
             let taken = strips.start * nr..n.min(strips.end * nr);
             if taken.is_empty() {

@@ -110,8 +110,6 @@ impl<'a, E: Operand> Forward<'a, E> {
             size += places[i].1.size();
             tiles.extend(head.tiles(a, self.keys).map(|tile| (i, tile)));
         }
-        // Those of the same keys follow each other: their rows lie side by side.
-        tiles.sort_by_key(|(_, tile)| (tile.segment.kv_start, tile.number));
         let place = |head: usize, tile: &Tile| {
             let (start, tiles) = &places[head];
             let place = tiles.place(tile);

@@ -1,6 +1,6 @@
 //! Elements of tensors and of packed operands.
 
-use super::backward::{KEYS, Scored, score_gradients};
+use super::backward::{Scored, score_gradients};
 use super::forward::Forward;
 #[cfg(target_arch = "x86_64")]
 use super::scores512::{self, Panels};
@@ -92,6 +92,12 @@ pub(super) trait Operand: Pod + Send + Sync {
     /// Rows of the backward pass whose scores are formed at a time.
     const ROWS: usize;
 
+    /// Rows of the backward pass that each tile of keys is read for: whole [`Operand::ROWS`].
+    const BLOCK: usize;
+
+    /// Keys of a tile of the backward pass: whole strips of every micro-kernel (32 and 16 columns).
+    const KEYS: usize;
+
     /// C [m, n] = A B, or += that: whole panels and strips of packed operands, C's rows `ldc` apart.
     fn multiply(held: &Hold, kernel: Kernel<Self>, shape: Shape, a: &[Self], b: &[Self], c: &mut [f32], ldc: usize);
 
@@ -126,7 +132,7 @@ pub(super) trait Operand: Pod + Send + Sync {
     const STRIPS: bool;
 
     /// Products `[row][nr]` become P and `dp` becomes dS, as strips of a right-hand operand, in their place; and dS, strip `i` of a tile
-    /// of keys, is packed for [`Operand::onto_queries`] into `panels`, a panel of rows of all [`KEYS`] after another, if that reads
+    /// of keys, is packed for [`Operand::onto_queries`] into `panels`, a panel of rows of all [`Operand::KEYS`] after another, if that reads
     /// them. Rows of `dp` up to a whole panel become 0.
     fn gradients<'a>(
         simd: Simd,
@@ -155,8 +161,13 @@ pub(super) trait Operand: Pod + Send + Sync {
 }
 
 impl Operand for f32 {
-    /// Those of a strip of keys stay in the first cache: whole panels of 14, 6 and 4 rows, so that bits depend on none.
-    const ROWS: usize = 84;
+    /// The scores of them and a strip of keys stay in the first cache: whole panels of 14, 6 and 4 rows, so that bits depend on none.
+    const ROWS: usize = 168;
+
+    const BLOCK: usize = 2 * Self::ROWS;
+
+    /// dS of so many rows and keys stays near, too.
+    const KEYS: usize = 64;
 
     const STRIPS: bool = true;
 
@@ -241,6 +252,10 @@ impl Operand for bf16 {
     /// Whole panels of 14 and of 32 rows: dK and dV are read and written once for so many.
     const ROWS: usize = 224;
 
+    const BLOCK: usize = 4 * Self::ROWS;
+
+    const KEYS: usize = 128;
+
     const STRIPS: bool = false;
 
     fn multiply(held: &Hold, kernel: Kernel<bf16>, shape: Shape, a: &[bf16], b: &[bf16], c: &mut [f32], ldc: usize) {
@@ -323,14 +338,15 @@ impl Operand for bf16 {
         match (products.as_chunks_mut(), dp.as_chunks_mut()) {
             #[cfg(target_arch = "x86_64")]
             ((products, []), (dp, [])) if nr == 32 => {
-                let rows = whole.then(|| Panels { panels: panels[i * mr * nr..].as_chunks_mut().0, stride: KEYS });
+                let rows =
+                    whole.then(|| Panels { panels: panels[i * mr * nr..].as_chunks_mut().0, stride: Self::KEYS });
                 // SAFETY: a kernel of bf16 is made from a `Simd` that proves AVX-512 BF16.
                 unsafe { scores512::gradients(products, dp, of, rows) }
             }
             _ => unreachable!("no level multiplies bf16, {nr} columns at a time"),
         }
         if !whole {
-            for (ds, panel) in dp[..m * nr].chunks(mr * nr).zip(panels.chunks_exact_mut(mr * KEYS)) {
+            for (ds, panel) in dp[..m * nr].chunks(mr * nr).zip(panels.chunks_exact_mut(mr * Self::KEYS)) {
                 let panel = &mut panel[i * nr * mr..][..nr * mr];
                 Self::left(simd, kernel, by_row(ds, nr), ds.len() / nr, nr, panel);
             }
