@@ -98,6 +98,9 @@ pub(super) trait Operand: Pod + Send + Sync {
     /// Keys of a tile of the backward pass: whole strips of every micro-kernel (32 and 16 columns).
     const KEYS: usize;
 
+    /// Whether [`Operand::onto_queries`] reads strips of dS as they are, and not panels.
+    const STRIPS: bool;
+
     /// C [m, n] = A B, or += that: whole panels and strips of packed operands, C's rows `ldc` apart.
     fn multiply(held: &Hold, kernel: Kernel<Self>, shape: Shape, a: &[Self], b: &[Self], c: &mut [f32], ldc: usize);
 
@@ -128,12 +131,9 @@ pub(super) trait Operand: Pod + Send + Sync {
         state: &mut [f32],
     ) -> &'a [Self];
 
-    /// Whether [`Operand::onto_queries`] reads strips of dS as they are, and not panels.
-    const STRIPS: bool;
-
     /// Products `[row][nr]` become P and `dp` becomes dS, as strips of a right-hand operand, in their place; and dS, strip `i` of a tile
-    /// of keys, is packed for [`Operand::onto_queries`] into `panels`, a panel of rows of all [`Operand::KEYS`] after another, if that reads
-    /// them. Rows of `dp` up to a whole panel become 0.
+    /// of keys, for [`Operand::onto_queries`]: of [`Operand::STRIPS`] the rows of `dp` up to a whole panel become 0; without, it is
+    /// packed into `panels`, a panel of rows of all [`Operand::KEYS`] after another.
     fn gradients<'a>(
         simd: Simd,
         kernel: Kernel<Self>,
@@ -163,12 +163,8 @@ pub(super) trait Operand: Pod + Send + Sync {
 impl Operand for f32 {
     /// The scores of them and a strip of keys stay in the first cache: whole panels of 14, 6 and 4 rows, so that bits depend on none.
     const ROWS: usize = 168;
-
     const BLOCK: usize = 2 * Self::ROWS;
-
-    /// dS of so many rows and keys stays near, too.
     const KEYS: usize = 64;
-
     const STRIPS: bool = true;
 
     fn multiply(_: &Hold, kernel: Kernel, shape: Shape, a: &[f32], b: &[f32], c: &mut [f32], ldc: usize) {
@@ -251,11 +247,8 @@ impl Operand for f32 {
 impl Operand for bf16 {
     /// Whole panels of 14 and of 32 rows: dK and dV are read and written once for so many.
     const ROWS: usize = 224;
-
     const BLOCK: usize = 4 * Self::ROWS;
-
     const KEYS: usize = 128;
-
     const STRIPS: bool = false;
 
     fn multiply(held: &Hold, kernel: Kernel<bf16>, shape: Shape, a: &[bf16], b: &[bf16], c: &mut [f32], ldc: usize) {
