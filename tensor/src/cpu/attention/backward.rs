@@ -1,15 +1,15 @@
 //! The backward pass. With P = e^(scores - lse), delta = rowsum(dout * out):
 //! dV = P^T dout, dS = P * (dout V^T - delta) * scale, dQ = dS K, dK = dS^T Q.
 //!
-//! A task takes a run of rows and a key head. It packs the keys and values that they see, then takes its rows block by block. It
-//! finishes its own dQ; for dK and dV it adds up a partial sum over its run. A segment has at most [`MAX_RUNS`] runs; who does the
-//! last one of a head adds their sums up, in the order of the runs. So all working memory is of the heads that are being worked on,
-//! and stays in the cache.
+//! A task takes a run of rows and a key head, block by block. Who does the first one of a head packs its keys and values for all. A
+//! task finishes its own dQ; for dK and dV it adds up a partial sum over its run. A segment has at most [`MAX_RUNS`] runs; who does
+//! the last one of a head adds their sums up, in the order of the runs. So all working memory is of the heads that are being worked
+//! on, and stays in the cache.
 //!
 //! Keys are lanes: scores are `[row][key]` in strips of keys, so that P and dS lie as the products for dV and dK read
 //! them, which are formed transposed. Only dS is packed once more, for dQ.
 
-use super::operand::{Hold, Operand, Steps, Stored, by_column, by_row};
+use super::operand::{Hold, Operand, ScoreGradients, Steps, Stored, by_column, by_row};
 use super::tiles::Tiles;
 use super::{Attention, Block, Segment, Tile};
 use crate::cpu::gemm::{Kernel, Shape, interleave};
@@ -19,21 +19,16 @@ use crate::cpu::scratch::Buffer;
 use crate::cpu::shared::Shared;
 use crate::cpu::{Cpu, simd};
 use crate::{DType, Error, Result};
+use bytemuck::Pod;
 use half::bf16;
 use std::ops::Range;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 /// The most runs that the rows of a segment are cut into.
 const MAX_RUNS: usize = 4;
 
-/// Rows a block, in [`Operand::ROWS`]: what is read of keys and values serves so many.
-const BLOCK: usize = 4;
-
 /// The shortest run: below this, adding partial sums would cost more than it spreads.
 const MIN_RUN: usize = 500;
-
-/// Keys a tile: whole strips of every micro-kernel (32 and 16 columns).
-pub(super) const KEYS: usize = 128;
 
 /// Where the gradients go; what was there is overwritten.
 #[derive(Debug)]
@@ -132,10 +127,27 @@ struct Partial {
     sums: Option<Buffer>,
 }
 
-/// The partial sums of a segment and key head, by run, and how many runs are not done.
-struct Head {
+/// What the runs of a segment and key head share.
+struct Head<E: Pod> {
+    /// Their packed tiles, from the first run on that needs them.
+    packed: Option<Arc<Packed<E>>>,
+    /// Their partial sums.
     partial: Vec<Partial>,
+    /// How many runs are not done.
     open: usize,
+}
+
+impl<E: Pod> Head<E> {
+    /// Of so many runs.
+    fn new(runs: usize) -> Self {
+        Head { packed: None, partial: (0..runs).map(|_| Partial::default()).collect(), open: runs }
+    }
+}
+
+/// Packed tiles of keys.
+struct Packed<E: Pod> {
+    tiles: Tiles,
+    elements: Buffer<E>,
 }
 
 impl<'a, E: Operand> Backward<'a, E> {
@@ -154,25 +166,24 @@ impl<'a, E: Operand> Backward<'a, E> {
     fn run<T: Stored>(&self, saved: Saved<T>, gradients: [&mut [T]; 3]) {
         let (cpu, a) = (self.cpu, self.a);
         let runs = a.blocks(self.segments, |segment| self.run_len(segment));
-        let heads: Vec<Mutex<Head>> = self
-            .segments
-            .iter()
-            .flat_map(|segment| {
-                let runs = a.rows(segment).div_ceil(self.run_len(segment));
-                let head =
-                    move |_| Mutex::new(Head { partial: (0..runs).map(|_| Partial::default()).collect(), open: runs });
-                (0..a.kv_heads).map(head)
-            })
-            .collect();
+        let heads = self.segments.iter().flat_map(|segment| {
+            let runs = a.rows(segment).div_ceil(self.run_len(segment));
+            (0..a.kv_heads).map(move |_| Mutex::new(Head::new(runs)))
+        });
+        let heads: Vec<Mutex<Head<E>>> = heads.collect();
         let [dq, dk, dv] = gradients.map(Shared::new);
         cpu.run(runs.len(), |task| {
             let run = &runs[task];
-            let partial = self.run_backward(run, saved, &dq);
-            let mut head =
-                heads[run.index * a.kv_heads + run.kv_head].lock().expect("no task panics while it holds it");
+            let head = &heads[run.index * a.kv_heads + run.kv_head];
+            let head = || head.lock().expect("no task panics while it holds it");
+            let packed = head().packed.get_or_insert_with(|| Arc::new(self.pack_head(run, saved))).clone();
+            let partial = self.run_backward(run, &packed, saved, &dq);
+            drop(packed);
+            let mut head = head();
             head.partial[run.rows.start / self.run_len(&run.segment)] = partial;
             head.open -= 1;
             if head.open == 0 {
+                head.packed = None;
                 let partial = std::mem::take(&mut head.partial);
                 drop(head);
                 self.add_up(run, partial, [&dk, &dv]);
@@ -182,11 +193,11 @@ impl<'a, E: Operand> Backward<'a, E> {
 
     /// Elements of a tile of packed keys and values, and of sums.
     fn packed_len(&self) -> usize {
-        KEYS * (2 * self.kernel.depth(self.a.head_dim) + self.wide)
+        E::KEYS * (2 * self.kernel.depth(self.a.head_dim) + self.wide)
     }
 
     fn sums_len(&self) -> usize {
-        2 * KEYS * self.deep
+        2 * E::KEYS * self.deep
     }
 
     /// Packs a tile: keys and values as lanes of right-hand operands, then columns of keys as such.
@@ -201,24 +212,30 @@ impl<'a, E: Operand> Backward<'a, E> {
         E::right(simd, kernel, by_column(k, stride), d, n, columns);
     }
 
-    /// Packs the tiles that a run sees, cuts it into blocks and takes them in order.
-    fn run_backward<T: Stored>(&self, run: &Block, saved: Saved<T>, dq: &Shared<T>) -> Partial {
-        let (cpu, a) = (self.cpu, self.a);
-        let places = Tiles::new(a, run, KEYS, self.packed_len());
-        let mut packed = cpu.scratch_of::<E>(places.size());
-        for tile in run.tiles(a, KEYS) {
-            self.pack(&tile, saved, &mut packed[places.place(&tile)]);
+    /// Packs all tiles that the runs of a head see, of which `run` is one.
+    fn pack_head<T: Stored>(&self, run: &Block, saved: Saved<T>) -> Packed<E> {
+        let all = Block { rows: 0..self.a.rows(&run.segment), ..run.clone() };
+        let tiles = Tiles::new(self.a, &all, E::KEYS, self.packed_len());
+        let mut elements = self.cpu.scratch_of::<E>(tiles.size());
+        for tile in all.tiles(self.a, E::KEYS) {
+            self.pack(&tile, saved, &mut elements[tiles.place(&tile)]);
         }
-        let tiles = Tiles::new(a, run, KEYS, self.sums_len());
+        Packed { tiles, elements }
+    }
+
+    /// Cuts a run into blocks and takes them in order.
+    fn run_backward<T: Stored>(&self, run: &Block, packed: &Packed<E>, saved: Saved<T>, dq: &Shared<T>) -> Partial {
+        let (cpu, a) = (self.cpu, self.a);
+        let tiles = Tiles::new(a, run, E::KEYS, self.sums_len());
         let mut sums = cpu.scratch(tiles.size());
         sums.fill(0.0);
-        let step = self.rows * BLOCK;
+        let step = E::BLOCK;
         let mut work = Work::new(self, run.rows.len().min(step));
         for first in run.rows.clone().step_by(step) {
             let block = Block { rows: first..run.rows.end.min(first + step), ..run.clone() };
             work.load(&block, saved);
-            for tile in block.tiles(a, KEYS) {
-                work.tile(&tile, &packed[places.place(&tile)], &mut sums[tiles.place(&tile)]);
+            for tile in block.tiles(a, E::KEYS) {
+                work.tile(&tile, &packed.elements[packed.tiles.place(&tile)], &mut sums[tiles.place(&tile)]);
             }
             for (row, values) in block.rows.clone().zip(work.dq.chunks_exact(self.wide)) {
                 // SAFETY: queries of segments are disjoint (`check`), so this head of this query is this task's alone.
@@ -234,8 +251,8 @@ impl<'a, E: Operand> Backward<'a, E> {
         let (a, simd, d, nr) = (self.a, self.cpu.simd(), self.a.head_dim, self.kernel.nr);
         let Block { segment, kv_head, .. } = *run;
         let (mut rows, mut total) = (self.cpu.scratch(nr * d), self.cpu.scratch(self.sums_len()));
-        for number in 0..segment.kv_len.div_ceil(KEYS) {
-            let tile = Tile::new(segment, kv_head, number, KEYS);
+        for number in 0..segment.kv_len.div_ceil(E::KEYS) {
+            let tile = Tile::new(segment, kv_head, number, E::KEYS);
             total.fill(0.0);
             for Partial { tiles, sums } in &mut partial {
                 if let (Some(place), Some(sums)) = (tiles.find(&tile), sums) {
@@ -271,10 +288,11 @@ struct Work<'a, E: Operand, T: Stored> {
     delta: Buffer,
     /// Which keys of the segment each row sees.
     seen: Vec<Range<usize>>,
-    /// `[row][nr]` of a strip of keys: scores, then P; dP, then dS.
+    /// `[row][nr]` of a strip of keys: scores, then P.
     p: Buffer,
+    /// The same of dP, then dS: of one strip, or of all in a tile; see [`Operand::STRIPS`].
     ds: Buffer,
-    /// dS of a tile as a left-hand operand: a panel of rows after another, of all keys; see [`Operand::keep`].
+    /// Without those, dS of a tile as a left-hand operand: a panel of rows after another, of all keys.
     left: Buffer<E>,
     /// Rows before they are packed.
     rows: [Buffer<T>; 2],
@@ -289,8 +307,9 @@ impl<'a, E: Operand, T: Stored> Work<'a, E, T> {
         let [q, dout] = std::array::from_fn(|_| cpu.scratch_of(kernel.packed_a(rows, d)));
         let [q_steps, dout_steps] = std::array::from_fn(|_| cpu.scratch_of(kernel.depth(rows) * deep));
         let [lse, delta] = std::array::from_fn(|_| cpu.scratch(rows));
-        let [p, ds] = std::array::from_fn(|_| cpu.scratch(step * kernel.nr));
-        let left = cpu.scratch_of(step * KEYS);
+        let (p, strips) = (cpu.scratch(step * kernel.nr), if E::STRIPS { E::KEYS / kernel.nr } else { 1 });
+        let ds = cpu.scratch(strips * step * kernel.nr);
+        let left = cpu.scratch_of(if E::STRIPS { 0 } else { step * E::KEYS });
         let gathered = std::array::from_fn(|_| cpu.scratch_of(rows * d));
         let widened = std::array::from_fn(|_| cpu.scratch(d));
         let dq = cpu.scratch(padded * wide);
@@ -334,7 +353,7 @@ impl<'a, E: Operand, T: Stored> Work<'a, E, T> {
 
     /// The five products of some rows and one tile of keys.
     fn rows_of_tile(&mut self, rows: Range<usize>, tile: &Tile, packed: &[E], sums: &mut [f32]) {
-        let Backward { cpu, a, kernel, deep, wide, .. } = *self.pass;
+        let Backward { cpu, a, kernel, deep, wide, rows: step, .. } = *self.pass;
         let (Kernel { mr, nr, .. }, d, simd) = (kernel, a.head_dim, cpu.simd());
         let (n, all) = (tile.keys.len(), self.seen.len());
         let (values, keys) = packed.split_at(kernel.packed_b(n, d));
@@ -354,15 +373,15 @@ impl<'a, E: Operand, T: Stored> Work<'a, E, T> {
             if start >= end {
                 continue;
             }
-            let m = end - start;
+            let (m, panel) = (end - start, (start - rows.start) / mr);
+            let ds = &mut self.ds[if E::STRIPS { i * step * nr } else { 0 } + panel * mr * nr..];
             let products = Shape { m: m.next_multiple_of(mr), n: nr, k: d, alpha: 1.0, add: false };
             E::multiply(&self.held, kernel, products, &self.q[start * kernel.depth(d)..], keys, &mut self.p, nr);
-            E::multiply(&self.held, kernel, products, &self.dout[start * kernel.depth(d)..], values, &mut self.ds, nr);
+            E::multiply(&self.held, kernel, products, &self.dout[start * kernel.depth(d)..], values, ds, nr);
             let (lse, delta) = (&self.lse[start..end], &self.delta[start..end]);
             let scored = Scored { seen: &self.seen[start..end], first, lse, delta, scale: a.scale };
-            let panel = (start - rows.start) / mr;
-            let left = &mut self.left[panel * mr * KEYS..];
-            let [p, ds] = E::gradients(simd, kernel, &mut self.p, &mut self.ds, &scored, i, left);
+            let left = self.left.get_mut(panel * mr * E::KEYS..).unwrap_or_default();
+            let [p, ds] = E::gradients(simd, kernel, &mut self.p, ds, &scored, i, left);
             for done in &mut done[panel..panel + m.div_ceil(mr)] {
                 *done = if Range::is_empty(done) { i..i + 1 } else { done.start..i + 1 };
             }
@@ -371,14 +390,16 @@ impl<'a, E: Operand, T: Stored> Work<'a, E, T> {
                 E::weigh(&self.held, kernel, steps, right, sums, true);
             }
         }
-        let panels = self.left.chunks_exact(mr * KEYS).zip(self.dq[rows.start * wide..].chunks_exact_mut(mr * wide));
-        for ((panel, dq), strips) in panels.zip(done) {
+        let panels = self.dq[rows.start * wide..].chunks_exact_mut(mr * wide).zip(done).enumerate();
+        for (i, (dq, strips)) in panels {
+            let panel = self.left.get(i * mr * E::KEYS..).unwrap_or_default();
+            let ds = ScoreGradients { strips: &self.ds[i * mr * nr..], stride: step * nr, panel };
             let taken = strips.start * nr..n.min(strips.end * nr);
             if taken.is_empty() {
                 continue;
             }
             for (columns, j) in columns.chunks_exact(kernel.packed_b(nr, n)).zip((0..wide).step_by(nr)) {
-                E::onto_queries(&self.held, kernel, panel, taken.clone(), columns, &mut dq[j..], wide);
+                E::onto_queries(&self.held, kernel, &ds, taken.clone(), columns, &mut dq[j..], wide);
             }
         }
     }

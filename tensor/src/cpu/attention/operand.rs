@@ -1,6 +1,6 @@
 //! Elements of tensors and of packed operands.
 
-use super::backward::{KEYS, Scored, score_gradients};
+use super::backward::{Scored, score_gradients};
 use super::forward::Forward;
 #[cfg(target_arch = "x86_64")]
 use super::scores512::{self, Panels};
@@ -58,6 +58,15 @@ pub(super) struct Steps<'a, E> {
     pub(super) taken: Range<usize>,
 }
 
+/// dS of a panel of rows and all strips of a tile of keys.
+pub(super) struct ScoreGradients<'a, E> {
+    /// `[row][nr]` of a strip, from the panel's first row on; and elements from one strip to the next.
+    pub(super) strips: &'a [f32],
+    pub(super) stride: usize,
+    /// As a panel of a left-hand operand.
+    pub(super) panel: &'a [E],
+}
+
 /// What a task holds for its products: they are so small that to set up AMX tiles for each, as [`Kernel::multiply`] does, would cost
 /// as much as a tenth of the pass.
 pub(super) struct Hold {
@@ -82,6 +91,15 @@ impl Hold {
 pub(super) trait Operand: Pod + Send + Sync {
     /// Rows of the backward pass whose scores are formed at a time.
     const ROWS: usize;
+
+    /// Rows of the backward pass that each tile of keys is read for: whole [`Operand::ROWS`].
+    const BLOCK: usize;
+
+    /// Keys of a tile of the backward pass: whole strips of every micro-kernel (32 and 16 columns).
+    const KEYS: usize;
+
+    /// Whether [`Operand::onto_queries`] reads strips of dS as they are, and not panels.
+    const STRIPS: bool;
 
     /// C [m, n] = A B, or += that: whole panels and strips of packed operands, C's rows `ldc` apart.
     fn multiply(held: &Hold, kernel: Kernel<Self>, shape: Shape, a: &[Self], b: &[Self], c: &mut [f32], ldc: usize);
@@ -114,7 +132,8 @@ pub(super) trait Operand: Pod + Send + Sync {
     ) -> &'a [Self];
 
     /// Products `[row][nr]` become P and `dp` becomes dS, as strips of a right-hand operand, in their place; and dS, strip `i` of a tile
-    /// of keys, is kept for [`Operand::onto_queries`] in `panels`, a panel of rows of all [`KEYS`] after another.
+    /// of keys, for [`Operand::onto_queries`]: of [`Operand::STRIPS`] the rows of `dp` up to a whole panel become 0; without, it is
+    /// packed into `panels`, a panel of rows of all [`Operand::KEYS`] after another.
     fn gradients<'a>(
         simd: Simd,
         kernel: Kernel<Self>,
@@ -130,7 +149,7 @@ pub(super) trait Operand: Pod + Send + Sync {
     fn onto_queries(
         held: &Hold,
         kernel: Kernel<Self>,
-        panel: &[Self],
+        ds: &ScoreGradients<Self>,
         taken: Range<usize>,
         keys: &[Self],
         dq: &mut [f32],
@@ -142,8 +161,11 @@ pub(super) trait Operand: Pod + Send + Sync {
 }
 
 impl Operand for f32 {
-    /// Those of a strip of keys stay in the first cache: whole panels of 14, 6 and 4 rows, so that bits depend on none.
-    const ROWS: usize = 84;
+    /// The scores of them and a strip of keys stay in the first cache: whole panels of 14, 6 and 4 rows, so that bits depend on none.
+    const ROWS: usize = 168;
+    const BLOCK: usize = 2 * Self::ROWS;
+    const KEYS: usize = 64;
+    const STRIPS: bool = true;
 
     fn multiply(_: &Hold, kernel: Kernel, shape: Shape, a: &[f32], b: &[f32], c: &mut [f32], ldc: usize) {
         kernel.multiply(shape, a, b, c, ldc);
@@ -193,31 +215,28 @@ impl Operand for f32 {
         products: &'a mut [f32],
         dp: &'a mut [f32],
         of: &Scored,
-        i: usize,
-        panels: &mut [f32],
+        _: usize,
+        _: &mut [f32],
     ) -> [&'a [f32]; 2] {
-        let Kernel { mr, nr, .. } = kernel;
-        let [p, ds] = [products, dp].map(|x| &mut x[..of.seen.len() * nr]);
+        let (Kernel { mr, nr, .. }, m) = (kernel, of.seen.len());
+        let (p, (ds, rest)) = (&mut products[..m * nr], dp[..m.next_multiple_of(mr) * nr].split_at_mut(m * nr));
         score_gradients(simd, nr, p, ds, of);
-        for (ds, panel) in ds.chunks(mr * nr).zip(panels.chunks_exact_mut(mr * KEYS)) {
-            let mut rows = panel.chunks_exact_mut(KEYS).map(|row| &mut row[i * nr..][..nr]);
-            ds.chunks_exact(nr).zip(&mut rows).for_each(|(ds, row)| row.copy_from_slice(ds));
-            rows.for_each(|row| row.fill(0.0));
-        }
+        rest.fill(0.0);
         [p, ds]
     }
 
     fn onto_queries(
         held: &Hold,
         kernel: Kernel,
-        panel: &[f32],
+        ds: &ScoreGradients<f32>,
         taken: Range<usize>,
         keys: &[f32],
         dq: &mut [f32],
         ldc: usize,
     ) {
-        let keys = &keys[taken.start * kernel.nr..taken.end * kernel.nr];
-        products::by_rows::<KEYS>(held.simd, [kernel.mr, kernel.nr], &panel[taken.start..], keys, dq, ldc);
+        let Kernel { mr, nr, .. } = kernel;
+        let (strips, keys) = (&ds.strips[taken.start / nr * ds.stride..], &keys[taken.start * nr..taken.end * nr]);
+        products::by_strips(held.simd, [mr, nr], strips, ds.stride, keys, dq, ldc);
     }
 
     fn attend_few<T: Stored>(pass: &Forward<f32>, block: &Block, tile: &Tile, inputs: [&[T]; 3], state: &mut [f32]) {
@@ -228,6 +247,9 @@ impl Operand for f32 {
 impl Operand for bf16 {
     /// Whole panels of 14 and of 32 rows: dK and dV are read and written once for so many.
     const ROWS: usize = 224;
+    const BLOCK: usize = 4 * Self::ROWS;
+    const KEYS: usize = 128;
+    const STRIPS: bool = false;
 
     fn multiply(held: &Hold, kernel: Kernel<bf16>, shape: Shape, a: &[bf16], b: &[bf16], c: &mut [f32], ldc: usize) {
         match held {
@@ -306,14 +328,15 @@ impl Operand for bf16 {
         match (products.as_chunks_mut(), dp.as_chunks_mut()) {
             #[cfg(target_arch = "x86_64")]
             ((products, []), (dp, [])) if nr == 32 => {
-                let rows = whole.then(|| Panels { panels: panels[i * mr * nr..].as_chunks_mut().0, stride: KEYS });
+                let rows =
+                    whole.then(|| Panels { panels: panels[i * mr * nr..].as_chunks_mut().0, stride: Self::KEYS });
                 // SAFETY: a kernel of bf16 is made from a `Simd` that proves AVX-512 BF16.
                 unsafe { scores512::gradients(products, dp, of, rows) }
             }
             _ => unreachable!("no level multiplies bf16, {nr} columns at a time"),
         }
         if !whole {
-            for (ds, panel) in dp[..m * nr].chunks(mr * nr).zip(panels.chunks_exact_mut(mr * KEYS)) {
+            for (ds, panel) in dp[..m * nr].chunks(mr * nr).zip(panels.chunks_exact_mut(mr * Self::KEYS)) {
                 let panel = &mut panel[i * nr * mr..][..nr * mr];
                 Self::left(simd, kernel, by_row(ds, nr), ds.len() / nr, nr, panel);
             }
@@ -326,7 +349,7 @@ impl Operand for bf16 {
     fn onto_queries(
         held: &Hold,
         kernel: Kernel<bf16>,
-        panel: &[bf16],
+        ds: &ScoreGradients<bf16>,
         taken: Range<usize>,
         keys: &[bf16],
         dq: &mut [f32],
@@ -334,7 +357,7 @@ impl Operand for bf16 {
     ) {
         let Kernel { mr, nr, .. } = kernel;
         let product = Shape { m: mr, n: nr, k: taken.len(), alpha: 1.0, add: true };
-        Self::multiply(held, kernel, product, &panel[taken.start * mr..], &keys[taken.start * nr..], dq, ldc);
+        Self::multiply(held, kernel, product, &ds.panel[taken.start * mr..], &keys[taken.start * nr..], dq, ldc);
     }
 
     fn attend_few<T: Stored>(pass: &Forward<bf16>, block: &Block, tile: &Tile, inputs: [&[T]; 3], state: &mut [f32]) {

@@ -10,12 +10,15 @@ use crate::cpu::{Level, Simd};
 /// What lanes are filled up to.
 pub(super) const LANES: usize = 8;
 
-/// C [m, n] += A B, or C = A B unless `add`, of `k` steps: element (i, kk) of A is `a[i * LANE + kk * step]`, and rows of B are n apart.
+/// C [m, n] += A B, or C = A B unless `add`, of `k` steps in runs of `run`: step s of run r of lane i of A is
+/// `a[i * LANE + r * jump + s * step]`, and rows of B are n apart.
 struct Product<'a, const LANE: usize> {
     m: usize,
     k: usize,
     a: &'a [f32],
     step: usize,
+    run: usize,
+    jump: usize,
     b: &'a [f32],
     ldc: usize,
     add: bool,
@@ -23,29 +26,28 @@ struct Product<'a, const LANE: usize> {
 
 /// `c` [LANES, nr] = A B, or += that if `add`: steps of A lie one after another, [`LANES`] floats each; those of B are rows of `b`.
 pub(super) fn by_steps(simd: Simd, nr: usize, a: &[f32], b: &[f32], c: &mut [f32], add: bool) {
-    Product::<1> { m: LANES, k: b.len() / nr, a, step: LANES, b, ldc: nr, add }.run(simd, nr, c);
+    let k = b.len() / nr;
+    Product::<1> { m: LANES, k, a, step: LANES, run: k, jump: 0, b, ldc: nr, add }.run(simd, nr, c);
 }
 
-/// `c` [m, nr] += A B, where row i of A begins at `a[i * LANE]`, steps of B are rows of `b`, and rows of C are `ldc` apart.
-pub(super) fn by_rows<const LANE: usize>(
-    simd: Simd,
-    [m, nr]: [usize; 2],
-    a: &[f32],
-    b: &[f32],
-    c: &mut [f32],
-    ldc: usize,
-) {
-    Product::<LANE> { m, k: b.len() / nr, a, step: 1, b, ldc, add: true }.run(simd, nr, c);
+/// `c` [m, nr] += A B, where A lies in strips of `nr` columns, `jump` from one to the next, rows of a strip and of B side by side, and
+/// rows of C are `ldc` apart.
+pub(super) fn by_strips(simd: Simd, [m, nr]: [usize; 2], a: &[f32], jump: usize, b: &[f32], c: &mut [f32], ldc: usize) {
+    let k = b.len() / nr;
+    match nr {
+        32 => Product::<32> { m, k, a, step: 1, run: nr, jump, b, ldc, add: true }.run(simd, nr, c),
+        _ => Product::<16> { m, k, a, step: 1, run: nr, jump, b, ldc, add: true }.run(simd, nr, c),
+    }
 }
 
 impl<const LANE: usize> Product<'_, LANE> {
     fn run(self, simd: Simd, nr: usize, c: &mut [f32]) {
-        let Product { m, k, a, step, b, ldc, .. } = self;
+        let Product { m, k, a, step, run, jump, b, ldc, .. } = self;
         if m == 0 || k == 0 {
             assert!(self.add, "a product of nothing");
             return;
         }
-        let last = (m - 1) * LANE + (k - 1) * step;
+        let last = (m - 1) * LANE + (k - 1) / run * jump + (run.min(k) - 1) * step;
         assert!(last < a.len() && k * nr <= b.len() && (m - 1) * ldc + nr <= c.len(), "attention: operand too short");
         match (simd.level(), nr) {
             // SAFETY: the level proves the instructions; operands are as long as the assertion says.
@@ -66,7 +68,7 @@ impl<const LANE: usize> Product<'_, LANE> {
                 c.fill(0.0);
             }
             for (kk, b) in self.b.chunks_exact(nr).enumerate().take(self.k) {
-                let a = self.a[i * LANE + kk * self.step];
+                let a = self.a[i * LANE + kk / self.run * self.jump + kk % self.run * self.step];
                 c.iter_mut().zip(b).for_each(|(c, b)| *c = a.mul_add(*b, *c));
             }
         }
@@ -114,15 +116,20 @@ macro_rules! level {
                             *acc = [$load(c.add(row * p.ldc)), $load(c.add(row * p.ldc + $lanes))];
                         }
                     }
-                    for _ in 0..p.k {
-                        let columns = [$load(b), $load(b.add($lanes))];
-                        for (row, acc) in acc.iter_mut().enumerate() {
-                            let a = $splat(*a.add(row * LANE));
-                            for (acc, columns) in acc.iter_mut().zip(columns) {
-                                *acc = $fma(a, columns, *acc);
+                    let mut left = p.k;
+                    while left > 0 {
+                        let (run, next) = (p.run.min(left), a.wrapping_add(p.jump));
+                        for _ in 0..run {
+                            let columns = [$load(b), $load(b.add($lanes))];
+                            for (row, acc) in acc.iter_mut().enumerate() {
+                                let a = $splat(*a.add(row * LANE));
+                                for (acc, columns) in acc.iter_mut().zip(columns) {
+                                    *acc = $fma(a, columns, *acc);
+                                }
                             }
+                            (a, b) = (a.wrapping_add(p.step), b.add(2 * $lanes));
                         }
-                        (a, b) = (a.wrapping_add(p.step), b.add(2 * $lanes));
+                        (a, left) = (next, left - run);
                     }
                     for (row, acc) in acc.into_iter().enumerate() {
                         $store(c.add(row * p.ldc), acc[0]);

@@ -166,6 +166,7 @@ fn sizes_across_tiles_blocks_and_runs_agree_with_f64() {
         for mask in [Mask::Causal, Mask::Window(100)] {
             Case::new([1, 1, 8], mask, &[(300, 300), (600, 610)]).check(&cpu);
             Case::new([6, 2, 16], mask, &[(96, 192), (97, 193), (95, 96)]).check(&cpu);
+            Case::new([4, 1, 8], mask, &[(400, 450)]).check(&cpu);
         }
     }
 }
@@ -211,7 +212,7 @@ fn sixteen_bits_agree_with_f32() {
 
 #[test]
 fn bits_depend_on_neither_threads_nor_level_nor_run() {
-    let case = Case::new([6, 2, 24], Mask::Causal, &[(300, 300), (70, 200)]);
+    let case = Case::new([6, 2, 24], Mask::Causal, &[(350, 350), (70, 200)]);
     let first = bits(&case.run(&Cpu::single(Simd::detect())));
     for simd in levels() {
         let two = on_threads(simd, 2);

@@ -78,3 +78,29 @@ mod avx512 {
         rank
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::Level;
+
+    /// A value's code is that of its rank among the thresholds, of which one that it equals is not below it; a NaN is above none.
+    #[test]
+    fn codes_are_ranks_at_every_level() {
+        for format in [Format::Nf4, Format::Fp4] {
+            let (thresholds, order) = (format.thresholds(), format.order());
+            let around = |t: f32| [t, t + t.abs() * 1e-6 + 1e-9, t - t.abs() * 1e-6 - 1e-9];
+            let mut values: Vec<f32> = thresholds.iter().copied().flat_map(around).collect();
+            values.extend([0.0, 1.0, -1.0, 0.3, f32::NAN]);
+            let code = |value: f32| order[thresholds.iter().filter(|&&t| t < value).count()];
+            let want: Vec<u8> =
+                values.as_chunks::<2>().0.iter().map(|pair| code(pair[0]) << 4 | code(pair[1])).collect();
+            assert_eq!(2 * want.len(), values.len());
+            for simd in Level::ALL.into_iter().filter_map(|level| Simd::new(level).ok()) {
+                let mut codes = vec![0; want.len()];
+                encode(simd, format, &values, &mut codes);
+                assert_eq!(codes, want, "{simd:?} {format:?}");
+            }
+        }
+    }
+}
