@@ -18,7 +18,7 @@ const OP: &str = "linear_cross_entropy";
 /// time and many cost memory, on top of all that the backward pass needs. At most 64 MiB of logits on a host and 128 MiB on a
 /// GPU, unless even 64 rows take more.
 fn rows_at_once(classes: usize, device: &Device) -> usize {
-    let (logits, most): (usize, usize) = if device.as_cuda().is_ok() { (1 << 25, 256) } else { (1 << 24, 176) };
+    let (logits, most): (usize, usize) = if device.as_cuda().is_ok() { (1 << 25, 256) } else { (1 << 24, 192) };
     (logits / classes / 32 * 32).clamp(64, most)
 }
 

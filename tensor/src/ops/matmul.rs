@@ -233,9 +233,12 @@ pub(crate) fn through_f32(
 const LEAST_ROWS: usize = 64;
 
 /// 0..n in pieces of about one length, at most `most`: a short last one could take another path through a product, with
-/// other bits.
+/// other bits. Whole tiles of rows, where that leaves a last piece of many.
 pub(crate) fn even_chunks(n: usize, most: usize) -> impl Iterator<Item = Range<usize>> {
-    let len = n.div_ceil(n.div_ceil(most).max(1)).max(1);
+    let pieces = n.div_ceil(most).max(1);
+    let len = n.div_ceil(pieces).max(1);
+    let tiles = len.next_multiple_of(32);
+    let len = if tiles <= most && (pieces - 1) * tiles + LEAST_ROWS <= n { tiles } else { len };
     (0..n).step_by(len).map(move |start| start..n.min(start + len))
 }
 
