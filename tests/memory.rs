@@ -108,8 +108,8 @@ fn packed_bytes(weight: &FourBit) -> usize {
 }
 
 #[test]
-fn quantising_while_loading_holds_one_tensor_at_most() {
-    // From f32, from bf16, and from blocks, which are decoded one tensor at a time.
+fn quantising_while_loading_holds_two_tensors_at_most() {
+    // From f32, from bf16, and from blocks, which are decoded a tensor at a time by each of two.
     for name in ["llama", "mistral", "qwen2", "gguf-llama", "gguf-llama-k"] {
         let device = device(2);
         let stored = load(name, None, &device);
@@ -128,10 +128,10 @@ fn quantising_while_loading_holds_one_tensor_at_most() {
         let memory = device.memory();
         let elements = |(rows, columns): (usize, usize)| rows * columns;
         let largest = model.linears().map(|l| elements(l.weight.dims().unwrap())).max().unwrap();
-        // Beside the packed form of all: one tensor in f32 and its scales, of which there is one in 64 elements.
+        // Beside the packed form of all: two tensors in f32 and their scales, of which there is one in 64 elements.
         let one = counted(4 * largest) + counted(4 * largest.div_ceil(64));
         assert!(memory.live >= expected && memory.live <= expected + kept, "{name}: {memory:?} of {expected}");
-        assert!(memory.peak <= memory.live + one, "{name}: {memory:?}, one tensor is {one}");
+        assert!(memory.peak <= memory.live + 2 * one, "{name}: {memory:?}, one tensor is {one}");
     }
 }
 

@@ -13,16 +13,17 @@ from common import add_lora, load, peak_mib, random_model, reset_peak
 def measure(job) -> dict:
     torch.manual_seed(0)
     qlora = job["method"] == "qlora"
-    # Under autocast weights are f32 and products bf16.
+    # Under autocast weights are f32 and products bf16; in 4 bits they are decoded to bf16.
     autocast = job["mode"] == "autocast"
-    dtype = "f32" if autocast else job["dtype"]
+    dtype = "f32" if autocast and not qlora else job["dtype"]
     if job["model"]:
         model = load(job["model"], dtype, qlora)
     else:
         model = random_model(job["config"], dtype, qlora)
         reset_peak()  # to invent weights takes more memory than to read them
     if job["method"] != "full":
-        model = add_lora(model, job["lora_r"], 2 * job["lora_r"], qlora)
+        # PEFT's recipe makes all that is not quantised f32; as loaded, it stays bf16.
+        model = add_lora(model, job["lora_r"], 2 * job["lora_r"], qlora and job["mode"] != "as_loaded")
     model.train()
     if job["checkpointing"]:
         if job["method"] != "full":

@@ -42,7 +42,7 @@ trait Tensors: Sync {
 
 impl Decoder {
     /// The model of `source`. Weights stay in the mapped files; only what is quantised or cannot be used as it lies is
-    /// copied, tensor by tensor.
+    /// copied, at most two tensors at a time.
     ///
     /// # Errors
     /// When a tensor is missing, has another shape than the configuration asks, or a type that cannot be used; the
@@ -103,8 +103,11 @@ fn in_pairs<T: Send + Sync>(device: &Device, count: usize, make: impl Fn(usize) 
     let mut made = Vec::with_capacity(count);
     for first in (0..count).step_by(2) {
         let pair = [OnceLock::new(), OnceLock::new()];
-        cpu.run(pair.len().min(count - first), |i| {
-            pair[i].get_or_init(|| make(first + i));
+        // Inside of the pool, so that both share their own loops with its other threads.
+        cpu.enter(|| {
+            cpu.run(pair.len().min(count - first), |i| {
+                pair[i].get_or_init(|| make(first + i));
+            });
         });
         for one in pair.into_iter().filter_map(OnceLock::into_inner) {
             made.push(one?);

@@ -4,6 +4,7 @@
 use crate::args::{Dtype, Quant};
 use crate::bench::args::DecodeArgs;
 use crate::bench::measure::{self, DecodeJob, Job, model_name};
+use crate::bench::peaks::{Peaks, STREAM};
 use crate::bench::process::{self, Answer, Process};
 use crate::bench::pytorch::Pytorch;
 use crate::bench::report::{Failures, Report, Row};
@@ -66,7 +67,8 @@ pub(crate) fn run(args: &DecodeArgs, stop: &AtomicBool) -> Result<()> {
     args.common.make_output()?;
     let device = device::open(&Choice { threads: args.common.threads, ..Choice::default() })?;
     let threads = threads(&device)?;
-    let Setting { pytorch, rounds, about, mut notes } = Setting::new(&args.common, &device, 3, stop)?;
+    let Setting { pytorch, rounds, mut about, mut notes } = Setting::new(&args.common, &device, 3, stop)?;
+    about.insert("peak".into(), Peaks::new(device.as_cpu()?, STREAM)?.json());
     notes.push("MiB peak is the peak of resident memory (VmHWM), mapped pages included".into());
     let peers = peers(args, pytorch.as_ref(), &mut notes, stop)?;
     let (mut rows, mut failures) = (Vec::new(), Failures::default());
@@ -102,7 +104,8 @@ fn peers<'a>(
         return Ok(peers);
     }
     if let Some(pytorch) = pytorch {
-        peers.push(Peer::Transformers(pytorch, pytorch.folder(&args.model, stop)?));
+        let folder = pytorch.folder(&args.model, notes, stop)?;
+        peers.extend(folder.map(|folder| Peer::Transformers(pytorch, folder)));
     }
     let is_gguf = args.model.extension().is_some_and(|e| e == "gguf");
     let llama = pytorch.filter(|pytorch| pytorch.has(LLAMA_PYTHON));

@@ -7,6 +7,7 @@ mod machine;
 mod measure;
 mod op;
 mod ops;
+mod peaks;
 mod process;
 mod pytorch;
 mod report;

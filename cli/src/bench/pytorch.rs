@@ -1,7 +1,7 @@
 //! PyTorch as a peer: finding it, and starting its worker.
 
 use crate::bench::args::Common;
-use crate::bench::process::{Answer, Process};
+use crate::bench::process::{Answer, Process, check};
 use crate::console::note;
 use kinglet_tensor::{Error, Result};
 use serde_json::{Value, json};
@@ -94,22 +94,31 @@ impl Pytorch {
     }
 
     /// The Hugging Face folder that it loads for `model`: that itself, or one made beside a .gguf file, once, with its
-    /// weights decoded to bf16.
+    /// weights decoded to bf16. `None`, with a note why, where it cannot make one.
     ///
     /// # Errors
-    /// When it cannot be made.
-    pub(crate) fn folder(&self, model: &Path, stop: &AtomicBool) -> Result<PathBuf> {
+    /// When the run is to end.
+    pub(crate) fn folder(&self, model: &Path, notes: &mut Vec<String>, stop: &AtomicBool) -> Result<Option<PathBuf>> {
         if model.is_dir() {
-            return Ok(model.into());
+            return Ok(Some(model.into()));
         }
         note(format!("{}: PyTorch reads it decoded to bf16, from a folder beside it", model.display()));
-        match self.start()?.ask(&json!({"job": "folder", "model": model, "threads": self.threads}), stop)? {
-            Answer::Measured(answer) => match answer["folder"].as_str() {
-                Some(folder) => Ok(folder.into()),
-                None => Err(Error::invalid(format!("PyTorch: answered {answer}"))),
+        let job = json!({"job": "folder", "model": model, "threads": self.threads});
+        let why = match self.start().and_then(|mut process| process.ask(&job, stop)) {
+            Ok(Answer::Measured(answer)) => match answer["folder"].as_str() {
+                Some(folder) => return Ok(Some(folder.into())),
+                None => format!("it answered {answer}"),
             },
-            Answer::Missing(module) => Err(Error::invalid(format!("PyTorch: has no module {module}"))),
-        }
+            Ok(Answer::Missing(module)) => format!("it has no module {module}"),
+            Err(error) => {
+                check(stop)?;
+                error.to_string()
+            }
+        };
+        let text = format!("PyTorch is skipped: no folder of {}: {why}", model.display());
+        note(&text);
+        notes.push(text);
+        Ok(None)
     }
 
     /// Whether it has a module, by the name under which it is installed.

@@ -3,6 +3,7 @@
 use crate::args::{Dtype, Method};
 use crate::bench::args::{StepArgs, Subject, Sweep};
 use crate::bench::measure::{self, Job, StepJob, model_name};
+use crate::bench::peaks::{Peaks, STREAM};
 use crate::bench::process::{Answer, Process, check};
 use crate::bench::pytorch::Pytorch;
 use crate::bench::report::{Failures, Report, Row};
@@ -31,11 +32,17 @@ pub(crate) fn run(args: &StepArgs, stop: &AtomicBool) -> Result<()> {
     if args.trace {
         return jobs.iter().try_for_each(|(_, job)| trace(job, stop));
     }
-    let Setting { pytorch, rounds, about, mut notes } = Setting::new(&args.common, &device, 3, stop)?;
+    let Setting { mut pytorch, rounds, mut about, mut notes } = Setting::new(&args.common, &device, 3, stop)?;
+    about.insert("peak".into(), Peaks::new(device.as_cpu()?, STREAM)?.json());
     let mut folder = None;
     if let Some(pytorch) = &pytorch {
         notes.push(pytorch.tuned.clone());
-        folder = args.subject.model.as_deref().map(|model| pytorch.folder(model, stop)).transpose()?;
+        if let Some(model) = args.subject.model.as_deref() {
+            folder = pytorch.folder(model, &mut notes, stop)?;
+        }
+    }
+    if args.subject.model.is_some() && folder.is_none() {
+        pytorch = None; // it was said why
     }
     notes.push("MiB peak is the peak of resident memory (VmHWM), mapped pages included; of random weights, after they were made".into());
     let (mut rows, mut failures) = (Vec::new(), Failures::default());
@@ -163,10 +170,14 @@ fn name(subject: &str, job: &StepJob) -> String {
 }
 
 /// PyTorch's settings for a job, with their columns. Adapters and moments are f32 in all of them; bf16 weights or
-/// autocast are two ways to bf16.
+/// autocast are two ways to bf16. PEFT's recipe for QLoRA makes all that is not quantised f32, with autocast or without; as loaded it
+/// stays bf16.
 fn modes(job: &StepJob, tuned: &'static str) -> Vec<(&'static str, &'static str)> {
     match (job.method, job.dtype) {
-        (Method::Qlora, _) => vec![("default", "PyTorch")],
+        (Method::Qlora, Dtype::F32) => vec![("default", "PyTorch")],
+        (Method::Qlora, Dtype::Bf16) => {
+            vec![("default", "PyTorch"), ("autocast", "PyTorch autocast"), ("as_loaded", "PyTorch as loaded")]
+        }
         (_, Dtype::F32) => vec![("default", "PyTorch"), ("tuned", tuned)],
         (_, Dtype::Bf16) => vec![("default", "PyTorch"), ("autocast", "PyTorch autocast")],
     }

@@ -136,8 +136,8 @@ impl Attention {
         segment.q_len * self.group()
     }
 
-    /// All blocks. Those of a head follow each other, so that its keys stay in the cache; those with the most keys come first, as
-    /// long tasks should not come last.
+    /// All blocks. Those of a head follow each other, so that its keys stay in the cache; those with the most keys come first: what
+    /// threads that are done take from others are the last, short ones.
     fn blocks(&self, segments: &[Segment], len: impl Fn(&Segment) -> usize) -> Vec<Block> {
         let mut blocks = Vec::new();
         for (index, &segment) in segments.iter().enumerate() {

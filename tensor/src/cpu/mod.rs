@@ -1,7 +1,7 @@
 //! CPU kernels as functions over slices: they know nothing of tensors, tapes or models.
 //!
-//! Every kernel takes a [`Cpu`]: which SIMD level to use and which threads to run on. Work is cut by
-//! shape only, never by the number of threads, so results do not depend on it.
+//! Every kernel takes a [`Cpu`]: which SIMD level to use and which threads to run on. What is added up together is cut by shape only,
+//! never by the number of threads, so results do not depend on it.
 
 pub mod adamw;
 #[cfg(target_arch = "x86_64")]
@@ -76,7 +76,8 @@ impl Cpu {
         self.simd
     }
 
-    /// How many threads run tasks. For scratch sizes only: how work is cut must not depend on it.
+    /// How many threads run tasks. For sizes of scratch, and for how many columns one task takes: what is added up together must not
+    /// depend on it.
     #[must_use]
     pub fn threads(&self) -> usize {
         self.threads
@@ -104,7 +105,7 @@ impl Cpu {
         self.scratch.release();
     }
 
-    /// Runs `f` inside the pool, so that the parallel loops in it need no hand-off from outside.
+    /// Runs `f` inside the pool: on one of its threads, so that all of its parallel loops are between the same threads.
     pub fn enter<R: Send>(&self, f: impl FnOnce() -> R + Send) -> R {
         match &self.pool {
             Some(pool) if pool.current_thread_index().is_none() => pool.install(f),
@@ -122,9 +123,16 @@ impl Cpu {
     fn each(&self, tasks: usize, f: &(dyn Fn(usize) + Sync)) {
         use rayon::prelude::*;
         let Some(team) = self.team.as_ref().filter(|_| tasks > 1) else { return (0..tasks).for_each(f) };
-        if !team.run(tasks, f) {
-            // Within a loop, or beside one of another caller.
-            self.enter(|| (0..tasks).into_par_iter().with_max_len(1).for_each(f));
+        if team.run(tasks, f) {
+            return;
+        }
+        // Within a loop, or beside one of another caller. A thread of the pool shares its tasks with others that have none; any other
+        // thread would wait for them, and does them itself.
+        match &self.pool {
+            Some(pool) if pool.current_thread_index().is_some() => {
+                (0..tasks).into_par_iter().with_max_len(1).for_each(f);
+            }
+            _ => (0..tasks).for_each(f),
         }
     }
 

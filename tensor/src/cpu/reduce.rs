@@ -41,20 +41,26 @@ pub(crate) fn fold<T: Copy, const N: usize>(mut acc: [T; N], join: impl Fn(T, T)
 /// The body of [`dot`], for use inside other `simd!` bodies. Past the shorter slice nothing is read.
 #[inline(always)]
 pub(crate) fn dot_body(a: &[f32], b: &[f32]) -> f32 {
+    dot_widened(a, b, |b| b)
+}
+
+/// As [`dot_body`], with elements of `b` widened in registers: the bits are those of widening first.
+#[inline(always)]
+pub(crate) fn dot_widened<T: Copy + Default>(a: &[f32], b: &[T], widen: impl Fn(T) -> f32) -> f32 {
     let n = a.len().min(b.len());
     let ((a, a_rest), (b, b_rest)) = (a[..n].as_chunks::<LANES>(), b[..n].as_chunks::<LANES>());
     let mut acc = [0.0; LANES];
     for (a, b) in a.iter().zip(b) {
         for i in 0..LANES {
-            acc[i] = a[i].mul_add(b[i], acc[i]);
+            acc[i] = a[i].mul_add(widen(b[i]), acc[i]);
         }
     }
     if !a_rest.is_empty() {
-        let (mut a, mut b) = ([0.0; LANES], [0.0; LANES]);
+        let (mut a, mut b) = ([0.0; LANES], [T::default(); LANES]);
         a[..a_rest.len()].copy_from_slice(a_rest);
         b[..b_rest.len()].copy_from_slice(b_rest);
         for i in 0..LANES {
-            acc[i] = f32::mul_add(a[i], b[i], acc[i]);
+            acc[i] = f32::mul_add(a[i], widen(b[i]), acc[i]);
         }
     }
     fold(acc, |a, b| a + b)

@@ -13,6 +13,8 @@ use std::time::{Duration, Instant};
 
 /// How long a member waits for the next loop before its thread goes back to the pool.
 const LINGER: Duration = Duration::from_micros(200);
+/// How long a member keeps a thread of the pool that others may have work for; the next loop asks for it again.
+const STAY: Duration = Duration::from_millis(100);
 /// Looks at what is waited for between two yields to other threads.
 const SPINS: usize = 64;
 /// The bit of [`Team::state`] that says that members may come in.
@@ -67,6 +69,7 @@ impl Team {
             seat.tasks.store(pack(part(i), part(i + 1)), SeqCst);
         }
         let work = Loop { f, panic: Mutex::default() };
+        let opened = Opened(self);
         self.work.store(ptr::from_ref(&work).cast_mut().cast(), SeqCst);
         self.state.store(OPEN, SeqCst);
         for seat in 1..self.seats.len().min(tasks as usize) {
@@ -76,8 +79,7 @@ impl Team {
             }
         }
         self.take_tasks(&work, 0);
-        // `work` must not go before the last member has left; nobody comes in any more.
-        wait_until(None, || self.state.load(SeqCst) == 0);
+        drop(opened);
         match work.panic.into_inner().unwrap_or_else(PoisonError::into_inner) {
             Some(panic) => resume_unwind(panic),
             None => true,
@@ -86,17 +88,17 @@ impl Team {
 
     /// What a thread of the pool does: loops as they come, until none came for a while.
     fn member(&self, seat: usize) {
-        let is_taken = &self.seats[seat].is_taken;
+        let (is_taken, came) = (&self.seats[seat].is_taken, Instant::now());
         loop {
-            while wait_until(Some(LINGER), || self.come_in()) {
-                // SAFETY: `run` stored the loop before it opened the door, and does not return before all who came in have left.
+            while came.elapsed() < STAY && wait_until(Some(LINGER), || self.come_in()) {
+                // SAFETY: `run` stored the loop before it opened the door, and does not leave before all who came in have: see `Opened`.
                 let work = unsafe { &*self.work.load(SeqCst) };
                 self.take_tasks(work, seat);
                 self.state.fetch_sub(1, SeqCst);
             }
             is_taken.store(false, SeqCst);
             // A loop that was opened meanwhile may have seen the seat taken.
-            if self.state.load(SeqCst) & OPEN == 0 || is_taken.swap(true, SeqCst) {
+            if came.elapsed() >= STAY || self.state.load(SeqCst) & OPEN == 0 || is_taken.swap(true, SeqCst) {
                 return;
             }
         }
@@ -116,8 +118,10 @@ impl Team {
             }
         }));
         if let Err(panic) = tasks {
-            // The first one is kept; the others' tasks go on.
-            work.panic.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(panic);
+            // The last one is kept; others are not dropped either, which could panic again.
+            if let Some(panic) = work.panic.lock().unwrap_or_else(PoisonError::into_inner).replace(panic) {
+                std::mem::forget(panic);
+            }
             while self.task_for(seat).is_some() {}
         }
         self.state.fetch_and(!OPEN, SeqCst);
@@ -143,6 +147,16 @@ impl Team {
                 .into_iter()
                 .find_map(|other| take(other, |first, end| (pack(first, end.saturating_sub(1)), end.saturating_sub(1))))
         })
+    }
+}
+
+/// A team at a loop of the stack frame below, which must not go, however it ends, before the last member has left.
+struct Opened<'a>(&'a Team);
+
+impl Drop for Opened<'_> {
+    fn drop(&mut self) {
+        self.0.state.fetch_and(!OPEN, SeqCst);
+        wait_until(None, || self.0.state.load(SeqCst) == 0);
     }
 }
 
@@ -219,6 +233,58 @@ mod tests {
             [scope.spawn(each), scope.spawn(each)].map(|thread| thread.join().expect("no panic")).iter().sum()
         });
         assert!(ran > 0 && counted.load(SeqCst) == 8 * ran, "{ran} loops");
+    }
+
+    #[test]
+    fn a_pool_whose_threads_are_busy_leaves_the_tasks_to_the_caller_and_goes_on_after() {
+        let team = team(2);
+        let (busy, end) = (Arc::new(std::sync::Barrier::new(3)), Arc::new(AtomicBool::new(false)));
+        for _ in 0..2 {
+            let (busy, end) = (busy.clone(), end.clone());
+            team.pool.spawn(move || {
+                busy.wait();
+                wait_until(None, || end.load(SeqCst));
+            });
+        }
+        busy.wait();
+        let caller = std::thread::current().id();
+        assert_eq!(
+            counts(9, |f| assert!(team.run(9, &|i| {
+                assert_eq!(std::thread::current().id(), caller);
+                f(i);
+            }))),
+            [1; 9]
+        );
+        end.store(true, SeqCst);
+        assert_eq!(counts(9, |f| assert!(team.run(9, f))), [1; 9]);
+    }
+
+    #[test]
+    fn a_pool_serves_others_while_a_team_is_at_work() {
+        let team = team(2);
+        let pool = team.pool.clone();
+        // One thread of the pool is the caller, the other a member that never waits in vain.
+        pool.install(|| {
+            let served = Arc::new(AtomicUsize::new(0));
+            let serve = served.clone();
+            team.run(8, &|_| {});
+            team.pool.spawn(move || {
+                serve.fetch_add(1, SeqCst);
+            });
+            wait_until(None, || {
+                team.run(8, &|_| {});
+                served.load(SeqCst) == 1
+            });
+        });
+    }
+
+    #[test]
+    fn a_team_and_its_pool_may_go_while_a_member_waits() {
+        let team = team(3);
+        assert_eq!(counts(9, |f| assert!(team.run(9, f))), [1; 9]);
+        let members = Arc::downgrade(&team);
+        drop(team);
+        wait_until(None, || members.strong_count() == 0);
     }
 
     #[test]

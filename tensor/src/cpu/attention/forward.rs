@@ -93,10 +93,8 @@ impl<'a, E: Operand> Forward<'a, E> {
     }
 
     fn run<T: Stored>(&self, few: &[Segment], many: &[Segment], inputs: [&[T]; 3], outputs: &Outputs<T>) {
-        self.cpu.enter(|| {
-            few.chunks(SEGMENTS).for_each(|few| self.over_keys(few, inputs, outputs));
-            self.over_rows(many, inputs, outputs);
-        });
+        few.chunks(SEGMENTS).for_each(|few| self.over_keys(few, inputs, outputs));
+        self.over_rows(many, inputs, outputs);
     }
 
     /// Packs all tiles; then a task takes a block of rows.

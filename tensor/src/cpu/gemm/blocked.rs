@@ -17,7 +17,7 @@ use crate::cpu::shared::Shared;
 
 /// The most bytes of A, or of a dense B, that are packed at a time, and those of f32 sums beside a 16-bit C.
 const MAX_PACKED: usize = 8 << 20;
-/// The most rows of one pass: a task's sums of four strips are then 8 MiB.
+/// The most rows of one pass: a task's sums of eight strips are then 16 MiB.
 const MAX_ROWS: usize = 16_384;
 /// The most steps along k that one pass takes, so that a pass has at least 256 rows of f32.
 const MAX_PASS: usize = 8192;
@@ -53,7 +53,7 @@ pub(super) fn gemm(cpu: &Cpu, a: &Mat, b: &dyn Panels, mut c: Out, ldc: usize, o
     let cpu = &if is_small { cpu.on_caller() } else { cpu.clone() };
     let wide = Kernel::new(cpu.simd());
     let kernel = if options.round_bf16 { Kernel::of_bf16(cpu.simd()) } else { None };
-    cpu.enter(|| match (kernel, &c) {
+    match (kernel, &c) {
         (None, _) => {
             passes(cpu, Kernel::of_shape(cpu.simd(), m, n), a, b, c, ldc, options, &Behind { kernel: wide, after })
         }
@@ -67,7 +67,7 @@ pub(super) fn gemm(cpu: &Cpu, a: &Mat, b: &dyn Panels, mut c: Out, ldc: usize, o
             });
             passes(cpu, kernel, a, b, c, ldc, options, &Behind { kernel, after: After { low_rank, ..after } })
         }
-    });
+    }
 }
 
 /// Each row as three parts, by their number: 0 is the row rounded to bf16, 1 what that leaves, rounded. The product of rows of

@@ -6,12 +6,13 @@ use half::{bf16, f16};
 
 use super::kernel::LINE;
 use super::pack_bf16::{Strips, pack_lanes_bf16};
+use super::rows::Stored;
 use super::words::Words;
-use super::{Elems, Mat, Panels};
+use super::{Columns, Elems, FewRows, Mat, Panels};
 use crate::cpu::{Simd, fetch, simd, span};
 
 /// A stored element that widens to f32 exactly, without branches.
-trait Element: Copy {
+pub(super) trait Element: Copy + Default + Sync {
     fn widen(self) -> f32;
 }
 
@@ -251,6 +252,16 @@ impl Panels for Dense<'_> {
         let at = n * self.mat.col_stride;
         match self.mat.data {
             Elems::F32(x) if self.mat.row_stride == 1 => Some(&x[at..at + self.mat.rows]),
+            _ => None,
+        }
+    }
+
+    fn few_rows<'a>(&'a self, x: FewRows<'a>) -> Option<Box<dyn Columns + 'a>> {
+        let Mat { data, row_stride, col_stride: stride, .. } = self.mat;
+        match data {
+            _ if row_stride != 1 || x.k == 0 => None,
+            Elems::Bf16(columns) => Some(Box::new(Stored { x, columns, stride })),
+            Elems::F16(columns) if !x.round_bf16 => Some(Box::new(Stored { x, columns, stride })),
             _ => None,
         }
     }

@@ -2,8 +2,9 @@
 
 use half::bf16;
 
+use super::pack::Element;
 use super::{Accumulate, After, Columns, Dense, Elems, FewRows, LowRank, Mat, Options, Out, Panels, blocked};
-use crate::cpu::reduce::dot_body;
+use crate::cpu::reduce::{dot_body, dot_widened};
 use crate::cpu::scratch::Buffer;
 use crate::cpu::{Cpu, simd};
 use crate::dtype::Float;
@@ -16,6 +17,30 @@ simd! {
     fn dot_rows(rows: &[f32], column: &[f32], out: &mut [f32]) {
         for (row, out) in rows.chunks_exact(column.len()).zip(out) {
             *out = dot_body(row, column);
+        }
+    }
+
+    /// As [`dot_rows`], with a column of 16 bits.
+    fn dot_rows_stored<T: Element>(rows: &[f32], column: &[T], out: &mut [f32]) {
+        for (row, out) in rows.chunks_exact(column.len()).zip(out) {
+            *out = dot_widened(row, column, T::widen);
+        }
+    }
+}
+
+/// Contiguous columns of a dense B in 16 bits, which are not to be rounded: widened in registers.
+pub(super) struct Stored<'a, T> {
+    pub(super) x: FewRows<'a>,
+    /// Column `j` lies at `j * stride`.
+    pub(super) columns: &'a [T],
+    pub(super) stride: usize,
+}
+
+impl<T: Element> Columns for Stored<'_, T> {
+    fn dot(&self, first: usize, out: &mut [f32]) {
+        let FewRows { cpu, rows, m, k, .. } = self.x;
+        for (j, out) in (first..).zip(out.chunks_exact_mut(m)) {
+            dot_rows_stored(cpu.simd(), rows, &self.columns[j * self.stride..][..k], out);
         }
     }
 }

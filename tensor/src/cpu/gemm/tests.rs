@@ -241,21 +241,24 @@ fn products_of_several_blocks_agree_with_f64() {
     }
 }
 
+/// Columns enough that how many of them a task takes depends on the threads, and rows enough that B is packed once for all.
 #[test]
 fn bf16_bits_do_not_depend_on_threads() {
     for (simd, [m, n, k]) in
-        levels().into_iter().flat_map(|simd| [[40, 300, 1000], [1100, 300, 300]].map(|s| (simd, s)))
+        levels().into_iter().flat_map(|simd| [[40, 1100, 1000], [1100, 300, 300]].map(|s| (simd, s)))
     {
         let options = Options { alpha: 1.5, accumulate: Accumulate::Add, round_bf16: true };
         let case = Case { m, n, k, kinds: [Kind::Bf16; 3], orders: [Order::Rows, Order::Columns], options };
         let first = bits(&product(&Cpu::single(simd), &case));
-        assert_eq!(bits(&product(&on_threads(simd, 3), &case)), first, "{simd:?}");
+        for threads in [2, 3] {
+            assert_eq!(bits(&product(&on_threads(simd, threads), &case)), first, "{simd:?}, {threads} threads");
+        }
     }
 }
 
 #[test]
 fn bits_depend_on_neither_threads_nor_level_nor_run() {
-    for [m, n, k] in [[5, 300, 1000], [150, 300, 300]] {
+    for [m, n, k] in [[5, 300, 1000], [150, 300, 300], [40, 1100, 600], [1100, 300, 300]] {
         let case = Case {
             m,
             n,
