@@ -119,7 +119,10 @@ impl<'a> Blocks<'a> {
         #[cfg(target_arch = "x86_64")]
         return few_rows::columns(self, x);
         #[cfg(not(target_arch = "x86_64"))]
-        None
+        {
+            let _ = x;
+            None
+        }
     }
 }
 

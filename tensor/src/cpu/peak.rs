@@ -3,7 +3,9 @@
 //!
 //! The best instructions of the machine are used, whatever level the kernels are told to use.
 
-use super::{Cpu, Level, Simd, reduce};
+#[cfg(target_arch = "x86_64")]
+use super::Level;
+use super::{Cpu, Simd, reduce};
 use crate::{Error, Result};
 use memmap2::MmapMut;
 use std::hint::black_box;

@@ -244,6 +244,10 @@ impl Operand for f32 {
     }
 }
 
+#[cfg_attr(
+    not(target_arch = "x86_64"),
+    expect(unused_variables, unreachable_code, reason = "no other architecture has a level that multiplies bf16")
+)]
 impl Operand for bf16 {
     /// Whole panels of 14 and of 32 rows: dK and dV are read and written once for so many.
     const ROWS: usize = 224;
@@ -300,7 +304,7 @@ impl Operand for bf16 {
         let products = &mut products[..len];
         hide(simd, kernel.nr, &mut products[..k * kernel.nr], keys.start, scale, strip);
         let (largest, sum) = state.split_at_mut(kernel.nr);
-        match (products.as_chunks_mut(), largest.first_chunk_mut(), sum.first_chunk_mut()) {
+        match (products.as_chunks_mut::<32>(), largest.first_chunk_mut::<32>(), sum.first_chunk_mut::<32>()) {
             // SAFETY: a kernel of bf16 is made from a `Simd` that proves AVX-512 BF16.
             #[cfg(target_arch = "x86_64")]
             ((rows, []), Some(largest), Some(sum)) if kernel.nr == 32 => unsafe {
@@ -325,7 +329,7 @@ impl Operand for bf16 {
         let [products, dp] = [products, dp].map(|x| &mut x[..len]);
         // Panels of whole rows of a strip take them as they are.
         let whole = [mr, nr, group] == [32; 3];
-        match (products.as_chunks_mut(), dp.as_chunks_mut()) {
+        match (products.as_chunks_mut::<32>(), dp.as_chunks_mut::<32>()) {
             #[cfg(target_arch = "x86_64")]
             ((products, []), (dp, [])) if nr == 32 => {
                 let rows =

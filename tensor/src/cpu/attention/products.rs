@@ -5,7 +5,9 @@
 //! Bits: an element is one chain of fused steps, which goes on from C; so it matters neither how rows and keys are cut nor on which
 //! level.
 
-use crate::cpu::{Level, Simd};
+#[cfg(target_arch = "x86_64")]
+use crate::cpu::Level;
+use crate::cpu::Simd;
 
 /// What lanes are filled up to.
 pub(super) const LANES: usize = 8;
