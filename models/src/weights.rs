@@ -104,6 +104,11 @@ impl AsRef<[u8]> for Bytes {
 /// 2 MiB: a norm that is read at each step would keep weights resident that have been quantised and are not needed any more.
 const SMALL: usize = 64 << 10;
 
+/// Whether a tensor is used where it lies in its file.
+fn is_used_in_place(entry: &Entry) -> bool {
+    entry.is_aligned() && entry.range.len() > SMALL
+}
+
 impl WeightFiles {
     pub(crate) fn new(files: Vec<Arc<Mapped>>, entries: BTreeMap<String, Entry>) -> Self {
         WeightFiles { files, entries, in_use: Mutex::default() }
@@ -130,7 +135,7 @@ impl WeightFiles {
     /// When `entry` is not one of these files'.
     pub fn bytes(&self, entry: &Entry) -> Result<Bytes> {
         self.fault_in(entry)?;
-        self.bytes_unread(entry)
+        self.shared(entry)
     }
 
     /// As [`WeightFiles::bytes`], for a device that reads no values: pages are faulted in for a copy alone.
@@ -138,15 +143,22 @@ impl WeightFiles {
     /// # Errors
     /// As [`WeightFiles::bytes`].
     pub(crate) fn bytes_unread(&self, entry: &Entry) -> Result<Bytes> {
+        if !is_used_in_place(entry) {
+            self.fault_in(entry)?;
+        }
+        self.shared(entry)
+    }
+
+    /// The bytes of `entry`, which are in memory if they are to be copied.
+    fn shared(&self, entry: &Entry) -> Result<Bytes> {
         let file = &self.files[entry.file];
         let mut in_use = self.in_use.lock().unwrap_or_else(PoisonError::into_inner);
         let part = match in_use.get(&entry.name).and_then(Weak::upgrade) {
             Some(part) => part,
-            None if entry.is_aligned() && entry.range.len() > SMALL => {
+            None if is_used_in_place(entry) => {
                 Arc::new(Part::InFile { file: file.clone(), range: entry.range.clone() })
             }
             None => {
-                self.fault_in(entry)?;
                 let mut copy = AlignedBytes::zeroed(entry.range.len(), format_args!("tensor {:?}", entry.name))?;
                 copy.as_mut().copy_from_slice(&(**file).as_ref()[entry.range.clone()]);
                 Arc::new(Part::Copy(copy))

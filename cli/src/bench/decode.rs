@@ -7,7 +7,7 @@ use crate::bench::measure::{self, DecodeJob, Job, model_name};
 use crate::bench::peaks::{Peaks, STREAM};
 use crate::bench::process::{self, Answer, Process};
 use crate::bench::pytorch::Pytorch;
-use crate::bench::report::{Failures, Report, Row};
+use crate::bench::report::{Failures, Report, Row, skip};
 use crate::bench::{Setting, check_model, machine, threads};
 use crate::console::note;
 use crate::device::{self, Choice};
@@ -123,9 +123,7 @@ fn peers<'a>(
             "there is no llama-bench on PATH and no llama-cpp-python in the environment: scripts/setup-pytorch --llama-cpp"
         }
     };
-    let text = format!("llama.cpp is skipped: {skipped}");
-    note(&text);
-    notes.push(text);
+    skip(format!("llama.cpp is skipped: {skipped}"), notes);
     Ok(peers)
 }
 
@@ -170,9 +168,7 @@ fn measure(
                 Err(error) => error.to_string(),
             };
             process::check(stop)?;
-            let text = format!("{column} is skipped for {name}: {why}");
-            note(&text);
-            notes.push(text);
+            skip(format!("{column} is skipped for {name}: {why}"), notes);
             failed.push(column);
         }
         peers.retain(|peer| !failed.contains(&peer.column()));

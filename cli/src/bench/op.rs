@@ -7,7 +7,7 @@ use crate::bench::ops::{Prepared, prepare};
 use crate::bench::peaks::{Peaks, SHORT_STREAM, STREAM};
 use crate::bench::process::{Answer, Process, check};
 use crate::bench::pytorch::Pytorch;
-use crate::bench::report::{Failures, Report, Row, median};
+use crate::bench::report::{Failures, Report, Row, median, skip};
 use crate::bench::{Setting, threads};
 use crate::console::note;
 use crate::device::{self, Choice};
@@ -92,9 +92,7 @@ impl Bench<'_> {
                         peer.into_iter().for_each(|(_, values)| values.push(work.speed(seconds)));
                     }
                     Err(why) => {
-                        let text = format!("{column} is skipped for {}: {why}", job.name());
-                        note(&text);
-                        self.notes.push(text);
+                        skip(format!("{column} is skipped for {}: {why}", job.name()), &mut self.notes);
                         failed.push(column);
                     }
                 }

@@ -2,6 +2,7 @@
 
 use crate::bench::args::Common;
 use crate::bench::process::{Answer, Process, check};
+use crate::bench::report;
 use crate::console::note;
 use kinglet_tensor::{Error, Result};
 use serde_json::{Value, json};
@@ -115,9 +116,7 @@ impl Pytorch {
                 error.to_string()
             }
         };
-        let text = format!("PyTorch is skipped: no folder of {}: {why}", model.display());
-        note(&text);
-        notes.push(text);
+        report::skip(format!("PyTorch is skipped: no folder of {}: {why}", model.display()), notes);
         Ok(None)
     }
 
@@ -132,8 +131,6 @@ fn skip(options: &Common, why: String, notes: &mut Vec<String>) -> Result<Option
     if options.python.is_some() {
         return Err(Error::invalid(format!("--python: {why}")));
     }
-    let text = format!("PyTorch is skipped: {why}");
-    note(&text);
-    notes.push(text);
+    report::skip(format!("PyTorch is skipped: {why}"), notes);
     Ok(None)
 }

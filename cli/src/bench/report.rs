@@ -177,6 +177,12 @@ impl Report {
     }
 }
 
+/// Says that something is not measured, now and in the report.
+pub(crate) fn skip(text: String, notes: &mut Vec<String>) {
+    note(&text);
+    notes.push(text);
+}
+
 /// Jobs that kinglet itself failed at: the rows of the others are shown all the same.
 #[derive(Default)]
 pub(crate) struct Failures(Vec<Error>);

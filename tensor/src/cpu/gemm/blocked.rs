@@ -337,7 +337,8 @@ impl<E: Packed, N: Packed> Part<'_, E, N> {
             [self.rows.len().next_multiple_of(kernel.mr), self.cols.len().next_multiple_of(kernel.nr)];
         // A quantised strip is decoded, multiplied and forgotten before the next.
         let at_once = if b.is_dense() { n } else { kernel.nr };
-        let depth = if shared.is_some() { 0 } else { self.depth.min(self.k.len()) };
+        let first_block = 0..self.depth.min(self.k.len());
+        let depth = if shared.is_some() { 0 } else { first_block.len() };
         let mut strips = cpu.scratch_of::<E>(kernel.packed_b(at_once.min(n), depth));
         let mut sums = cpu.scratch(m * n);
         let place = [self.rows.start + rows.start, self.cols.start + cols.start];
@@ -350,7 +351,6 @@ impl<E: Packed, N: Packed> Part<'_, E, N> {
         let mut add = goes_on;
         let a_of =
             |block: &Range<usize>, row: usize| &packed_a[padded_m * block.start + row * kernel.depth(block.len())..];
-        let first_block = 0..self.depth.min(self.k.len());
         let mut blocks = self.blocks().peekable();
         while let Some(block) = blocks.next() {
             let a = a_of(&block, rows.start);

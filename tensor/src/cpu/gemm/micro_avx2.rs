@@ -1,5 +1,6 @@
 //! 6 x 16 in AVX2 and FMA: 12 accumulators, two registers of B, one broadcast of A.
 
+use crate::cpu::fetch;
 use std::arch::x86_64::*;
 
 /// Rows of a tile.
@@ -22,8 +23,7 @@ pub(super) unsafe fn tile(
     ldc: usize,
 ) {
     let mut acc = [[_mm256_setzero_ps(); 2]; MR];
-    // SAFETY: row i of C is valid (the caller's); a prefetch reads nothing.
-    (0..MR).for_each(|i| unsafe { _mm_prefetch::<_MM_HINT_T0>(c.add(i * ldc).cast()) });
+    (0..MR).for_each(|i| fetch(c.wrapping_add(i * ldc)));
     for kk in 0..k {
         // SAFETY: kk < k, so MR floats of A and NR of B are valid there (the caller's).
         unsafe {

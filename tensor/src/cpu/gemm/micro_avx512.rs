@@ -2,6 +2,7 @@
 //! of A.
 
 use super::kernel::{LINE, STEPS_A_LINE};
+use crate::cpu::fetch;
 use std::arch::x86_64::*;
 
 /// Rows of the usual tile, of two registers: 28 accumulators.
@@ -28,8 +29,7 @@ pub(super) unsafe fn tile<const MR: usize, const V: usize>(
     ldc: usize,
 ) {
     let mut acc = [[_mm512_setzero_ps(); V]; MR];
-    // SAFETY: row i of C is valid (the caller's); a prefetch reads nothing.
-    (0..MR).for_each(|i| unsafe { _mm_prefetch::<_MM_HINT_T0>(c.add(i * ldc).cast()) });
+    (0..MR).for_each(|i| fetch(c.wrapping_add(i * ldc)));
     let mut step = |kk: usize| {
         // SAFETY: kk < k, so MR floats of A and 16 V of B are valid there (the caller's).
         unsafe {

@@ -1,5 +1,6 @@
 //! 14 x 32 in AVX-512 BF16: 28 accumulators, two registers of B, one broadcast of A; two steps along k an instruction.
 
+use crate::cpu::fetch;
 use std::arch::x86_64::*;
 
 use half::bf16;
@@ -26,8 +27,7 @@ pub(super) unsafe fn tile(
     ldc: usize,
 ) {
     let mut acc = [[_mm512_setzero_ps(); 2]; MR];
-    // SAFETY: row i of C is valid (the caller's); a prefetch reads nothing.
-    (0..MR).for_each(|i| unsafe { _mm_prefetch::<_MM_HINT_T0>(c.add(i * ldc).cast()) });
+    (0..MR).for_each(|i| fetch(c.wrapping_add(i * ldc)));
     for kk in (0..k).step_by(2) {
         // SAFETY: kk < k, and k is even, so MR pairs of A and NR of B are valid there (the caller's).
         unsafe {

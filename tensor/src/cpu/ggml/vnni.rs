@@ -10,7 +10,7 @@ use super::fixed::{Fixed, Row};
 use super::product::Rows;
 use super::steps::RUNS;
 use crate::cpu::scratch::Buffer;
-use crate::cpu::{Cpu, Level, Simd};
+use crate::cpu::{Cpu, Level, Simd, fetch};
 use std::arch::x86_64::*;
 use std::ops::Range;
 
@@ -188,9 +188,7 @@ const AHEAD: usize = 2048;
 #[inline(always)]
 fn prefetch<F: Blocks>(bytes: &[u8]) {
     for line in 0..F::BYTES.div_ceil(64) {
-        let ahead = bytes.as_ptr().wrapping_add(AHEAD + line * 64);
-        // SAFETY: a hint, which never faults, wherever it points.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(ahead.cast()) };
+        fetch(bytes.as_ptr().wrapping_add(AHEAD + line * 64));
     }
 }
 

@@ -10,7 +10,7 @@ use super::{Blocks, few_rows_bf16};
 use crate::cpu::convert::avx512::round_bf16;
 use crate::cpu::gemm::{Columns, FewRows};
 use crate::cpu::scratch::Buffer;
-use crate::cpu::{Level, Simd};
+use crate::cpu::{Level, Simd, fetch};
 use std::arch::x86_64::*;
 use std::ops::Range;
 
@@ -88,7 +88,7 @@ impl FourBitColumns<'_> {
                     table = _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(round_bf16(table))));
                 }
                 for (chunk, codes) in codes.as_chunks::<{ CHUNK / 2 }>().0.iter().enumerate() {
-                    _mm_prefetch::<_MM_HINT_T0>(codes.as_ptr().wrapping_add(AHEAD).cast());
+                    fetch(codes.as_ptr().wrapping_add(AHEAD));
                     add_chunk(table, codes, x, k, block * blocksize + chunk * CHUNK, &mut sums);
                 }
             }

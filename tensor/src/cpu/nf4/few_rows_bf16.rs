@@ -14,7 +14,7 @@ use crate::cpu::convert::avx512::round_bf16;
 use crate::cpu::convert::bf16_from_f32;
 use crate::cpu::gemm::{Columns, FewRows};
 use crate::cpu::scratch::Buffer;
-use crate::cpu::{Level, Simd};
+use crate::cpu::{Level, Simd, fetch};
 use half::bf16;
 use std::arch::x86_64::*;
 use std::ops::Range;
@@ -116,7 +116,7 @@ fn add_group<const M: usize>(
     let (scales, x) = (&scales[..n], x.map(|x| &x[..n]));
     for chunk in 0..n {
         let codes = &codes[chunk];
-        _mm_prefetch::<_MM_HINT_T0>(codes.as_ptr().wrapping_add(AHEAD).cast());
+        fetch(codes.as_ptr().wrapping_add(AHEAD));
         // SAFETY: a load of exactly the codes.
         let words = _mm512_cvtepu8_epi16(unsafe { _mm256_loadu_si256(codes.as_ptr().cast()) });
         let even = as_pairs(_mm512_permutexvar_epi16(_mm512_srli_epi16::<4>(words), table));
